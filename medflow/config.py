@@ -1,0 +1,95 @@
+"""Settings, frozen, from MEDFLOW_* environment variables (and a .env file when one is named).
+
+They are made once at the edge (CLI or flow) and passed in; nothing below reads the environment.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+from zoneinfo import ZoneInfo, available_timezones
+
+from platformdirs import user_data_path
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from medflow.errors import ConfigurationError
+
+
+class Settings(BaseSettings):
+    """Everything an installation can choose. Each field is MEDFLOW_<NAME> in the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="MEDFLOW_", frozen=True, extra="forbid")
+
+    home: Path = Field(default_factory=lambda: user_data_path("medflow"), description="Folder of database and objects.")
+    database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; default is SQLite under home.")
+    timezone: str | None = Field(None, description="IANA zone that places times written without one; else a reject.")
+    source: str = Field("local", pattern=r"^[a-z0-9][a-z0-9.-]*$", description="Name of the system records come from.")
+    issuer_systems: dict[str, str] = Field(
+        default_factory=dict, description="JSON map: DICOM IssuerOfPatientID to FHIR identifier system."
+    )
+    default_patient_system: str | None = Field(
+        None, description="FHIR identifier system of a DICOM PatientID that has no issuer."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
+    workers: int = Field(0, ge=0, description="Processes and threads for reading; 0 means one per core.")
+    chunk_size: int = Field(128, ge=1, le=4096, description="Cases in one leased chunk.")
+    lease_seconds: int = Field(900, ge=10, description="How long a chunk may take before others may have it.")
+    max_attempts: int = Field(5, ge=1, description="Tries of a job or delivery before it is dead.")
+    result_status: Literal["preliminary", "final"] = Field("preliminary", description="Status of new results.")
+    deliver_to: str | None = Field(None, description="Default delivery target: a folder or a FHIR base URL.")
+    fhir_token: SecretStr | None = Field(None, description="Bearer token for the FHIR target.")
+    http_timeout_s: float = Field(30.0, gt=0)
+    max_input_bytes: int = Field(8 << 30, gt=0, description="A larger single input is rejected.")
+    sources: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="What nightly ingests: kind=path, comma-separated."
+    )
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str | None) -> str | None:
+        if value is not None and value not in available_timezones():
+            raise ValueError(f"{value!r} is not an IANA time zone, for example Europe/Berlin")
+        return value
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @property
+    def zone(self) -> ZoneInfo | None:
+        """The zone for times written without one, or None."""
+        return ZoneInfo(self.timezone) if self.timezone else None
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the store is the SQLite file under home (migrated automatically)."""
+        return self.database_url is None
+
+    @property
+    def url(self) -> str:
+        """The SQLAlchemy URL, password included: never log it."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.home.absolute() / 'medflow.db'}"
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Settings from the environment and ``overrides``.
+
+    Raises
+    ------
+    ConfigurationError
+        Naming each variable that is wrong and what it should be, without its value.
+    """
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]  # validated by pydantic
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"MEDFLOW_{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg']}"
+            for item in error.errors(include_input=False, include_url=False)
+        )
+        raise ConfigurationError(f"the configuration is not usable: {wrong}") from None

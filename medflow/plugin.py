@@ -1,0 +1,376 @@
+"""The public plugin API: everything a third party imports to ship a model. Standard library, numpy, records, errors.
+
+A plugin is a distribution; a model is a class. In the distribution's ``pyproject.toml``::
+
+    [project.entry-points."medflow.models"]
+    spleen-ct = "spleen_ct:SpleenCT"
+
+The entry point names a `Model` subclass, or a callable without arguments that yields several. Importing that module
+must not import torch or any other heavy package: `medflow models` reads specs, and only the process that scores
+calls `Model.load`. ``medflow plugin check DISTRIBUTION`` runs the conformance kit.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+import numpy as np
+
+from medflow.errors import CaseError, InputNotUsable, MedflowError, PredictionInvalid
+from medflow.records import Coding, Unit, UnitKind
+
+__all__ = [
+    "Case",
+    "CaseError",
+    "Channel",
+    "ClassLabel",
+    "Classification",
+    "Coding",
+    "Image",
+    "ImagingInput",
+    "InputNotUsable",
+    "InputSpec",
+    "Measure",
+    "MedflowError",
+    "Model",
+    "ModelCard",
+    "ModelSpec",
+    "NoteInput",
+    "OutputSpec",
+    "Prediction",
+    "PredictionInvalid",
+    "Risk",
+    "Segment",
+    "SequenceInput",
+    "SequenceWindow",
+    "TimeSeries",
+    "TimeSeriesInput",
+    "Unit",
+    "UnitKind",
+    "Weights",
+]
+
+LOINC = "http://loinc.org"
+SNOMED = "http://snomed.info/sct"
+
+Ready = TypeVar("Ready")
+
+
+# --- what a model accepts --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImagingInput:
+    """One DICOM series, as a 2D image or a volume.
+
+    ``modality`` is DICOM (0008,0060); ``body_parts`` are matched case-insensitively against BodyPartExamined when
+    the series has one; an empty tuple accepts any. ``dimensions`` 2 gives an array (rows, columns), 3 gives
+    (z, y, x) with ``min_slices`` at least. Intensities are after the modality LUT (rescale); MONOCHROME1 inverted.
+    """
+
+    kind: Literal["imaging"] = "imaging"
+    name: str = "image"
+    modality: tuple[str, ...]
+    dimensions: Literal[2, 3] = 3
+    sop_classes: tuple[str, ...] = ()
+    body_parts: tuple[str, ...] = ()
+    min_slices: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Channel:
+    """One channel of a time series.
+
+    ``codes`` are the codes accepted; ``units`` maps each UCUM unit accepted to the factor that turns it into
+    ``unit`` (a measurement in any other unit is refused, and counted). Values outside ``valid_range`` (in ``unit``)
+    are refused likewise. Several values in one step are joined by ``aggregate``. Booleans arrive as 0 and 1.
+    """
+
+    name: str
+    codes: tuple[Coding, ...]
+    unit: str | None
+    units: Mapping[str, float] = field(default_factory=dict)
+    valid_range: tuple[float, float] | None = None
+    aggregate: Literal["last", "mean", "min", "max", "sum", "count"] = "mean"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimeSeriesInput:
+    """Coded measurements of one encounter on a regular grid of ``window / step`` steps.
+
+    ``anchor`` "admission": the window is [Encounter.period.start, start + window) and the prediction time its end.
+    ``anchor`` "prediction-time": the window is [as-of - window, as-of). Only what was available (``issued``, else
+    ``effective``) at the prediction time reaches the model. ``statics`` are from: age (years), sex (0 female,
+    1 male, NaN unknown), encounter-type:<system>|<code> (1 or 0). Fewer than ``min_measurements`` is refused.
+    """
+
+    kind: Literal["time-series"] = "time-series"
+    name: str = "series"
+    channels: tuple[Channel, ...]
+    window: timedelta
+    step: timedelta
+    anchor: Literal["admission", "prediction-time"] = "admission"
+    statics: tuple[str, ...] = ()
+    min_measurements: int = 1
+    unit: UnitKind = UnitKind.ENCOUNTER
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SequenceInput:
+    """A nucleotide sequence of ``length`` bases (5' to 3'); a longer one is cut to its centre.
+
+    ``source`` "sequence" takes stored sequences (FASTA). ``alphabet`` lists the letters the model understands;
+    a sequence with any other letter is out of scope for the model.
+    """
+
+    kind: Literal["sequence"] = "sequence"
+    name: str = "sequence"
+    length: int
+    source: Literal["sequence"] = "sequence"
+    alphabet: str = "ACGT"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoteInput:
+    """Clinical notes of an encounter by document type (FHIR DocumentReference.type)."""
+
+    kind: Literal["note"] = "note"
+    name: str = "notes"
+    types: tuple[Coding, ...] = ()
+
+
+InputSpec = ImagingInput | TimeSeriesInput | SequenceInput | NoteInput
+
+
+# --- what a model is given -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """A 2D image (rows, columns) or a volume (z, y, x), float32 after the modality LUT.
+
+    ``affine`` (4, 4) maps homogeneous array indices (x, y, z, 1) - column, row, slice - to LPS millimetres
+    (DICOM patient coordinates, PS3.3 C.7.6.2.1.1); None for a projection image without a position.
+    ``spacing_mm`` is in array order: (z, y, x), or (rows, columns).
+    """
+
+    array: np.ndarray
+    spacing_mm: tuple[float, ...] | None
+    affine: np.ndarray | None
+    modality: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeSeries:
+    """``values`` (steps, channels) float32, NaN where nothing was measured; ``statics`` (n,) float32, NaN unknown."""
+
+    values: np.ndarray
+    statics: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceWindow:
+    """The bases a model is to read, 5' to 3', upper case."""
+
+    bases: str
+
+
+CaseInput = Image | TimeSeries | SequenceWindow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One unit of work as a model sees it: its inputs by the names in the spec. Nothing identifies the patient."""
+
+    unit: Unit
+    prediction_time: datetime
+    inputs: Mapping[str, CaseInput]
+
+    @property
+    def image(self) -> Image:
+        """The only `Image` input."""
+        return self._only(Image)
+
+    @property
+    def series(self) -> TimeSeries:
+        """The only `TimeSeries` input."""
+        return self._only(TimeSeries)
+
+    @property
+    def sequence(self) -> SequenceWindow:
+        """The only `SequenceWindow` input."""
+        return self._only(SequenceWindow)
+
+    def _only(self, kind: type) -> Any:
+        found = [value for value in self.inputs.values() if isinstance(value, kind)]
+        if len(found) != 1:
+            names = ", ".join(sorted(self.inputs)) or "none"
+            raise AttributeError(f"the case has {len(found)} inputs of type {kind.__name__}; its inputs are: {names}")
+        return found[0]
+
+
+# --- what a model answers --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measure:
+    """A number with a UCUM unit; a value outside ``valid_range`` is an error, not a result."""
+
+    kind: Literal["measure"] = "measure"
+    name: str
+    code: Coding
+    unit: str
+    valid_range: tuple[float, float]
+    body_site: Coding | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassLabel:
+    """One class of a `Classification`, in the order of the probabilities."""
+
+    name: str
+    code: Coding
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Classification:
+    """Class probabilities, shape (n classes,), each in 0..1 and summing to 1.
+
+    ``positive`` names the class whose probability is the Observation's value; ``threshold`` decides POS or NEG,
+    and a probability within ``indeterminate`` of it is IND. Without ``positive`` the most probable class is given.
+    """
+
+    kind: Literal["classification"] = "classification"
+    name: str
+    code: Coding
+    classes: tuple[ClassLabel, ...]
+    positive: str | None = None
+    threshold: float = 0.5
+    indeterminate: float = 0.0
+    body_site: Coding | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Risk:
+    """The probability (0..1) that ``outcome`` happens within ``horizon`` (None: before the encounter ends)."""
+
+    kind: Literal["risk"] = "risk"
+    name: str
+    code: Coding
+    outcome: Coding
+    horizon: timedelta | None = None
+    threshold: float | None = None
+    calibrated: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """A boolean mask on the grid of the input image; medflow derives its volume in mL from the image's geometry.
+
+    A derived volume outside ``valid_ml`` is an error, not a result.
+    """
+
+    kind: Literal["segment"] = "segment"
+    name: str
+    body_site: Coding
+    valid_ml: tuple[float, float]
+
+
+OutputSpec = Measure | Classification | Risk | Segment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """A model's answer for one case.
+
+    ``values`` holds for every declared output, by name: a float (Measure, Risk), an array of probabilities
+    (Classification) or a boolean array (Segment). ``out_of_scope`` instead gives a reason (no patient data) why the
+    model does not answer; it becomes a dataAbsentReason and no value.
+    """
+
+    values: Mapping[str, float | np.ndarray] = field(default_factory=dict)
+    out_of_scope: str | None = None
+
+
+# --- what a model is -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """A weights file beside the model's module, and the SHA-256 (hex) it must have."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelCard:
+    """What a reader of a score must know of the model. ``metrics`` says how each was measured."""
+
+    intended_use: str
+    training_data: str
+    licence: str
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    limits: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSpec:
+    """A model's declaration: read without importing its code's heavy packages, and stored with its results.
+
+    ``unit`` is what one job is about (a series, an encounter, a sequence ...). ``batch_size`` is the largest batch
+    `Model.predict` is given; ``memory_mib`` is what the loaded model and one such batch need on the device.
+    ``tolerance`` is how far scores may differ between batch sizes and runs (conformance kit).
+    """
+
+    name: str
+    version: str
+    title: str
+    unit: UnitKind
+    accepts: tuple[InputSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+    card: ModelCard
+    weights: tuple[Weights, ...] = ()
+    batch_size: int = 1
+    memory_mib: int = 512
+    tolerance: float = 1e-4
+
+    def input(self, name: str) -> InputSpec:
+        """The input declared under ``name``; KeyError otherwise."""
+        return {spec.name: spec for spec in self.accepts}[name]
+
+    def output(self, name: str) -> OutputSpec:
+        """The output declared under ``name``; KeyError otherwise."""
+        return {spec.name: spec for spec in self.outputs}[name]
+
+
+class Model(ABC, Generic[Ready]):
+    """Base class of every model. One object serves one process and device; `load` is called once before use."""
+
+    spec: ClassVar[ModelSpec]
+
+    @abstractmethod
+    def load(self, device: str) -> None:
+        """Import what is heavy and put the weights on ``device`` ("cpu", "cuda:0", "mps")."""
+
+    @abstractmethod
+    def prepare(self, case: Case) -> Ready:
+        """Turn one case into what `predict` stacks. CPU only, thread-safe, no state.
+
+        Raises `CaseError` (usually `InputNotUsable`) when this case cannot be scored; the others go on.
+        """
+
+    @abstractmethod
+    def predict(self, batch: Sequence[Ready]) -> list[Prediction]:
+        """Score a batch of 1 to ``spec.batch_size`` prepared cases: one `Prediction` each, in order."""
+
+    def explain(self, batch: Sequence[Ready], predictions: Sequence[Prediction]) -> list[Mapping[str, np.ndarray]]:
+        """Attributions or heat maps by name for each prediction; none unless a model overrides this."""
+        return [{} for _ in predictions]
+
+    def close(self) -> None:
+        """Free the device."""

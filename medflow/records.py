@@ -1,0 +1,334 @@
+"""The frozen records that flow through medflow, from a parsed input to a stored row and to a model's case.
+
+They carry no behaviour beyond small derived properties, know nothing of files, SQL or FHIR JSON, and import only
+the standard library. Times are timezone-aware; ``Instant`` keeps the offset a time came with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta, timezone
+from enum import StrEnum
+from hashlib import sha256
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def digest_of(*parts: object) -> str:
+    """SHA-256 (hex) over the parts, unambiguous: each part is length-prefixed before it is hashed."""
+    total = sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else str(part).encode()
+        total.update(len(data).to_bytes(8, "big"))
+        total.update(data)
+    return total.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, order=True)
+class Instant:
+    """A point in time: microseconds since 1970-01-01T00:00Z, and the offset in minutes that it was written with."""
+
+    utc_us: int
+    offset_min: int = 0
+
+    @classmethod
+    def of(cls, moment: datetime) -> Instant:
+        """From an aware datetime; raises ValueError for a naive one."""
+        offset = moment.utcoffset()
+        if offset is None:
+            raise ValueError("a time without a zone cannot be placed; configure MEDFLOW_TIMEZONE")
+        return cls(utc_us=(moment - EPOCH) // timedelta(microseconds=1), offset_min=int(offset.total_seconds() // 60))
+
+    def datetime(self) -> datetime:
+        """The aware datetime, in the offset it came with."""
+        moment = EPOCH + timedelta(microseconds=self.utc_us)
+        return moment.astimezone(timezone(timedelta(minutes=self.offset_min)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Coding:
+    """FHIR Coding: a code in a code system."""
+
+    system: str
+    code: str
+    display: str | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantity:
+    """A value with its UCUM unit code."""
+
+    value: float
+    unit: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Identifier:
+    """FHIR Identifier, or a DICOM PatientID with the system its issuer maps to."""
+
+    system: str
+    value: str
+
+
+def fhir_identifier(source: str, patient_id: str) -> Identifier:
+    """The identifier that stands for ``Patient/<id>`` of a source, so that references resolve like any other."""
+    return Identifier(system=f"urn:medflow:fhir:{source}", value=patient_id)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Patient:
+    """Who an input says it is about.
+
+    A FHIR Patient of a source is itself an identifier: see `fhir_identifier`.
+    """
+
+    identifiers: tuple[Identifier, ...] = ()
+    birth_date: date | None = None
+    sex: str | None = None  # FHIR AdministrativeGender: male | female | other | unknown
+    deceased: bool | None = None
+    complete: bool = True  # False: only a reference to a Patient, the record itself has not been seen here
+
+
+# --- imaging: the DICOM information model (PS3.3 A.1.2) --------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """DICOM study level. ``started`` is StudyDate + StudyTime, placed by TimezoneOffsetFromUTC or configuration."""
+
+    study_instance_uid: str
+    accession_number: str | None = None
+    description: str | None = None
+    started: Instant | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Series:
+    """DICOM series level."""
+
+    series_instance_uid: str
+    modality: str
+    body_part: str | None = None
+    description: str | None = None
+    series_number: int | None = None
+    frame_of_reference_uid: str | None = None
+    laterality: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Instance:
+    """DICOM instance level. ``sha256`` and ``size`` are of the bytes as received."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    sha256: str
+    size: int
+    instance_number: int | None = None
+    rows: int | None = None
+    columns: int | None = None
+    frames: int = 1
+    acquired: Instant | None = None
+    path: str | None = None  # set when the file stays where it is (--in-place)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DicomObject:
+    """One DICOM file, read: the four levels it names."""
+
+    patient: Patient
+    study: Study
+    series: Series
+    instance: Instance
+
+
+# --- records ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encounter:
+    """FHIR Encounter, as far as models ask for it. ``subject`` is the id of the Patient it refers to."""
+
+    id: str
+    subject: str | None
+    status: str
+    encounter_class: str | None = None
+    types: tuple[Coding, ...] = ()
+    start: Instant | None = None
+    end: Instant | None = None
+    discharge_disposition: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """One coded value of an Observation, or of one of its components.
+
+    ``effective`` is when it was true of the patient; ``available`` when it was known (``issued``, else effective).
+    Exactly one of ``value`` (with ``unit``; booleans are 0 or 1 with unit None) and ``value_code`` is set.
+    """
+
+    subject: str | None
+    encounter: str | None
+    code: Coding
+    effective: Instant
+    available: Instant
+    status: str
+    value: float | None = None
+    unit: str | None = None
+    value_code: Coding | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodedFact:
+    """A Condition, MedicationRequest / -Administration, Procedure or similar: a code that held from a time on."""
+
+    kind: str  # condition | medication | procedure | allergy | immunization | document
+    subject: str | None
+    encounter: str | None
+    code: Coding
+    start: Instant | None = None
+    end: Instant | None = None
+    recorded: Instant | None = None
+    status: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FhirResource:
+    """One FHIR resource as received, and the rows it gives rise to (replaced as a group when it changes)."""
+
+    source: str
+    type: str
+    id: str
+    raw: bytes
+    sha256: str
+    version: str | None = None
+    last_updated: Instant | None = None
+    deleted: bool = False
+    patient: Patient | None = None  # of a Patient resource
+    encounter: Encounter | None = None
+    measurements: tuple[Measurement, ...] = ()
+    facts: tuple[CodedFact, ...] = ()
+
+
+# --- genomics --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VariantFile:
+    """A VCF, as received, and what its header and a full pass over it say."""
+
+    sha256: str
+    size: int
+    version: str  # fileformat, for example VCFv4.2
+    samples: tuple[str, ...]
+    records: int
+    contigs: tuple[str, ...] = ()
+    assembly: str | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sequence:
+    """One nucleotide sequence: letters of IUPAC's DNA alphabet in upper case, 5' to 3'."""
+
+    name: str
+    bases: str
+    sha256: str
+    subject: Identifier | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """One allele of one VCF record. ``position`` is 1-based, as in VCF."""
+
+    contig: str
+    position: int
+    ref: str
+    alt: str
+
+
+# --- the unit of work ------------------------------------------------------------------------------------------
+
+
+class UnitKind(StrEnum):
+    """What one job is about."""
+
+    SERIES = "series"
+    STUDY = "study"
+    ENCOUNTER = "encounter"
+    PATIENT = "patient"
+    SAMPLE = "sample"
+    SEQUENCE = "sequence"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unit:
+    """One thing to be scored: its kind and its surrogate id in the store. Safe to log."""
+
+    kind: UnitKind
+    id: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.id}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DueUnit:
+    """A unit whose input may be new to a model.
+
+    ``input_key`` is a SHA-256 over the exact inputs the model would be given; ``revision`` is the unit's revision that
+    this was computed at; ``prediction_time`` is the moment the model speaks of.
+    """
+
+    unit: Unit
+    revision: int
+    input_key: str
+    prediction_time: Instant
+
+
+# --- results ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """How a result names its patient: a FHIR reference ("Patient/123") when one is known, else an identifier."""
+
+    patient_id: int
+    reference: str | None = None
+    identifier: Identifier | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """One declared output of one job, checked against its declaration, as it is stored and mapped to FHIR.
+
+    ``value``: a Measure in its unit, a Risk as 0..1, a Classification's positive probability, a Segment's mL.
+    """
+
+    output: str
+    value: float | None = None
+    probabilities: tuple[float, ...] = ()
+    voxels: int | None = None
+    mask: str | None = None
+    out_of_scope: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputReference:
+    """What a result was derived from, as FHIR can name it: a literal reference, an identifier, or both."""
+
+    type: str  # FHIR resource type: ImagingStudy, Encounter, Observation, MolecularSequence ...
+    reference: str | None = None
+    identifier: Identifier | None = None
+    display: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outgoing:
+    """A FHIR resource to be sent: ``envelope`` groups what goes in one transaction ("catalog" goes first)."""
+
+    type: str
+    id: str
+    body: bytes
+    sha256: str
+    envelope: str

@@ -1,0 +1,6 @@
+"""The SQL store and the object store. SQLAlchemy stays inside; repositories take a connection and return records."""
+
+from medflow.store.objects import ObjectStore
+from medflow.store.session import Store
+
+__all__ = ["ObjectStore", "Store"]

@@ -1,0 +1,114 @@
+"""What happened: runs, rejected inputs and the audit trail."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from medflow.store.tables import AuditRow, RejectRow, RunRow
+
+
+def now_us() -> int:
+    """The present, in microseconds since 1970-01-01T00:00Z."""
+    return time.time_ns() // 1000
+
+
+def upsert(connection: Connection, table: Any) -> Any:
+    """The INSERT of this engine that knows ON CONFLICT."""
+    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reject:
+    """An input that was not taken. ``payload``: whether its bytes are in the object store under ``sha256``."""
+
+    kind: str
+    source: str
+    origin: str
+    code: str
+    reason: str
+    sha256: str | None = None
+    payload: bool = False
+    id: int = 0
+    seen: int = 1
+    state: str = "open"
+
+
+def record_rejects(connection: Connection, run_id: int | None, rejects: Sequence[Reject]) -> None:
+    """Write rejects; one seen before is counted again instead of listed twice."""
+    if not rejects:
+        return
+    now = now_us()
+    rows = {
+        (item.kind, item.origin, item.code, item.sha256 or ""): {
+            "kind": item.kind,
+            "source": item.source,
+            "origin": item.origin,
+            "sha256": item.sha256 or "",
+            "code": item.code,
+            "reason": item.reason,
+            "payload": item.payload,
+            "state": "open",
+            "first_us": now,
+            "last_us": now,
+            "run_id": run_id,
+        }
+        for item in rejects
+    }
+    statement = upsert(connection, RejectRow)
+    statement = statement.on_conflict_do_update(
+        index_elements=["kind", "origin", "code", "sha256"],
+        set_={
+            "reason": statement.excluded.reason,
+            "last_us": now,
+            "seen": RejectRow.seen + 1,
+            "state": "open",
+            "run_id": run_id,
+        },
+    )
+    connection.execute(statement, list(rows.values()))
+
+
+def list_rejects(connection: Connection, *, state: str = "open", limit: int | None = None) -> list[Reject]:
+    """Rejects in the order they first came."""
+    query = select(RejectRow.__table__).where(RejectRow.state == state).order_by(RejectRow.id).limit(limit)
+    names = Reject.__dataclass_fields__
+    return [Reject(**{name: row[name] for name in names}) for row in connection.execute(query).mappings()]
+
+
+def resolve_rejects(connection: Connection, ids: Sequence[int]) -> None:
+    """Mark rejects as settled: a replay took them."""
+    connection.execute(update(RejectRow).where(RejectRow.id.in_(ids)).values(state="resolved"))
+
+
+def count_rejects(connection: Connection) -> dict[str, int]:
+    """Open rejects by code."""
+    query = select(RejectRow.code, func.count()).where(RejectRow.state == "open").group_by(RejectRow.code)
+    return {code: count for code, count in connection.execute(query)}
+
+
+def begin_run(connection: Connection, *, command: str, actor: str, versions: dict[str, str]) -> int:
+    """Note that a command or flow that changes something has started; returns its id."""
+    result = connection.execute(
+        insert(RunRow).values(command=command, actor=actor, versions=versions, started_us=now_us(), counts={})
+    )
+    return int(result.inserted_primary_key[0])  # type: ignore[index]  # one row was inserted
+
+
+def finish_run(connection: Connection, run_id: int, *, status: str, counts: dict[str, Any]) -> None:
+    """Note how a run ended: completed or failed."""
+    connection.execute(
+        update(RunRow).where(RunRow.id == run_id).values(status=status, counts=counts, finished_us=now_us())
+    )
+
+
+def record_audit(connection: Connection, run_id: int | None, action: str, subject: str, **detail: Any) -> None:
+    """One line of the audit trail. ``subject`` is a surrogate id."""
+    connection.execute(
+        insert(AuditRow).values(at_us=now_us(), run_id=run_id, action=action, subject=subject, detail=detail)
+    )
