@@ -1,0 +1,1 @@
+"""Running models: devices, safe weights, and the loop that keeps a device busy. torch is imported only when needed."""

@@ -1,0 +1,51 @@
+"""Weights are data, not programs: read as safetensors only, and only when they are the bytes that the spec names."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from medflow.errors import PluginBroken
+from medflow.plugin import Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def read_weights(package: str, weights: Weights) -> bytes:
+    """The bytes of a weights file that lies inside ``package``, checked against the digest in the spec.
+
+    Raises
+    ------
+    PluginBroken
+        The file is missing, or its SHA-256 is not the declared one.
+    """
+    try:
+        data = (files(package) / weights.file).read_bytes()
+    except (FileNotFoundError, ModuleNotFoundError):
+        raise PluginBroken(f"{package} lacks its weights file {weights.file}: install the distribution again") from None
+    found = sha256(data).hexdigest()
+    if found != weights.sha256:
+        raise PluginBroken(
+            f"{weights.file} of {package} has SHA-256 {found[:12]}..., its spec says {weights.sha256[:12]}...: "
+            "the file is not the one the model was released with; install the distribution again"
+        )
+    return data
+
+
+def load_weights(package: str, weights: Weights) -> dict[str, Tensor]:
+    """The tensors of a safetensors file inside ``package``, on the CPU.
+
+    Raises
+    ------
+    PluginBroken
+        The file is missing, altered, or not safetensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(read_weights(package, weights))
+    except SafetensorError:
+        raise PluginBroken(f"{weights.file} of {package} is not a safetensors file") from None
