@@ -1,0 +1,142 @@
+"""The loop that keeps a device busy: threads read and prepare ahead, one device call scores a batch.
+
+A case that fails takes only itself down. An error while preparing is that case's. A batch that fails is halved until
+the case that fails it stands alone; a device out of memory gets smaller batches from then on.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medflow.errors import CaseError, DeviceExhausted, MedflowError, PluginBroken, TransientError
+from medflow.inference.devices import free_cache, is_out_of_memory
+from medflow.plugin import Case, Model, Prediction
+
+log = logging.getLogger(__name__)
+AHEAD = 3  # batches that are read and prepared ahead of the device
+
+CaseOpener = Callable[[], Case]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How one case ended: its prediction, or the error that took it down. ``index`` is its place in the input."""
+
+    index: int
+    case: Case | None = None
+    prediction: Prediction | None = None
+    error: MedflowError | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Prepared:
+    index: int
+    case: Case
+    ready: Any
+
+
+class Runner:
+    """Runs one loaded model over cases.
+
+    Parameters
+    ----------
+    model
+        Already loaded on ``device``.
+    device
+        Its torch device, to free the cache after it ran out of memory.
+    threads
+        How many threads read and prepare.
+    """
+
+    def __init__(self, model: Model, *, device: str, threads: int) -> None:
+        self._model = model
+        self._device = device
+        self._threads = max(1, threads)
+        self.batch_size = model.spec.batch_size
+
+    def run(self, openers: Sequence[CaseOpener]) -> Iterator[Outcome]:
+        """Score every case; outcomes come as batches finish, each case exactly once."""
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="prepare") as pool:
+            waiting: deque[Future[_Prepared | Outcome]] = deque()
+            upcoming = iter(enumerate(openers))
+            batch: list[_Prepared] = []
+            try:
+                while True:
+                    while len(waiting) < AHEAD * self.batch_size and (item := next(upcoming, None)) is not None:
+                        waiting.append(pool.submit(self._prepare, *item))
+                    if not waiting:
+                        break
+                    done = waiting.popleft().result()
+                    if isinstance(done, Outcome):
+                        yield done
+                        continue
+                    batch.append(done)
+                    if len(batch) >= self.batch_size:
+                        yield from self._score(batch)
+                        batch = []
+                if batch:
+                    yield from self._score(batch)
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _prepare(self, index: int, opener: CaseOpener) -> _Prepared | Outcome:
+        try:
+            case = opener()
+            return _Prepared(index=index, case=case, ready=self._model.prepare(case))
+        except Exception as error:  # noqa: BLE001 - a plugin's code; whatever it raises is this case's outcome
+            return Outcome(index=index, error=as_medflow_error(error))
+
+    def _score(self, batch: Sequence[_Prepared]) -> Iterator[Outcome]:
+        if len(batch) > self.batch_size:  # memory ran out meanwhile
+            yield from self._halves(batch)
+            return
+        try:
+            predictions = self._model.predict([item.ready for item in batch])
+            if len(predictions) != len(batch):
+                raise PluginBroken(
+                    f"{self._model.spec.name} gave {len(predictions)} predictions for a batch of {len(batch)}"
+                )
+        except PluginBroken:
+            raise
+        except Exception as error:  # noqa: BLE001 - a plugin's code; sorted out below
+            if is_out_of_memory(error):
+                free_cache(self._device)
+                self.batch_size = max(1, len(batch) // 2)
+                log.warning("out of device memory at a batch of %d; going on with %d", len(batch), self.batch_size)
+            if len(batch) == 1:
+                yield Outcome(index=batch[0].index, case=batch[0].case, error=as_medflow_error(error))
+            else:
+                yield from self._halves(batch)
+            return
+        for item, prediction in zip(batch, predictions, strict=True):
+            yield Outcome(index=item.index, case=item.case, prediction=prediction)
+
+    def _halves(self, batch: Sequence[_Prepared]) -> Iterator[Outcome]:
+        middle = len(batch) // 2
+        yield from self._score(batch[:middle])
+        yield from self._score(batch[middle:])
+
+
+def as_medflow_error(error: Exception) -> MedflowError:
+    """Any error of a plugin in medflow's terms: the data's fault, or the infrastructure's.
+
+    The text of a foreign error may quote what it was given, so only its type and place are kept.
+    """
+    if isinstance(error, (CaseError, TransientError)):
+        return error
+    if is_out_of_memory(error):
+        return DeviceExhausted("the device has no memory left for a single case of this model")
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown place"
+    kind = type(error).__name__
+    if isinstance(error, (OSError, ConnectionError, TimeoutError)) or "Accelerator" in kind:
+        return TransientError(f"{kind} at {where}")
+    return CaseError("plugin-error", f"the model raised {kind} at {where}")

@@ -1,0 +1,190 @@
+"""The models that are installed: found through the entry-point group ``medflow.models``.
+
+A plugin that cannot be read is named with its error and never stops the others.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from medflow.errors import ConfigurationError, PluginBroken, UnknownModel
+from medflow.plugin import ImagingInput, Model, ModelSpec, NoteInput, SequenceInput, TimeSeriesInput
+from medflow.records import UnitKind
+
+GROUP = "medflow.models"
+_SPEC = TypeAdapter(ModelSpec)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegisteredModel:
+    """An installed model. ``digest`` is a SHA-256 over its spec, its package's source files and its weights."""
+
+    spec: ModelSpec
+    distribution: str
+    entry_point: str
+    digest: str
+    factory: Callable[[], Model]
+
+    @property
+    def name(self) -> str:
+        """The spec's name."""
+        return self.spec.name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BrokenPlugin:
+    """An entry point that gives no usable model, and why."""
+
+    distribution: str
+    entry_point: str
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Registry:
+    """What is installed, by name, and what is broken."""
+
+    models: Mapping[str, RegisteredModel]
+    broken: tuple[BrokenPlugin, ...]
+
+    def get(self, name: str) -> RegisteredModel:
+        """The model of this name.
+
+        Raises
+        ------
+        PluginBroken
+            Its plugin is installed but cannot be used.
+        UnknownModel
+            Nothing of that name is installed; the message lists what is.
+        """
+        if name in self.models:
+            return self.models[name]
+        for plugin in self.broken:
+            if plugin.entry_point == name:
+                raise PluginBroken(f"the model {name} of {plugin.distribution} cannot be used: {plugin.error}")
+        installed = ", ".join(sorted(self.models)) or "none"
+        raise UnknownModel(f"no model is called {name!r}; installed: {installed}")
+
+    def choose(self, names: Iterable[str] = ()) -> list[RegisteredModel]:
+        """The named models, or all of them in name order."""
+        wanted = list(dict.fromkeys(names)) or sorted(self.models)
+        return [self.get(name) for name in wanted]
+
+
+def dump_spec(spec: ModelSpec) -> dict[str, Any]:
+    """The spec as a JSON object, as it is stored with the model."""
+    return _SPEC.dump_python(spec, mode="json")
+
+
+def load_spec(data: Mapping[str, Any]) -> ModelSpec:
+    """The spec from its stored JSON object; reading it needs no plugin.
+
+    Raises
+    ------
+    ConfigurationError
+        It was written by an incompatible version.
+    """
+    try:
+        return _SPEC.validate_python(data)
+    except ValidationError as error:
+        fields = ", ".join(sorted({".".join(map(str, item["loc"])) for item in error.errors(include_input=False)}))
+        raise ConfigurationError(f"a stored model spec does not fit this version of medflow (at: {fields})") from None
+
+
+def installed(points: Iterable[EntryPoint] | None = None) -> Registry:
+    """Read every installed model's spec. Torch is not imported unless a plugin does so against its contract."""
+    models: dict[str, RegisteredModel] = {}
+    broken: list[BrokenPlugin] = []
+    for point in sorted(points if points is not None else entry_points(group=GROUP), key=lambda item: item.name):
+        distribution = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown distribution"
+        try:
+            found = [_register(factory, point, distribution) for factory in _factories(point)]
+            for model in found:
+                if model.name in models:
+                    other = models[model.name].distribution
+                    raise PluginBroken(f"the name {model.name!r} is taken by {other}: uninstall one of them")
+            models.update({model.name: model for model in found})
+        except Exception as error:  # noqa: BLE001 - whatever a third party's import raises must not stop the others
+            broken.append(BrokenPlugin(distribution=distribution, entry_point=point.name, error=_describe(error)))
+    return Registry(models=models, broken=tuple(broken))
+
+
+def _factories(point: EntryPoint) -> list[Callable[[], Model]]:
+    target: Any = point.load()
+    if isinstance(target, type) and issubclass(target, Model):
+        return [target]
+    if not callable(target):
+        raise PluginBroken(f"{point.value} is neither a Model subclass nor a callable that yields models")
+    return list(target())
+
+
+def _register(factory: Callable[[], Model], point: EntryPoint, distribution: str) -> RegisteredModel:
+    spec = getattr(factory, "spec", None)
+    if not isinstance(spec, ModelSpec):
+        raise PluginBroken(f"{point.value} has no ModelSpec in its attribute 'spec'")
+    check_spec(spec)
+    return RegisteredModel(
+        spec=spec, distribution=distribution, entry_point=point.name, digest=_digest(factory, spec), factory=factory
+    )
+
+
+_UNITS = {
+    ImagingInput: {UnitKind.SERIES},
+    TimeSeriesInput: {UnitKind.ENCOUNTER},
+    SequenceInput: {UnitKind.SEQUENCE},
+    NoteInput: set[UnitKind](),
+}
+
+
+def check_spec(spec: ModelSpec) -> None:
+    """Raise PluginBroken if a spec cannot be served as declared."""
+    problems: list[str] = []
+    _SPEC.validate_python(dump_spec(spec))
+    for kind, names in (("input", [i.name for i in spec.accepts]), ("output", [o.name for o in spec.outputs])):
+        doubles = [name for name, count in Counter(names).items() if count > 1]
+        if doubles:
+            problems.append(f"{kind} names are not unique: {', '.join(doubles)}")
+        if not names:
+            problems.append(f"it declares no {kind}")
+    if len(spec.accepts) > 1:
+        problems.append("it joins several inputs; this version of medflow serves models with one input")
+    for item in spec.accepts:
+        units = _UNITS[type(item)]
+        if not units:
+            problems.append(f"this version of medflow serves no input of kind {item.kind!r}")
+        elif spec.unit not in units:
+            problems.append(f"an input of kind {item.kind!r} is scored per {'/'.join(sorted(units))}, not {spec.unit}")
+    if spec.batch_size < 1:
+        problems.append("batch_size must be 1 or more")
+    if problems:
+        raise PluginBroken("; ".join(problems))
+
+
+def _digest(factory: Callable[[], Model], spec: ModelSpec) -> str:
+    total = sha256(_SPEC.dump_json(spec))
+    module = sys.modules[getattr(factory, "__module__", type(factory).__module__)]
+    source = Path(module.__file__ or "")
+    top = sys.modules[module.__name__.partition(".")[0]]
+    root = Path(top.__file__).parent if top.__file__ and hasattr(top, "__path__") else None
+    for path in sorted(root.rglob("*.py")) if root else [source]:
+        total.update(str(path.relative_to(root) if root else path.name).encode() + b"\0" + path.read_bytes())
+    for weights in spec.weights:
+        total.update(weights.sha256.encode())
+    return total.hexdigest()
+
+
+def _describe(error: Exception) -> str:
+    """The error and the line of the plugin that raised it, in one line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"

@@ -1,0 +1,438 @@
+"""Jobs: what is to be scored, by whom, and how it ended. Every change of state is one set-based statement.
+
+ready --lease--> leased --complete--> done
+^                |  \\--data error--> dead        (listed, replayed by `medflow retry jobs`)
+|                 \\--infrastructure--> failed    (leased again after a back-off, dead after max_attempts)
+\\--release / lease ran out--/
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import Connection, and_, func, literal, or_, select, tuple_, update
+
+from medflow.records import DueUnit, Instant, Result, Unit, UnitKind
+from medflow.store.ledger import now_us, upsert
+from medflow.store.tables import JobRow, ModelRow, PredictionRow
+
+SECOND_US = 1_000_000
+BACK_OFF_S = 30  # first wait after an infrastructure error; doubles with every attempt
+IN_LIST = 5000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredModel:
+    """A model that has been seen here: what selecting and delivering need, without its plugin."""
+
+    id: int
+    name: str
+    version: str
+    digest: str
+    distribution: str
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One unit to be scored by one model, as leased."""
+
+    id: int
+    unit: Unit
+    revision: int
+    input_key: str
+    prediction_time: Instant
+    attempts: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobLine:
+    """One job as `medflow jobs` lists it."""
+
+    id: int
+    model: str
+    version: str
+    unit: str
+    state: str
+    attempts: int
+    error_code: str | None
+    error: str | None
+
+
+def process_owner() -> str:
+    """A name for this process that no other process, here or elsewhere, now or later, will have."""
+    return f"{socket.gethostname()}|{os.getpid()}|{_started(os.getpid())}|{uuid4().hex[:8]}"
+
+
+def register_model(
+    connection: Connection, *, name: str, version: str, digest: str, distribution: str, spec: dict[str, Any]
+) -> int:
+    """The id of this model at this digest; its spec is stored the first time it is seen."""
+    statement = upsert(connection, ModelRow).values(
+        name=name, version=version, digest=digest, distribution=distribution, spec=spec, registered_us=now_us()
+    )
+    connection.execute(statement.on_conflict_do_nothing(index_elements=["name", "digest"]))
+    query = select(ModelRow.id).where(ModelRow.name == name, ModelRow.digest == digest)
+    return connection.execute(query).scalar_one()
+
+
+def stored_model(connection: Connection, model_id: int) -> StoredModel:
+    """The model of this id."""
+    row = connection.execute(select(ModelRow.__table__).where(ModelRow.id == model_id)).mappings().one()
+    return StoredModel(**{name: row[name] for name in StoredModel.__dataclass_fields__})
+
+
+def enqueue(connection: Connection, model_id: int, due: Sequence[DueUnit]) -> int:
+    """Make jobs of what is due; returns how many are new work.
+
+    A unit whose input_key has a job already only has its revision noted. A job that waits on an older input of the
+    same unit is superseded; so is it undone when an input returns to what it was before.
+    """
+    if not due:
+        return 0
+    before = _ready(connection, model_id)
+    now = now_us()
+    rows = [
+        {
+            "model_id": model_id,
+            "unit_kind": str(item.unit.kind),
+            "unit_id": item.unit.id,
+            "unit_revision": item.revision,
+            "input_key": item.input_key,
+            "prediction_time_us": item.prediction_time.utc_us,
+            "prediction_time_offset": item.prediction_time.offset_min,
+            "created_us": now,
+        }
+        for item in due
+    ]
+    statement = upsert(connection, JobRow)
+    statement = statement.on_conflict_do_update(
+        index_elements=["model_id", "unit_kind", "unit_id", "input_key"],
+        set_={"unit_revision": statement.excluded.unit_revision},
+    )
+    connection.execute(statement, rows)
+    for part in _parts(due, IN_LIST // 2):
+        _supersede_waiting(connection, model_id, part, now)
+    return _ready(connection, model_id) - before
+
+
+def _ready(connection: Connection, model_id: int) -> int:
+    query = select(func.count()).where(JobRow.model_id == model_id, JobRow.state == "ready", ~JobRow.superseded)
+    return connection.execute(query).scalar_one()
+
+
+def _supersede_waiting(connection: Connection, model_id: int, due: Sequence[DueUnit], now: int) -> None:
+    units = [(str(item.unit.kind), item.unit.id) for item in due]
+    keys = [item.input_key for item in due]
+    same_unit = and_(JobRow.model_id == model_id, tuple_(JobRow.unit_kind, JobRow.unit_id).in_(units))
+    connection.execute(
+        update(JobRow)
+        .where(same_unit, JobRow.input_key.not_in(keys), JobRow.state != "done", ~JobRow.superseded)
+        .values(superseded=True)
+    )
+    connection.execute(
+        update(JobRow)
+        .where(same_unit, JobRow.input_key.in_(keys), JobRow.superseded)
+        .values(superseded=False, state="ready", attempts=0, not_before_us=0, created_us=now)
+    )
+
+
+def lease(
+    connection: Connection, model_id: int, owner: str, *, limit: int, seconds: int, max_attempts: int
+) -> list[Job]:
+    """Take up to ``limit`` jobs that nobody holds; they are this owner's for ``seconds``.
+
+    Jobs of owners that are gone are taken over: a lease that ran out, or one held by a process of this host that no
+    longer lives. A job that was leased ``max_attempts`` times without ending is dead: it may be what kills them.
+    """
+    now = now_us()
+    mine = JobRow.model_id == model_id
+    lost = and_(
+        mine,
+        JobRow.state == "leased",
+        or_(JobRow.lease_until_us < now, JobRow.lease_owner.in_(_dead_owners(connection, model_id))),
+    )
+    connection.execute(
+        update(JobRow)
+        .where(lost, JobRow.attempts >= max_attempts)
+        .values(
+            state="dead",
+            error_code="abandoned",
+            error=f"{max_attempts} processes ended while scoring it",
+            finished_us=now,
+            lease_owner=None,
+        )
+    )
+    free = or_(JobRow.state == "ready", and_(JobRow.state == "failed", JobRow.not_before_us <= now), lost.self_group())
+    chosen = (
+        select(JobRow.id)
+        .where(mine, free, ~JobRow.superseded)
+        .order_by(JobRow.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    statement = (
+        update(JobRow)
+        .where(JobRow.id.in_(chosen.scalar_subquery()))
+        .values(
+            state="leased",
+            lease_owner=owner,
+            lease_until_us=now + seconds * SECOND_US,
+            attempts=JobRow.attempts + 1,
+        )
+        .returning(
+            JobRow.id,
+            JobRow.unit_kind,
+            JobRow.unit_id,
+            JobRow.unit_revision,
+            JobRow.input_key,
+            JobRow.prediction_time_us,
+            JobRow.prediction_time_offset,
+            JobRow.attempts,
+        )
+    )
+    jobs = [
+        Job(
+            id=row.id,
+            unit=Unit(kind=UnitKind(row.unit_kind), id=row.unit_id),
+            revision=row.unit_revision,
+            input_key=row.input_key,
+            prediction_time=Instant(utc_us=row.prediction_time_us, offset_min=row.prediction_time_offset),
+            attempts=row.attempts,
+        )
+        for row in connection.execute(statement)
+    ]
+    return sorted(jobs, key=lambda job: job.id)
+
+
+def _dead_owners(connection: Connection, model_id: int) -> list[str]:
+    query = select(JobRow.lease_owner).where(JobRow.model_id == model_id, JobRow.state == "leased").distinct()
+    return [owner for owner in connection.execute(query).scalars() if owner and is_gone(owner)]
+
+
+def is_gone(owner: str) -> bool:
+    """Whether ``owner`` was a process of this host that has ended; False when that cannot be known from here."""
+    host, _, rest = owner.partition("|")
+    if host != socket.gethostname():
+        return False
+    pid, started = rest.split("|")[:2]
+    return _started(int(pid)) != started
+
+
+def _started(pid: int) -> str:
+    """When a process started, in the kernel's ticks; "gone" if it is not there, "unknown" where that is not told."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except FileNotFoundError:
+        if not Path("/proc/self").exists():
+            return "unknown"
+        return "gone"
+
+
+def renew(connection: Connection, owner: str, job_ids: Sequence[int], *, seconds: int) -> None:
+    """Hold leases for ``seconds`` from now."""
+    until = now_us() + seconds * SECOND_US
+    for part in _parts(job_ids, IN_LIST):
+        connection.execute(
+            update(JobRow)
+            .where(JobRow.id.in_(part), JobRow.lease_owner == owner, JobRow.state == "leased")
+            .values(lease_until_us=until)
+        )
+
+
+def release(connection: Connection, owner: str, job_ids: Sequence[int]) -> None:
+    """Give leases back untouched: they count as no attempt."""
+    for part in _parts(job_ids, IN_LIST):
+        connection.execute(
+            update(JobRow)
+            .where(JobRow.id.in_(part), JobRow.lease_owner == owner, JobRow.state == "leased")
+            .values(state="ready", lease_owner=None, lease_until_us=None, attempts=JobRow.attempts - 1)
+        )
+
+
+def held(connection: Connection, owner: str, job_ids: Sequence[int]) -> set[int]:
+    """Which of these jobs are still this owner's, locked until the transaction ends."""
+    found: set[int] = set()
+    for part in _parts(job_ids, IN_LIST):
+        query = select(JobRow.id).where(JobRow.id.in_(part), JobRow.lease_owner == owner, JobRow.state == "leased")
+        found.update(connection.execute(query.with_for_update()).scalars())
+    return found
+
+
+def complete(connection: Connection, results: dict[int, Sequence[Result]]) -> None:
+    """Write the predictions of jobs that are `held`, and mark them done."""
+    rows = [
+        {
+            "job_id": job_id,
+            "output": result.output,
+            "value": result.value,
+            "detail": {"probabilities": list(result.probabilities), "voxels": result.voxels},
+            "mask": result.mask,
+            "out_of_scope": result.out_of_scope,
+        }
+        for job_id, items in results.items()
+        for result in items
+    ]
+    if not rows:
+        return
+    statement = upsert(connection, PredictionRow)
+    values = {name: statement.excluded[name] for name in ("value", "detail", "mask", "out_of_scope")}
+    connection.execute(statement.on_conflict_do_update(index_elements=["job_id", "output"], set_=values), rows)
+    for part in _parts(list(results), IN_LIST):
+        connection.execute(
+            update(JobRow)
+            .where(JobRow.id.in_(part))
+            .values(
+                state="done", lease_owner=None, lease_until_us=None, error=None, error_code=None, finished_us=now_us()
+            )
+        )
+
+
+def supersede_older(connection: Connection, job_ids: Sequence[int]) -> list[int]:
+    """Mark the earlier done jobs of the same units and model names as superseded; returns their ids."""
+    older: list[int] = []
+    new, old = JobRow.__table__.alias("new"), JobRow.__table__.alias("old")
+    new_model, old_model = ModelRow.__table__.alias("new_model"), ModelRow.__table__.alias("old_model")
+    for part in _parts(job_ids, IN_LIST):
+        query = (
+            select(old.c.id)
+            .join(old_model, old_model.c.id == old.c.model_id)
+            .join(new_model, new_model.c.name == old_model.c.name)
+            .join(
+                new,
+                and_(
+                    new.c.model_id == new_model.c.id,
+                    new.c.unit_kind == old.c.unit_kind,
+                    new.c.unit_id == old.c.unit_id,
+                    new.c.id != old.c.id,
+                ),
+            )
+            .where(new.c.id.in_(part), old.c.state == "done", old.c.superseded == literal(False))
+            .where(old.c.id.not_in(part))
+            .distinct()
+        )
+        older.extend(connection.execute(query).scalars())
+    for part in _parts(older, IN_LIST):
+        connection.execute(update(JobRow).where(JobRow.id.in_(part)).values(superseded=True))
+    return older
+
+
+def fail(
+    connection: Connection, owner: str, job_id: int, *, code: str, error: str, retry: bool, max_attempts: int
+) -> str:
+    """Note that a job did not succeed; returns its new state.
+
+    With ``retry`` it is leased again after a back-off that doubles each time, until ``max_attempts``; without, it
+    is dead at once. Nothing changes if the lease has been lost meanwhile.
+    """
+    now = now_us()
+    query = select(JobRow.attempts).where(JobRow.id == job_id, JobRow.lease_owner == owner, JobRow.state == "leased")
+    attempts = connection.execute(query).scalar_one_or_none()
+    if attempts is None:
+        return "lost"
+    state = "failed" if retry and attempts < max_attempts else "dead"
+    connection.execute(
+        update(JobRow)
+        .where(JobRow.id == job_id)
+        .values(
+            state=state,
+            error_code=code,
+            error=error,
+            lease_owner=None,
+            lease_until_us=None,
+            not_before_us=now + BACK_OFF_S * SECOND_US * 2 ** (attempts - 1),
+            finished_us=now if state == "dead" else None,
+        )
+    )
+    return state
+
+
+def waiting(connection: Connection, model_id: int) -> int:
+    """How many jobs could be leased now or are held by others."""
+    return connection.execute(
+        select(func.count()).where(
+            JobRow.model_id == model_id, JobRow.state.in_(("ready", "leased", "failed")), ~JobRow.superseded
+        )
+    ).scalar_one()
+
+
+def count_jobs(connection: Connection) -> dict[str, dict[str, int]]:
+    """Live (not superseded) jobs by model name and state."""
+    query = (
+        select(ModelRow.name, JobRow.state, func.count())
+        .join(ModelRow, ModelRow.id == JobRow.model_id)
+        .where(~JobRow.superseded)
+        .group_by(ModelRow.name, JobRow.state)
+    )
+    counts: dict[str, dict[str, int]] = {}
+    for name, state, count in connection.execute(query):
+        counts.setdefault(name, {})[state] = count
+    return counts
+
+
+def list_jobs(connection: Connection, *, states: Iterable[str], limit: int | None = None) -> list[JobLine]:
+    """Live jobs in these states, oldest first."""
+    query = (
+        select(JobRow, ModelRow.name, ModelRow.version)
+        .join(ModelRow, ModelRow.id == JobRow.model_id)
+        .with_only_columns(
+            JobRow.id,
+            ModelRow.name,
+            ModelRow.version,
+            JobRow.unit_kind,
+            JobRow.unit_id,
+            JobRow.state,
+            JobRow.attempts,
+            JobRow.error_code,
+            JobRow.error,
+        )
+        .where(JobRow.state.in_(list(states)), ~JobRow.superseded)
+        .order_by(JobRow.id)
+        .limit(limit)
+    )
+    return [
+        JobLine(
+            id=row.id,
+            model=row.name,
+            version=row.version,
+            unit=f"{row.unit_kind}/{row.unit_id}",
+            state=row.state,
+            attempts=row.attempts,
+            error_code=row.error_code,
+            error=row.error,
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def retry_jobs(connection: Connection, job_ids: Sequence[int] | None = None) -> int:
+    """Make dead and failed jobs ready again: all of them, or those named. Returns how many."""
+    condition = and_(JobRow.state.in_(("dead", "failed")), ~JobRow.superseded)
+    if job_ids is not None:
+        condition = and_(condition, JobRow.id.in_(job_ids))
+    result = connection.execute(
+        update(JobRow).where(condition).values(state="ready", attempts=0, not_before_us=0, finished_us=None)
+    )
+    return result.rowcount
+
+
+def predictions(connection: Connection, model_name: str) -> list[tuple[str, str, float | None, str | None]]:
+    """(unit, output, value, out_of_scope) of the live done jobs of a model, in unit order."""
+    query = (
+        select(JobRow.unit_kind, JobRow.unit_id, PredictionRow.output, PredictionRow.value, PredictionRow.out_of_scope)
+        .join(JobRow, JobRow.id == PredictionRow.job_id)
+        .join(ModelRow, ModelRow.id == JobRow.model_id)
+        .where(ModelRow.name == model_name, JobRow.state == "done", ~JobRow.superseded)
+        .order_by(JobRow.unit_id, PredictionRow.output)
+    )
+    return [(f"{kind}/{unit}", output, value, out) for kind, unit, output, value, out in connection.execute(query)]
+
+
+def _parts(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

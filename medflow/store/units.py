@@ -1,0 +1,73 @@
+"""What results need to know of the unit they are about: its patient, and how FHIR can name its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, select
+
+from medflow.records import Identifier, InputReference, Instant, UnitKind
+from medflow.store.tables import EncounterRow, SequenceRow, SeriesRow, StudyRow
+
+IN_LIST = 5000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnitFacts:
+    """One unit, named for a result. ``effective`` is None where the prediction time is the time to state."""
+
+    patient_id: int | None
+    inputs: tuple[InputReference, ...]
+    encounter: str | None = None  # a FHIR reference
+    effective: Instant | None = None
+
+
+def unit_facts(connection: Connection, kind: UnitKind, ids: Sequence[int]) -> dict[int, UnitFacts]:
+    """The facts of these units, by id."""
+    read = {UnitKind.SERIES: _series, UnitKind.ENCOUNTER: _encounters, UnitKind.SEQUENCE: _sequences}[kind]
+    facts: dict[int, UnitFacts] = {}
+    for start in range(0, len(ids), IN_LIST):
+        facts.update(read(connection, ids[start : start + IN_LIST]))
+    return facts
+
+
+def _series(connection: Connection, ids: Sequence[int]) -> dict[int, UnitFacts]:
+    query = (
+        select(SeriesRow.id, SeriesRow.uid, SeriesRow.acquired_us, SeriesRow.acquired_offset)
+        .add_columns(StudyRow.uid.label("study_uid"), StudyRow.patient_id)
+        .join(StudyRow, StudyRow.id == SeriesRow.study_id)
+        .where(SeriesRow.id.in_(ids))
+    )
+    facts = {}
+    for row in connection.execute(query):
+        study = InputReference(
+            type="ImagingStudy",
+            identifier=Identifier(system="urn:dicom:uid", value=f"urn:oid:{row.study_uid}"),
+            display=f"series urn:oid:{row.uid}",
+        )
+        acquired = None
+        if row.acquired_us is not None:
+            acquired = Instant(utc_us=row.acquired_us, offset_min=row.acquired_offset or 0)
+        facts[row.id] = UnitFacts(patient_id=row.patient_id, inputs=(study,), effective=acquired)
+    return facts
+
+
+def _encounters(connection: Connection, ids: Sequence[int]) -> dict[int, UnitFacts]:
+    query = select(EncounterRow.id, EncounterRow.fhir_id, EncounterRow.patient_id).where(EncounterRow.id.in_(ids))
+    facts = {}
+    for row in connection.execute(query):
+        reference = f"Encounter/{row.fhir_id}"
+        inputs = (InputReference(type="Encounter", reference=reference),)
+        facts[row.id] = UnitFacts(patient_id=row.patient_id, inputs=inputs, encounter=reference)
+    return facts
+
+
+def _sequences(connection: Connection, ids: Sequence[int]) -> dict[int, UnitFacts]:
+    query = select(SequenceRow.id, SequenceRow.sha256, SequenceRow.patient_id).where(SequenceRow.id.in_(ids))
+    facts = {}
+    for row in connection.execute(query):
+        content = Identifier(system="urn:ietf:rfc:3986", value=f"urn:sha256:{row.sha256}")
+        inputs = (InputReference(type="MolecularSequence", identifier=content),)
+        facts[row.id] = UnitFacts(patient_id=row.patient_id, inputs=inputs)
+    return facts
