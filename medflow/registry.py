@@ -125,7 +125,7 @@ def _factories(point: EntryPoint) -> list[Callable[[], Model]]:
         return [target]
     if not callable(target):
         raise PluginBroken(f"{point.value} is neither a Model subclass nor a callable that yields models")
-    return list(target())
+    return list(target())  # pyright: ignore[reportArgumentType]  # a wrong return is reported as a broken plugin
 
 
 def _register(factory: Callable[[], Model], point: EntryPoint, distribution: str) -> RegisteredModel:

@@ -1,0 +1,1 @@
+"""DICOM files to records, and series to volumes."""

@@ -1,9 +1,9 @@
-"""Jobs: what is to be scored, by whom, and how it ended. Every change of state is one set-based statement.
+r"""Jobs: what is to be scored, by whom, and how it ended. Every change of state is one set-based statement.
 
 ready --lease--> leased --complete--> done
-^                |  \\--data error--> dead        (listed, replayed by `medflow retry jobs`)
-|                 \\--infrastructure--> failed    (leased again after a back-off, dead after max_attempts)
-\\--release / lease ran out--/
+^                | \--error in the data--> dead          (listed; replayed by `medflow retry jobs`)
+|                |  \--infrastructure--> failed          (leased again after a back-off; dead in the end)
+\--- release ----/      a lease that ran out, or whose process is gone, is taken by someone else
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def enqueue(connection: Connection, model_id: int, due: Sequence[DueUnit]) -> in
         set_={"unit_revision": statement.excluded.unit_revision},
     )
     connection.execute(statement, rows)
-    for part in _parts(due, IN_LIST // 2):
+    for part in _parts(due, IN_LIST // 6):
         _supersede_waiting(connection, model_id, part, now)
     return _ready(connection, model_id) - before
 
@@ -129,16 +129,17 @@ def _ready(connection: Connection, model_id: int) -> int:
 
 def _supersede_waiting(connection: Connection, model_id: int, due: Sequence[DueUnit], now: int) -> None:
     units = [(str(item.unit.kind), item.unit.id) for item in due]
-    keys = [item.input_key for item in due]
-    same_unit = and_(JobRow.model_id == model_id, tuple_(JobRow.unit_kind, JobRow.unit_id).in_(units))
+    inputs = [(str(item.unit.kind), item.unit.id, item.input_key) for item in due]
+    unit, unit_input = (JobRow.unit_kind, JobRow.unit_id), (JobRow.unit_kind, JobRow.unit_id, JobRow.input_key)
     connection.execute(
         update(JobRow)
-        .where(same_unit, JobRow.input_key.not_in(keys), JobRow.state != "done", ~JobRow.superseded)
+        .where(JobRow.model_id == model_id, tuple_(*unit).in_(units), tuple_(*unit_input).not_in(inputs))
+        .where(JobRow.state != "done", ~JobRow.superseded)
         .values(superseded=True)
     )
     connection.execute(
         update(JobRow)
-        .where(same_unit, JobRow.input_key.in_(keys), JobRow.superseded)
+        .where(JobRow.model_id == model_id, tuple_(*unit_input).in_(inputs), JobRow.superseded)
         .values(superseded=False, state="ready", attempts=0, not_before_us=0, created_us=now)
     )
 
@@ -170,21 +171,13 @@ def lease(
         )
     )
     free = or_(JobRow.state == "ready", and_(JobRow.state == "failed", JobRow.not_before_us <= now), lost.self_group())
-    chosen = (
-        select(JobRow.id)
-        .where(mine, free, ~JobRow.superseded)
-        .order_by(JobRow.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
+    query = select(JobRow.id).where(mine, free, ~JobRow.superseded).order_by(JobRow.id).limit(limit)
+    chosen = connection.execute(query.with_for_update(skip_locked=True)).scalars().all()
     statement = (
         update(JobRow)
-        .where(JobRow.id.in_(chosen.scalar_subquery()))
+        .where(JobRow.id.in_(chosen))
         .values(
-            state="leased",
-            lease_owner=owner,
-            lease_until_us=now + seconds * SECOND_US,
-            attempts=JobRow.attempts + 1,
+            state="leased", lease_owner=owner, lease_until_us=now + seconds * SECOND_US, attempts=JobRow.attempts + 1
         )
         .returning(
             JobRow.id,
