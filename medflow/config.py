@@ -5,6 +5,7 @@ They are made once at the edge (CLI or flow) and passed in; nothing below reads 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, available_timezones
@@ -63,6 +64,11 @@ class Settings(BaseSettings):
     def zone(self) -> ZoneInfo | None:
         """The zone for times written without one, or None."""
         return ZoneInfo(self.timezone) if self.timezone else None
+
+    @property
+    def threads(self) -> int:
+        """How many processes or threads read and prepare."""
+        return self.workers or os.cpu_count() or 1
 
     @property
     def embedded(self) -> bool:
