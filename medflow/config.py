@@ -6,15 +6,27 @@ They are made once at the edge (CLI or flow) and passed in; nothing below reads 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 from zoneinfo import ZoneInfo, available_timezones
 
 from platformdirs import user_data_path
-from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from medflow.errors import ConfigurationError
+
+
+class Source(BaseModel):
+    """A named place that inputs come from. ``reference`` is the FASTA that a VCF's REF alleles are checked against."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["dicom", "fhir", "vcf", "fasta"]
+    paths: tuple[Path, ...]
+    reference: Path | None = None
+    in_place: bool = False
 
 
 class Settings(BaseSettings):
@@ -38,12 +50,15 @@ class Settings(BaseSettings):
     lease_seconds: int = Field(900, ge=10, description="How long a chunk may take before others may have it.")
     max_attempts: int = Field(5, ge=1, description="Tries of a job or delivery before it is dead.")
     result_status: Literal["preliminary", "final"] = Field("preliminary", description="Status of new results.")
-    deliver_to: str | None = Field(None, description="Default delivery target: a folder or a FHIR base URL.")
+    deliver_to: str | None = Field(None, description="Default target: a name in targets, a folder, or a FHIR base URL.")
     fhir_token: SecretStr | None = Field(None, description="Bearer token for the FHIR target.")
     http_timeout_s: float = Field(30.0, gt=0)
     max_input_bytes: int = Field(8 << 30, gt=0, description="A larger single input is rejected.")
-    sources: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="What nightly ingests: kind=path, comma-separated."
+    sources: dict[str, Source] = Field(
+        default_factory=dict, description='JSON map of what nightly ingests: {"name": {"kind": ..., "paths": [...]}}.'
+    )
+    targets: dict[str, str] = Field(
+        default_factory=dict, description="JSON map of named delivery targets: a folder or a FHIR base URL each."
     )
 
     @field_validator("timezone")
@@ -53,12 +68,35 @@ class Settings(BaseSettings):
             raise ValueError(f"{value!r} is not an IANA time zone, for example Europe/Berlin")
         return value
 
-    @field_validator("sources", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
+    def target(self, wanted: str | None) -> str:
+        """The folder or base URL for a target named, given directly, or configured as the default.
+
+        Raises
+        ------
+        ConfigurationError
+            None is given and none is configured.
+        """
+        name = wanted or self.deliver_to
+        if name is None:
+            raise ConfigurationError(
+                "no delivery target: name one, or set MEDFLOW_DELIVER_TO to a folder or a FHIR base URL"
+            )
+        return self.targets.get(name, name)
+
+    def chosen_sources(self, names: Iterable[str] | None) -> dict[str, Source]:
+        """The configured sources of these names, or all of them.
+
+        Raises
+        ------
+        ConfigurationError
+            A name is not configured; the message lists those that are.
+        """
+        chosen = list(self.sources) if names is None else list(names)
+        for name in chosen:
+            if name not in self.sources:
+                known = ", ".join(sorted(self.sources)) or "none"
+                raise ConfigurationError(f"no source is called {name!r}; MEDFLOW_SOURCES has: {known}")
+        return {name: self.sources[name] for name in chosen}
 
     @property
     def zone(self) -> ZoneInfo | None:
