@@ -185,10 +185,10 @@ class _Register:
                     for person in changed
                 ],
             )
-        if self.merged:
-            _repoint(connection, {person.id: person.final.id for person in self.merged})
-        if changed:
-            _bump(connection, [person.id for person in changed])
+        merged = {person.id: person.final.id for person in self.merged}
+        if merged:
+            _repoint(connection, merged)
+        _bump(connection, sorted({person.id for person in changed} - set(merged.values())))
         identifiers = [
             {"system": item.system, "value": item.value, "patient_id": person.id}
             for person in self.people
