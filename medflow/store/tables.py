@@ -83,10 +83,12 @@ class SeriesRow(Base):
     frame_of_reference_uid: Mapped[str | None]
     laterality: Mapped[str | None]
     instances: Mapped[int] = mapped_column(default=0)
+    frames: Mapped[int] = mapped_column(default=0)  # of all its instances together: the slices a volume could have
     sop_class_uid: Mapped[str | None]  # None: mixed
     content: Mapped[str | None]  # sha256 over the sorted sha256 of its instances: the input_key's ground
     acquired_us: Mapped[int | None]  # earliest acquisition of its instances, else the study's start
     acquired_offset: Mapped[int | None]
+    received_us: Mapped[int]  # of its first instance: the prediction time where no acquisition time is known
     revision: Mapped[int] = mapped_column(default=0)
 
 
