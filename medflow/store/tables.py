@@ -88,7 +88,7 @@ class SeriesRow(Base):
     content: Mapped[str | None]  # sha256 over the sorted sha256 of its instances: the input_key's ground
     acquired_us: Mapped[int | None]  # earliest acquisition of its instances, else the study's start
     acquired_offset: Mapped[int | None]
-    received_us: Mapped[int]  # of its first instance: the prediction time where no acquisition time is known
+    received_us: Mapped[int] = mapped_column(default=0)  # first instance: stands in for an unknown acquisition time
     revision: Mapped[int] = mapped_column(default=0)
 
 
