@@ -1,1 +1,1 @@
-"""Genomic files to records."""
+"""Genomic files (VCF, FASTA) to records: pure reading, held to the standards, nothing stored."""

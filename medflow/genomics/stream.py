@@ -1,0 +1,88 @@
+"""Text of a genomic file, line by line: plain, gzip or bgzip, hashed as received in the same pass.
+
+A line is bounded, so memory is too, whatever a file claims to be; a compressed file that ends early is noticed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import BinaryIO
+
+from medflow.errors import InputRejected, RejectCode
+
+MAX_LINE = 64 << 20
+_GZIP = b"\x1f\x8b"
+_BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")  # SAM specification, 4.1.2
+
+
+class _Hashing(io.RawIOBase):
+    """A file that is hashed as it is read, once, from start to end."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = sha256()
+        self.size = 0
+        self.end = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:  # noqa: ANN001 - a writable buffer
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        self.digest.update(data)
+        self.size += len(data)
+        self.end = (self.end + data)[-len(_BGZF_END) :]
+        return len(data)
+
+
+class LineReader:
+    """The lines of a file; after the last one ``sha256`` and ``size`` are those of the bytes as received."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.sha256 = ""
+        self.size = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Lines without their ends.
+
+        Raises
+        ------
+        InputRejected
+            VANISHED, UNREADABLE, EMPTY, TRUNCATED, ARCHIVE_BROKEN, or TOO_LARGE for a line beyond `MAX_LINE`.
+        """
+        try:
+            with self._path.open("rb") as file:
+                yield from self._lines(file)
+        except FileNotFoundError:
+            raise InputRejected(RejectCode.VANISHED, "the file is no longer there") from None
+        except EOFError:
+            raise InputRejected(RejectCode.TRUNCATED, "the compressed file ends early: transfer it again") from None
+        except (gzip.BadGzipFile, zlib.error):
+            raise InputRejected(RejectCode.ARCHIVE_BROKEN, "the compressed file is damaged") from None
+        except OSError as error:
+            raise InputRejected(RejectCode.UNREADABLE, f"the file cannot be read: {error.strerror}") from None
+
+    def _lines(self, file: BinaryIO) -> Iterator[bytes]:
+        hashing = _Hashing(file)
+        raw = io.BufferedReader(hashing, 1 << 18)
+        head = raw.peek(18)[:18]
+        if not head:
+            raise InputRejected(RejectCode.EMPTY, "the file has no bytes")
+        text = gzip.GzipFile(fileobj=raw, mode="rb") if head.startswith(_GZIP) else raw
+        while line := text.readline(MAX_LINE + 1):
+            if len(line) > MAX_LINE:
+                raise InputRejected(RejectCode.TOO_LARGE, f"a line is longer than {MAX_LINE} bytes")
+            yield line.rstrip(b"\r\n")
+        while raw.read(1 << 18):
+            pass
+        # bgzip marks the end of its files; without the mark a whole block may be missing, and gzip cannot tell
+        if head[:4] == b"\x1f\x8b\x08\x04" and head[12:14] == b"BC" and hashing.end != _BGZF_END:
+            raise EOFError
+        self.sha256, self.size = hashing.digest.hexdigest(), hashing.size
