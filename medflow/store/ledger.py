@@ -12,6 +12,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from medflow.store.tables import AuditRow, RejectRow, RunRow
 
+IN_LIST = 5000
+
 
 def now_us() -> int:
     """The present, in microseconds since 1970-01-01T00:00Z."""
@@ -81,9 +83,13 @@ def list_rejects(connection: Connection, *, state: str = "open", limit: int | No
     return [Reject(**{name: row[name] for name in names}) for row in connection.execute(query).mappings()]
 
 
-def resolve_rejects(connection: Connection, ids: Sequence[int]) -> None:
-    """Mark rejects as settled: a replay took them."""
-    connection.execute(update(RejectRow).where(RejectRow.id.in_(ids)).values(state="resolved"))
+def settle_rejects(connection: Connection, ids: Sequence[int], *, before_us: int) -> int:
+    """Mark those of ``ids`` as resolved that have not been rejected again since ``before_us``; returns how many."""
+    settled = 0
+    for start in range(0, len(ids), IN_LIST):
+        unseen = RejectRow.id.in_(ids[start : start + IN_LIST]) & (RejectRow.last_us < before_us)
+        settled += connection.execute(update(RejectRow).where(unseen).values(state="resolved")).rowcount
+    return settled
 
 
 def count_rejects(connection: Connection) -> dict[str, int]:

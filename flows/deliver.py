@@ -1,0 +1,37 @@
+"""The `deliver` flow: send the results that a target has not been sent yet."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from prefect import flow, task
+from prefect.states import State
+from pydantic import Field
+
+from medflow import steps
+from medflow.flows.report import final_state, report
+from medflow.flows.site import TASK, only_transient, site
+
+Target = Annotated[
+    str | None,
+    Field(title="Target", description="Name of a configured target (MEDFLOW_TARGETS); empty takes the default one."),
+]
+
+
+@task(task_run_name="deliver", retry_condition_fn=only_transient, **TASK)
+def deliver_results(target: str | None) -> dict[str, Any]:
+    """Send what is pending; returns the counts."""
+    return steps.deliver(site(), target).as_json()
+
+
+def send(target: str | None) -> dict[str, Any]:
+    """Deliver, and report what was sent."""
+    counts = deliver_results(target)
+    report("deliver", "What was delivered", counts)
+    return counts
+
+
+@flow(name="deliver", flow_run_name="deliver", description="Send the results that a target has not been sent yet.")
+def deliver(target: Target = None) -> State:
+    """Send the results that a target has not been sent yet; running it twice sends nothing twice."""
+    return final_state(send(target))

@@ -1,0 +1,47 @@
+"""The `ingest` flow: take in what the configured sources offer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from prefect import flow, task
+from prefect.states import State
+from pydantic import Field
+
+from medflow import steps
+from medflow.flows.report import final_state, report
+from medflow.flows.site import TASK, only_transient, site
+from medflow.ingest.tally import Tally
+
+Sources = Annotated[
+    list[str] | None,
+    Field(title="Sources", description="Names of configured sources (MEDFLOW_SOURCES); empty takes all of them."),
+]
+
+
+@task(task_run_name="ingest {source}", retry_condition_fn=only_transient, **TASK)
+def ingest_source(source: str) -> dict[str, Any]:
+    """Take in one source; returns its counts."""
+    here = site()
+    return steps.ingest(here, here.settings.chosen_sources([source])[source]).as_json()
+
+
+def take_in(sources: list[str] | None) -> dict[str, Any]:
+    """Every source in turn, and their counts together."""
+    total = Tally()
+    by_source: dict[str, Any] = {}
+    for name in site().settings.chosen_sources(sources):
+        by_source[name] = ingest_source(name)
+    for counts in by_source.values():
+        total.add(Tally(**{key: value for key, value in counts.items() if isinstance(value, int)}))
+        total.reasons.update(counts["reasons"])
+        total.notes.update(counts["notes"])
+    counts = total.as_json()
+    report("ingest", "What was taken in", counts)
+    return counts
+
+
+@flow(name="ingest", flow_run_name="ingest", description="Take in what the configured sources offer.")
+def ingest(sources: Sources = None) -> State:
+    """Take in what the configured sources offer; every input ends stored, unchanged or rejected with a reason."""
+    return final_state(take_in(sources))

@@ -1,0 +1,65 @@
+"""What a run did, as Prefect artifacts and a final state: counts, timings and reasons, never anything of a patient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact
+from prefect.states import Completed, Failed, State
+
+Counts = Mapping[str, Any]
+
+
+def report(key: str, title: str, counts: Counts) -> None:
+    """A Markdown artifact of one step's counts and reasons."""
+    create_markdown_artifact(key=key, markdown=f"# {title}\n\n{table(counts)}", description=title)
+
+
+def table(counts: Counts) -> str:
+    """Counts as a Markdown table; nested maps (reasons) become tables of their own below."""
+    plain = {name: value for name, value in counts.items() if not isinstance(value, Mapping)}
+    nested = {name: value for name, value in counts.items() if isinstance(value, Mapping) and value}
+    lines = ["| what | count |", "| --- | ---: |", *(f"| {name} | {value} |" for name, value in plain.items())]
+    for name, values in nested.items():
+        lines += ["", f"**{name}**", "", table(values)]
+    return "\n".join(lines)
+
+
+def final_state(counts: Counts) -> State:
+    """How a run ended, said by its state.
+
+    Completed; Completed as "CompletedWithProblems" when inputs were rejected or cases cannot be scored (a person has
+    to look, running again does not help); Failed when something did not get through that should have.
+    """
+    failed, problems = _sum(counts, "failed", "broken", "undelivered"), _sum(counts, "rejected", "dead")
+    said = summary(counts)
+    if failed:
+        return Failed(message=said, data=dict(counts))
+    if problems:
+        return Completed(name="CompletedWithProblems", message=said, data=dict(counts))
+    return Completed(message=said, data=dict(counts))
+
+
+def summary(counts: Counts) -> str:
+    """One line: every count that is not zero."""
+    flat: list[str] = []
+    for name, value in counts.items():
+        if isinstance(value, Mapping):
+            inner = summary(value) if name not in ("reasons", "notes", "seconds") else ""
+            flat += [f"{name}: {inner}"] if inner else []
+        elif value:
+            flat.append(f"{value} {name}")
+    return ", ".join(flat) or "nothing to do"
+
+
+def _sum(counts: Counts, *names: str) -> int:
+    total = 0
+    for name, value in counts.items():
+        if name in ("reasons", "notes", "seconds"):
+            continue
+        if name in names:
+            total += len(value) if isinstance(value, Mapping) else int(value)
+        elif isinstance(value, Mapping):
+            total += _sum(value, *names)
+    return total

@@ -1,0 +1,37 @@
+"""What every flow shares: the installation it runs in, opened once per process."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from prefect.cache_policies import NO_CACHE
+
+from medflow.config import load_settings
+from medflow.errors import TransientError
+from medflow.scoring import LoadedModels
+from medflow.steps import Site, open_site
+
+# Arguments are names and results are counts: there is nothing worth hashing or keeping.
+TASK = {"cache_policy": NO_CACHE, "retries": 3, "retry_delay_seconds": [5, 30, 120], "persist_result": False}
+
+
+def only_transient(_task, _run, state) -> bool:  # noqa: ANN001 - Prefect's types
+    """Retry what the infrastructure caused; an error in configuration or data stays one."""
+    try:
+        state.result()
+    except TransientError:
+        return True
+    except Exception:  # noqa: BLE001 - the state carries it on
+        return False
+    return False
+
+
+def site() -> Site:
+    """The installation that the environment describes."""
+    return open_site(load_settings())
+
+
+@lru_cache(maxsize=1)
+def loaded_models() -> LoadedModels:
+    """The models this process has loaded: they stay between chunks and runs."""
+    return LoadedModels(load_settings())

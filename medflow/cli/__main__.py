@@ -1,0 +1,5 @@
+"""``python -m medflow.cli``."""
+
+from medflow.cli.app import main
+
+main()

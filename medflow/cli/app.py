@@ -1,0 +1,275 @@
+"""The commands."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from medflow import steps
+from medflow.cli import demo as demo_command
+from medflow.cli import plugins as plugin_commands
+from medflow.cli.flows import run_nightly
+from medflow.cli.output import (
+    COULD_NOT_RUN,
+    err,
+    exit_status,
+    finish,
+    out,
+    progress_bar,
+    say,
+    set_up_logging,
+    show_table,
+)
+from medflow.cli.site import Home, Json, Names, as_instant, here
+from medflow.config import load_settings
+from medflow.errors import ConfigurationError, MedflowError, TransientError
+from medflow.store import Store, ledger, outbox
+from medflow.store import jobs as job_store
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+ingest_app = typer.Typer(no_args_is_help=True, help="Take files into the store.")
+retry_app = typer.Typer(no_args_is_help=True, help="Try again what was rejected, died, or could not be delivered.")
+db_app = typer.Typer(no_args_is_help=True, help="The database.")
+app.add_typer(ingest_app, name="ingest")
+app.add_typer(retry_app, name="retry")
+app.add_typer(db_app, name="db")
+app.add_typer(plugin_commands.app, name="plugin")
+
+Paths = Annotated[list[Path], typer.Argument(help="Files and folders.", show_default=False)]
+
+
+@app.callback()
+def _options(
+    home: Home = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, on stderr.")] = False,
+) -> None:
+    """Run a hospital's models over its images, records and genomes; results go back as FHIR."""
+    set_up_logging(verbose)
+
+
+# --- the path ----------------------------------------------------------------------------------------------------
+
+
+def _ingest(kind: str, paths: list[Path], as_json: bool, **options: Any) -> NoReturn:
+    site = here()
+    with progress_bar(f"ingesting {kind}") as advance:
+        tally = steps.ingest(site, steps.source_of(kind, paths, **options), progress=advance)
+    finish(tally.as_json(), as_json=as_json, title=f"ingest {kind}")
+
+
+@ingest_app.command("dicom")
+def ingest_dicom(
+    paths: Paths,
+    in_place: Annotated[bool, typer.Option(help="Leave the files where they are; they must stay there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """DICOM files, folders, zip archives and DICOMDIR media."""
+    _ingest("dicom", paths, as_json, in_place=in_place)
+
+
+@ingest_app.command("fhir")
+def ingest_fhir(paths: Paths, as_json: Json = False) -> None:
+    """FHIR R4: Bundles, single resources and NDJSON, each also gzipped."""
+    _ingest("fhir", paths, as_json)
+
+
+@ingest_app.command("vcf")
+def ingest_vcf(
+    paths: Paths,
+    reference: Annotated[Path | None, typer.Option(help="FASTA of the assembly; checks every REF allele.")] = None,
+    as_json: Json = False,
+) -> None:
+    """VCF files, plain or compressed."""
+    _ingest("vcf", paths, as_json, reference=reference)
+
+
+@ingest_app.command("fasta")
+def ingest_fasta(paths: Paths, as_json: Json = False) -> None:
+    """Nucleotide sequences in FASTA, plain or gzipped."""
+    _ingest("fasta", paths, as_json)
+
+
+@app.command()
+def score(
+    model: Names = None,
+    as_of: Annotated[str | None, typer.Option(help="Score as if it were this moment, with a zone.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the models over what is new to them."""
+    site = here()
+    with progress_bar("scoring") as advance:
+
+        def tick(name: str, count: int, cases: int) -> None:
+            advance(count, description=name, total=cases if count == 0 else None)
+
+        tally = steps.score(site, model or (), as_of=as_instant(as_of), progress=tick)
+    finish(tally.as_json(), as_json=as_json, title="score")
+
+
+@app.command()
+def deliver(
+    to: Annotated[str | None, typer.Option("--to", help="A folder, a FHIR base URL, or a configured name.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Send the results that the target has not been sent yet."""
+    site = here()
+    with progress_bar("delivering") as advance:
+        tally = steps.deliver(site, to, progress=advance)
+    finish(tally.as_json(), as_json=as_json, title="deliver")
+
+
+@app.command()
+def nightly(
+    source: Annotated[list[str] | None, typer.Option("--source", help="A configured source; repeatable.")] = None,
+    model: Names = None,
+    as_of: Annotated[str | None, typer.Option(help="Score as if it were this moment, with a zone.")] = None,
+    to: Annotated[str | None, typer.Option("--to", help="A configured target, a folder, or a FHIR base URL.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Ingest from the configured sources, score, deliver: the scheduled run, as a Prefect flow."""
+    moment = as_instant(as_of)
+    counts = run_nightly(sources=source, models=model, as_of=moment.datetime() if moment else None, target=to)
+    if as_json:
+        finish(counts, as_json=True, title="nightly")
+    for name, part in counts.items():
+        say(part, name)
+    raise typer.Exit(exit_status(counts))
+
+
+@app.command()
+def demo(
+    home: Annotated[Path | None, typer.Option(help="Where to keep it; a new temporary folder otherwise.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The main job on sample data: nothing else is needed."""
+    demo_command.run(home, as_json=as_json)
+
+
+# --- where things stand ------------------------------------------------------------------------------------------
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """What is installed: models, their inputs and outputs, and plugins that cannot be used."""
+    plugin_commands.list_models(as_json)
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Where things stand: jobs by model and state, results waiting for delivery, open rejects."""
+    site = here()
+    with site.store.reading() as connection:
+        counts = {
+            "jobs": job_store.count_jobs(connection),
+            "outbox": outbox.counts(connection),
+            "rejects": ledger.count_rejects(connection),
+        }
+    if as_json:
+        typer.echo(_json(counts))
+        return
+    states = ("ready", "leased", "done", "failed", "dead")
+    rows = [[name, *(by_state.get(state, 0) for state in states)] for name, by_state in counts["jobs"].items()]
+    show_table(["model", *states], rows, title="jobs")
+    show_table(["results", "count"], [[name, value] for name, value in counts["outbox"].items()])
+    show_table(["open rejects", "count"], sorted(counts["rejects"].items(), key=lambda item: -item[1]))
+
+
+@app.command()
+def rejects(limit: Annotated[int, typer.Option(help="How many to list.")] = 50, as_json: Json = False) -> None:
+    """The inputs that were not taken, and why."""
+    site = here()
+    with site.store.reading() as connection:
+        found = ledger.list_rejects(connection, limit=limit)
+    rows = [[item.id, item.kind, item.code, item.reason, item.origin, item.seen] for item in found]
+    _list(["id", "kind", "code", "reason", "origin", "seen"], rows, as_json)
+
+
+@app.command()
+def jobs(
+    state: Annotated[list[str] | None, typer.Option("--state", help="ready, leased, done, failed or dead.")] = None,
+    limit: Annotated[int, typer.Option(help="How many to list.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """What could not be scored, and why (or the jobs in the states you name)."""
+    site = here()
+    with site.store.reading() as connection:
+        found = job_store.list_jobs(connection, states=state or ("failed", "dead"), limit=limit)
+    rows = [
+        [job.id, job.model, job.version, job.unit, job.state, job.attempts, job.error_code, job.error] for job in found
+    ]
+    _list(["id", "model", "version", "unit", "state", "attempts", "code", "error"], rows, as_json)
+
+
+# --- trying again ------------------------------------------------------------------------------------------------
+
+
+@retry_app.command("rejects")
+def retry_rejects(as_json: Json = False) -> None:
+    """Offer every open reject again; what is taken now is settled."""
+    site = here()
+    with progress_bar("replaying rejects") as advance:
+        tally = steps.replay_rejects(site, progress=advance)
+    finish(tally.as_json(), as_json=as_json, title="retry rejects")
+
+
+@retry_app.command("jobs")
+def retry_jobs(
+    ids: Annotated[list[int] | None, typer.Argument(help="Job ids; all dead and failed ones otherwise.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make dead and failed jobs ready; the next `medflow score` takes them."""
+    site = here()
+    finish({"ready": steps.replay_jobs(site, ids or None)}, as_json=as_json, title="retry jobs")
+
+
+@retry_app.command("deliveries")
+def retry_deliveries(
+    to: Annotated[str | None, typer.Option("--to", help="Only this target's.")] = None, as_json: Json = False
+) -> None:
+    """Make dead and failed deliveries pending; the next `medflow deliver` sends them."""
+    site = here()
+    finish({"pending": steps.replay_deliveries(site, to)}, as_json=as_json, title="retry deliveries")
+
+
+@db_app.command("upgrade")
+def db_upgrade() -> None:
+    """Create the database's schema, or bring it to this version's."""
+    revision = Store(load_settings()).upgrade()
+    out.print(f"the database has schema {revision}")
+
+
+# --- edges -------------------------------------------------------------------------------------------------------
+
+
+def _json(value: object) -> str:
+    import json
+
+    return json.dumps(value)
+
+
+def _list(columns: list[str], rows: list[list[Any]], as_json: bool) -> None:
+    if as_json:
+        typer.echo(_json([dict(zip(columns, row, strict=True)) for row in rows]))
+    elif rows:
+        show_table(columns, rows)
+    else:
+        out.print("none")
+
+
+def main() -> None:
+    """Run the command line; errors become one sentence on stderr and an exit status."""
+    run: Callable[[], Any] = app
+    try:
+        run()
+    except (ConfigurationError, TransientError) as error:
+        err.print(f"medflow: {error.message}", style="red", markup=False)
+        sys.exit(COULD_NOT_RUN)
+    except MedflowError as error:
+        err.print(f"medflow: {error.message}", style="red", markup=False)
+        logging.getLogger(__name__).debug("details", exc_info=True)
+        sys.exit(COULD_NOT_RUN)

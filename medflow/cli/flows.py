@@ -1,0 +1,43 @@
+"""Running a flow from the command line: it is named by its entry point, so that Prefect loads only when needed."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from importlib import import_module
+from typing import Any
+
+from medflow.errors import MedflowError
+
+NIGHTLY = "medflow.flows.nightly:nightly"
+
+
+def run_nightly(
+    *, sources: list[str] | None, models: list[str] | None, as_of: datetime | None, target: str | None
+) -> dict[str, Any]:
+    """Run the nightly flow in this process, with Prefect's temporary server where none is configured.
+
+    Returns its counts, whether it ended completed or failed.
+
+    Raises
+    ------
+    MedflowError
+        The flow could not run.
+    """
+    for name, value in {
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    }.items():
+        os.environ.setdefault(name, value)
+    module, _, name = NIGHTLY.partition(":")
+    flow = getattr(import_module(module), name)
+    state = flow(sources=sources, models=models, as_of=as_of, target=target, return_state=True)
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, dict):
+        return result
+    if isinstance(result, MedflowError):
+        raise result
+    raise MedflowError(f"the nightly flow did not run: {type(result).__name__}: {result}")

@@ -1,0 +1,87 @@
+"""How commands speak: progress and logs on stderr, tables or one JSON object on stdout, an honest exit status."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+OK, COULD_NOT_RUN, PROBLEMS = 0, 1, 3
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def set_up_logging(verbose: bool) -> None:
+    """Logs of medflow on stderr: warnings, and with ``verbose`` everything."""
+    logger = logging.getLogger("medflow")
+    logger.handlers[:] = [RichHandler(console=err, show_path=False, show_time=verbose)]
+    logger.setLevel(logging.INFO if verbose else logging.ERROR)
+    logger.propagate = False
+
+
+def finish(counts: Mapping[str, Any], *, as_json: bool, title: str) -> NoReturn:
+    """Print a command's counts and end with its exit status."""
+    if as_json:
+        typer.echo(json.dumps(counts))
+    else:
+        say(counts, title)
+    raise typer.Exit(exit_status(counts))
+
+
+def exit_status(counts: Mapping[str, Any]) -> int:
+    """3 if anything was rejected, failed, died or is broken; else 0."""
+    names = ("rejected", "failed", "dead", "broken")
+    wrong = any(counts.get(name) for name in names)
+    inner = any(exit_status(value) for value in counts.values() if isinstance(value, Mapping))
+    return PROBLEMS if wrong or inner else OK
+
+
+def say(counts: Mapping[str, Any], title: str) -> None:
+    """Counts in one line, and reasons below."""
+    plain = [f"{value} {name}" for name, value in counts.items() if not isinstance(value, Mapping)]
+    out.print(f"[bold]{title}[/]: {', '.join(plain)}")
+    for name, value in counts.items():
+        if isinstance(value, Mapping) and value:
+            for reason, count in sorted(value.items(), key=lambda item: (-_weight(item[1]), item[0])):
+                out.print(f"  {name}: {reason} - {count}" if name == "broken" else f"  {count} {reason}")
+
+
+def _weight(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) else 0.0
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
+    """A table on stdout; cells wrap, nothing is cut."""
+    table = Table(*columns, title=title, title_justify="left", show_lines=False)
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    out.print(table)
+
+
+@contextmanager
+def progress_bar(title: str, total: int | None = None) -> Iterator[Any]:
+    """A bar on stderr where that is a terminal; the value is called with how many are done now."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(title, total=total)
+
+        def advance(count: int, *, description: str | None = None, total: int | None = None) -> None:
+            if total is not None:
+                bar.update(task, total=total, completed=0, description=description or title)
+            bar.advance(task, count)
+
+        yield advance

@@ -1,0 +1,97 @@
+"""Commands about models: what is installed, whether it keeps the contract, and a start for a new one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from medflow.cli.output import PROBLEMS, out, show_table
+from medflow.cli.site import Json
+from medflow.errors import UnknownModel
+from medflow.plugin import ImagingInput, InputSpec, SequenceInput, TimeSeriesInput
+from medflow.registry import RegisteredModel, installed
+from medflow.testing import check_model
+
+app = typer.Typer(no_args_is_help=True, help="For plugin authors.")
+
+
+def list_models(as_json: bool) -> None:
+    """Print every installed model, and every plugin that cannot be used."""
+    registry = installed()
+    if as_json:
+        found = [_as_json(model) for model in registry.models.values()]
+        typer.echo(json.dumps({"models": found, "broken": [asdict(plugin) for plugin in registry.broken]}))
+    else:
+        columns = ["name", "version", "distribution", "scores a", "input", "outputs", "digest"]
+        show_table(columns, [_row(model) for model in registry.models.values()])
+        if registry.broken:
+            rows = [[plugin.entry_point, plugin.distribution, plugin.error] for plugin in registry.broken]
+            show_table(["broken", "distribution", "error"], rows)
+    if registry.broken:
+        raise typer.Exit(PROBLEMS)
+
+
+def _as_json(model: RegisteredModel) -> dict[str, Any]:
+    spec = model.spec
+    return {
+        "name": model.name,
+        "version": spec.version,
+        "title": spec.title,
+        "distribution": model.distribution,
+        "unit": str(spec.unit),
+        "inputs": [describe(item) for item in spec.accepts],
+        "outputs": [f"{item.name} ({item.kind})" for item in spec.outputs],
+        "digest": model.digest,
+    }
+
+
+def _row(model: RegisteredModel) -> list[str]:
+    line = _as_json(model)
+    inputs, outputs = "; ".join(line["inputs"]), ", ".join(line["outputs"])
+    return [line["name"], line["version"], line["distribution"], line["unit"], inputs, outputs, line["digest"][:12]]
+
+
+def describe(spec: InputSpec) -> str:
+    """A declared input in a few words."""
+    if isinstance(spec, ImagingInput):
+        what = f"{'/'.join(spec.modality)} {spec.dimensions}D"
+        parts = f" of {'/'.join(spec.body_parts)}" if spec.body_parts else ""
+        return f"{what}{parts}, {spec.min_slices} slices or more" if spec.dimensions == 3 else f"{what}{parts}"
+    if isinstance(spec, TimeSeriesInput):
+        hours, step = spec.window.total_seconds() / 3600, spec.step.total_seconds() / 3600
+        return f"{len(spec.channels)} channels, {hours:g} h from {spec.anchor} in steps of {step:g} h"
+    if isinstance(spec, SequenceInput):
+        return f"{spec.length} bases of {spec.alphabet}"
+    return spec.kind
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="A distribution (medflow-risk) or a model (icu-mortality).")],
+    device: Annotated[str, typer.Option(help="Where to run it.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Run the conformance kit on an installed distribution's models."""
+    registry = installed()
+    found = [model for model in registry.models.values() if name in (model.name, model.distribution.partition(" ")[0])]
+    broken = [plugin for plugin in registry.broken if name in (plugin.entry_point, plugin.distribution.split(" ")[0])]
+    if not found and not broken:
+        names = sorted({model.distribution.partition(" ")[0] for model in registry.models.values()})
+        raise UnknownModel(f"no model or distribution is called {name!r}; installed: {', '.join(names) or 'none'}")
+    checks = {model.name: check_model(model.factory, device=device) for model in found}  # type: ignore[arg-type]  # a Model subclass, or a factory that carries its spec
+    passed = not broken and all(item.passed for items in checks.values() for item in items)
+    if as_json:
+        reports = {model: [asdict(item) for item in items] for model, items in checks.items()}
+        typer.echo(json.dumps({"passed": passed, "models": reports, "broken": [asdict(item) for item in broken]}))
+    else:
+        for plugin in broken:
+            out.print(f"[red]broken[/] {plugin.entry_point}: {plugin.error}")
+        for model, items in checks.items():
+            out.print(f"[bold]{model}[/]")
+            for item in items:
+                verdict = "[green]kept[/]  " if item.passed else "[red]BROKEN[/]"
+                out.print(f"  {verdict} {item.name} {item.detail}".rstrip())
+    raise typer.Exit(0 if passed else PROBLEMS)

@@ -1,0 +1,222 @@
+"""The path of the data, in one place.
+
+    records --> store --> select --> inputs --> prepare --> predict --> store --> FHIR resources --> delivery
+    [ ingest           ][ score                                                ][ deliver                     ]
+
+Plain functions without Prefect: the command line calls them directly, the flows call them from tasks. Each one
+records a run in the store: who, when, which versions, which counts.
+"""
+
+from __future__ import annotations
+
+import getpass
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from medflow import scoring
+from medflow.config import Settings, Source
+from medflow.delivery import DeliveryTally
+from medflow.delivery import deliver as deliver_pending
+from medflow.errors import ConfigurationError, PluginBroken
+from medflow.ingest.dicom import ingest_dicom
+from medflow.ingest.fhir import ingest_fhir
+from medflow.ingest.genomics import ingest_fasta, ingest_vcf
+from medflow.ingest.offers import Offer
+from medflow.ingest.tally import Tally
+from medflow.records import Instant
+from medflow.registry import RegisteredModel, Registry, installed
+from medflow.scoring import LoadedModels, ScoreTally
+from medflow.store import Store, jobs, ledger, outbox
+from medflow.store.ledger import begin_run, finish_run, now_us
+
+Progress = Callable[[int], None]
+ScoreProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Site:
+    """One installation: its settings, its store, and the models installed beside it."""
+
+    settings: Settings
+    store: Store
+    registry: Registry
+
+
+def open_site(settings: Settings) -> Site:
+    """Open the store (the embedded one is migrated by itself) and read the installed models.
+
+    Raises
+    ------
+    StoreNotReady, StoreUnavailable
+        The message says what to do.
+    """
+    return Site(settings=settings, store=Store(settings).open(), registry=installed())
+
+
+def ingest(site: Site, source: Source, *, progress: Progress | None = None) -> Tally:
+    """Take one source's inputs into the store; every one of them ends stored, unchanged or rejected."""
+    with _recorded(site, f"ingest {source.kind}") as run:
+        tally = _take(site, source, run.id, progress)
+        run.counts = tally.as_json()
+    return tally
+
+
+def _take(site: Site, source: Source, run_id: int, progress: Progress | None) -> Tally:
+    store, settings, paths = site.store, site.settings, source.paths
+    if source.kind == "dicom":
+        tally = ingest_dicom(store, settings, paths, run_id=run_id, in_place=source.in_place, progress=progress)
+    elif source.kind == "fhir":
+        tally = ingest_fhir(store, settings, paths, run_id=run_id, progress=progress)
+    elif source.kind == "vcf":
+        tally = ingest_vcf(store, settings, paths, reference=source.reference, run_id=run_id, progress=progress)
+    else:
+        tally = ingest_fasta(store, settings, paths, run_id=run_id, progress=progress)
+    tally.check()
+    return tally
+
+
+def select(site: Site, model: RegisteredModel, *, as_of: Instant | None = None) -> ScoreTally:
+    """Make jobs of what is new to a model; ``as_of`` stands for the present where it is given."""
+    return scoring.select(site.store, model, as_of=as_of or Instant(utc_us=now_us()))
+
+
+def score(
+    site: Site,
+    models: Sequence[str] = (),
+    *,
+    as_of: Instant | None = None,
+    loaded: LoadedModels | None = None,
+    progress: ScoreProgress | None = None,
+) -> ScoreTally:
+    """Score what is new to the named models (default: all), chunk by chunk, until nothing is left.
+
+    ``progress`` is called with the model's name, how many cases just ended, and how many there were at its start.
+    """
+    total = ScoreTally()
+    own = loaded or LoadedModels(site.settings)
+    with _recorded(site, "score") as run:
+        for model in site.registry.choose(models):
+            try:
+                total.add(_score_model(site, model, own, as_of, progress or (lambda _name, _count, _cases: None)))
+            except PluginBroken as error:
+                total.broken[model.name] = error.message
+        if not models:
+            total.broken.update({plugin.entry_point: plugin.error for plugin in site.registry.broken})
+        run.counts = total.as_json()
+    if loaded is None:
+        own.close()
+    return total
+
+
+def _score_model(
+    site: Site, model: RegisteredModel, loaded: LoadedModels, as_of: Instant | None, progress: ScoreProgress
+) -> ScoreTally:
+    total = select(site, model, as_of=as_of)
+    cases = scoring.waiting(site.store, model)
+    progress(model.name, 0, cases)
+    while (chunk := score_chunk(site, model, loaded, progress=lambda count: progress(model.name, count, cases))).leased:
+        total.add(chunk)
+    return total
+
+
+def score_chunk(
+    site: Site, model: RegisteredModel, loaded: LoadedModels, *, progress: Progress | None = None
+) -> ScoreTally:
+    """Lease one chunk of a model's jobs and score it; ``leased`` is 0 when there was nothing to do."""
+    return scoring.score_chunk(site.store, site.settings, model, loaded, progress=progress)
+
+
+def deliver(site: Site, target: str | None = None, *, progress: Progress | None = None) -> DeliveryTally:
+    """Send what the target (a name, a folder, or a FHIR base URL) has not been sent yet."""
+    where = site.settings.target(target)
+    with _recorded(site, "deliver") as run:
+        tally = deliver_pending(site.store, site.settings, where, run_id=run.id, progress=progress)
+        run.counts = tally.as_json()
+    return tally
+
+
+def replay_rejects(site: Site, *, progress: Progress | None = None) -> Tally:
+    """Offer every open reject again, from the bytes kept of it or from where it came; what is taken is settled."""
+    with site.store.reading() as connection:
+        found = ledger.list_rejects(connection)
+    total = Tally()
+    with _recorded(site, "retry rejects") as run:
+        started = now_us()
+        for kind in dict.fromkeys(item.kind for item in found):
+            again = [_offer(site.store, item) for item in found if item.kind == kind]
+            total.add(_take(site, Source.model_construct(kind=kind, paths=tuple(again)), run.id, progress))
+        with site.store.writing() as connection:
+            settled = ledger.settle_rejects(connection, [item.id for item in found], before_us=started)
+            ledger.record_audit(connection, run.id, "replay", "rejects", offered=len(found), settled=settled)
+        run.counts = total.as_json()
+    return total
+
+
+def _offer(store: Store, reject: ledger.Reject) -> Offer:
+    if reject.payload and reject.sha256 and reject.sha256 in store.objects:
+        return Offer(origin=reject.origin, data=store.objects.get(reject.sha256))
+    return Offer(origin=reject.origin, path=Path(reject.origin))
+
+
+def replay_jobs(site: Site, job_ids: Sequence[int] | None = None) -> int:
+    """Make dead and failed jobs ready again; returns how many."""
+    with _recorded(site, "retry jobs") as run, site.store.writing() as connection:
+        count = jobs.retry_jobs(connection, job_ids)
+        ledger.record_audit(connection, run.id, "replay", "jobs", ready=count)
+        run.counts = {"ready": count}
+    return count
+
+
+def replay_deliveries(site: Site, target: str | None = None) -> int:
+    """Make dead and failed deliveries pending again, of one target or all; returns how many."""
+    where = site.settings.target(target) if target else None
+    with _recorded(site, "retry deliveries") as run, site.store.writing() as connection:
+        count = outbox.retry_deliveries(connection, where)
+        ledger.record_audit(connection, run.id, "replay", "deliveries", pending=count)
+        run.counts = {"pending": count}
+    return count
+
+
+def source_of(kind: str, paths: Sequence[Path], *, reference: Path | None = None, in_place: bool = False) -> Source:
+    """A source given directly, as on the command line.
+
+    Raises
+    ------
+    ConfigurationError
+        No path is given.
+    """
+    if not paths:
+        raise ConfigurationError(f"nothing to ingest: name a file or a folder of {kind} data")
+    return Source.model_validate({"kind": kind, "paths": paths, "reference": reference, "in_place": in_place})
+
+
+@dataclass(kw_only=True, slots=True)
+class _Run:
+    id: int
+    counts: dict[str, Any]
+
+
+@contextmanager
+def _recorded(site: Site, command: str) -> Iterator[_Run]:
+    versions = {"medflow": version("medflow"), "python": platform.python_version()}
+    with site.store.writing() as connection:  # a transaction of its own: the run is on record whatever happens next
+        run = _Run(id=begin_run(connection, command=command, actor=_actor(), versions=versions), counts={})
+    status = "failed"
+    try:
+        yield run
+        status = "completed"
+    finally:
+        with site.store.writing() as connection:
+            finish_run(connection, run.id, status=status, counts=run.counts)
+
+
+def _actor() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a passwd entry
+        return "unknown"

@@ -1,0 +1,189 @@
+"""The clauses of the plugin contract, each checked by running the model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from medflow.errors import CaseError, MedflowError
+from medflow.inference.results import results_of
+from medflow.inference.runner import Runner, as_medflow_error
+from medflow.inference.weights import read_weights
+from medflow.plugin import Case, Model, Prediction
+from medflow.registry import check_spec
+from medflow.testing.cases import sample_cases
+
+HEAVY = ("torch", "monai", "tensorflow", "jax", "onnxruntime", "transformers")
+IMPORT_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """One clause of the contract, and whether the model keeps it."""
+
+    name: str
+    passed: bool
+    detail: str = ""
+
+
+class _Broken(Exception):
+    """A clause is not kept; the text says how."""
+
+
+def check_model(model: type[Model], cases: Sequence[Case] | None = None, *, device: str = "cpu") -> list[Check]:
+    """Run every clause of the contract on a model.
+
+    Parameters
+    ----------
+    model
+        The `Model` subclass.
+    cases
+        Two or more usable cases; random ones that fit the declared inputs are made when None.
+    device
+        Where to run it.
+    """
+    checks = [
+        _check("the spec can be served as declared", lambda: check_spec(model.spec)),
+        _check("reading the spec imports nothing heavy", lambda: _imports_light(model)),
+        _check("the model card says what a reader must know", lambda: _card(model)),
+        _check("the weights have the declared digest", lambda: _weights(model)),
+    ]
+    loaded = model()
+    loading = _check("the model loads", lambda: loaded.load(device))
+    checks.append(loading)
+    if loading.passed:
+        used = list(cases) if cases is not None else sample_cases(model.spec)
+        checks.extend(_running(loaded, used, device))
+        checks.append(_check("the model closes", loaded.close))
+    return checks
+
+
+def _running(model: Model, cases: Sequence[Case], device: str) -> Iterator[Check]:
+    yield _check("outputs lie inside the declaration", lambda: _declared(model, cases))
+    yield _check("the same input gives the same output", lambda: _same(model, _ready(model, cases), cases))
+    yield _check("a batch equals its cases one by one", lambda: _batching(model, cases))
+    yield _check("prepare is safe in threads", lambda: _threads(model, cases))
+    yield _check("a bad case does not spoil its batch", lambda: _isolation(model, cases, device))
+
+
+def _check(name: str, run: Callable[[], None]) -> Check:
+    try:
+        run()
+    except _Broken as broken:
+        return Check(name=name, passed=False, detail=str(broken))
+    except MedflowError as error:
+        return Check(name=name, passed=False, detail=error.message)
+    except Exception as error:  # noqa: BLE001 - a third party's code under test
+        return Check(name=name, passed=False, detail=f"{type(error).__name__}: {error}")
+    return Check(name=name, passed=True)
+
+
+def _imports_light(model: type[Model]) -> None:
+    code = (
+        f"import importlib, sys; importlib.import_module({model.__module__!r}); "
+        f"print(','.join(name for name in {HEAVY!r} if name in sys.modules))"
+    )
+    done = subprocess.run(  # noqa: S603 - this interpreter, on a module that is already imported here
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S, check=False
+    )
+    if done.returncode:
+        raise _Broken(f"importing {model.__module__} in a new process fails: {done.stderr.strip().splitlines()[-1]}")
+    if heavy := done.stdout.strip():
+        raise _Broken(f"importing {model.__module__} imports {heavy}: move it into load()")
+
+
+def _card(model: type[Model]) -> None:
+    card = model.spec.card
+    empty = [name for name in ("intended_use", "training_data", "licence", "limits") if not getattr(card, name).strip()]
+    if not card.metrics:
+        empty.append("metrics")
+    if empty:
+        raise _Broken(f"the card leaves empty: {', '.join(empty)}")
+
+
+def _weights(model: type[Model]) -> None:
+    package = model.__module__.rpartition(".")[0] or model.__module__
+    for weights in model.spec.weights:
+        read_weights(package, weights)
+
+
+def _ready(model: Model, cases: Sequence[Case]) -> list:
+    return [model.prepare(case) for case in cases]
+
+
+def _declared(model: Model, cases: Sequence[Case]) -> None:
+    for case, prediction in zip(cases, _predict(model, _ready(model, cases)), strict=True):
+        results_of(model.spec, case, prediction)
+
+
+def _same(model: Model, ready: list, cases: Sequence[Case]) -> None:
+    first = _predict(model, ready)
+    _compare(model, first, _predict(model, ready), "predicted twice")
+    _compare(model, first, _predict(model, _ready(model, cases)), "prepared and predicted again")
+
+
+def _batching(model: Model, cases: Sequence[Case]) -> None:
+    ready = _ready(model, cases)
+    single = [prediction for item in ready for prediction in model.predict([item])]
+    _compare(model, single, _predict(model, ready), f"in batches of {model.spec.batch_size}")
+
+
+def _threads(model: Model, cases: Sequence[Case]) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(model.prepare, list(cases) * 4))[: len(cases)]
+    _compare(model, _predict(model, _ready(model, cases)), _predict(model, together), "prepared in four threads")
+
+
+def _isolation(model: Model, cases: Sequence[Case], device: str) -> None:
+    def bad() -> Case:
+        raise CaseError("kit", "a case that cannot be read")
+
+    openers: list[Callable[[], Case]] = [lambda case=case: case for case in cases]
+    openers.insert(1, bad)
+    outcomes = {item.index: item for item in Runner(model, device=device, threads=2).run(openers)}
+    if sorted(outcomes) != list(range(len(openers))):
+        raise _Broken("not every case came out exactly once")
+    if outcomes[1].error is None:
+        raise _Broken("the bad case has a prediction")
+    lost = [index for index, outcome in outcomes.items() if index != 1 and outcome.error is not None]
+    if lost:
+        error = outcomes[lost[0]].error
+        raise _Broken(f"{len(lost)} good cases went down with the bad one ({error})")
+    good = [outcomes[index].prediction for index in sorted(outcomes) if index != 1]
+    alone = _predict(model, _ready(model, cases))
+    _compare(model, alone, [item for item in good if item is not None], "beside a bad case")
+
+
+def _predict(model: Model, ready: list) -> list[Prediction]:
+    size = model.spec.batch_size
+    found: list[Prediction] = []
+    for start in range(0, len(ready), size):
+        batch = ready[start : start + size]
+        try:
+            predictions = model.predict(batch)
+        except Exception as error:  # noqa: BLE001 - a third party's code under test
+            raise _Broken(f"predict fails on a batch of {len(batch)}: {as_medflow_error(error)}") from error
+        if len(predictions) != len(batch):
+            raise _Broken(f"predict gave {len(predictions)} predictions for a batch of {len(batch)}")
+        found.extend(predictions)
+    return found
+
+
+def _compare(model: Model, one: Sequence[Prediction], other: Sequence[Prediction], how: str) -> None:
+    for number, (left, right) in enumerate(zip(one, other, strict=True)):
+        if left.out_of_scope != right.out_of_scope or set(left.values) != set(right.values):
+            raise _Broken(f"case {number} is answered differently when {how}")
+        for name, value in left.values.items():
+            difference = float(np.max(np.abs(np.asarray(value, float) - np.asarray(right.values[name], float))))
+            if np.asarray(value).dtype == np.bool_:
+                difference = float(np.mean(np.asarray(value) != np.asarray(right.values[name])))
+            if not difference <= model.spec.tolerance:
+                raise _Broken(
+                    f"output {name} of case {number} differs by {difference:.3g} when {how}; "
+                    f"the spec's tolerance is {model.spec.tolerance:g}"
+                )
