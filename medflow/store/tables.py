@@ -310,15 +310,19 @@ class OutboxRow(Base):
 
 
 class DeliveryRow(Base):
-    """What one target has been sent of the outbox."""
+    """What one target is to be sent, or has been sent, of the outbox.
+
+    A target's rows are made when a delivery to it begins, for whatever the outbox then has beyond `TargetRow.enrolled`;
+    so finding what is pending costs what is new, and a target used once costs nothing afterwards.
+    """
 
     __tablename__ = "delivery"
     outbox_id: Mapped[int] = mapped_column(
         Id, ForeignKey("outbox.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
     )
     target: Mapped[str] = mapped_column(primary_key=True)
-    version: Mapped[int]  # of the outbox row, as last sent or tried
-    state: Mapped[str]  # delivered | failed | dead
+    version: Mapped[int]  # of the outbox row, to be sent or sent
+    state: Mapped[str]  # pending | delivered | failed | dead
     attempts: Mapped[int] = mapped_column(default=0)
     not_before_us: Mapped[int] = mapped_column(default=0)
     last_error: Mapped[str | None]
@@ -331,6 +335,7 @@ class TargetRow(Base):
 
     __tablename__ = "target"
     name: Mapped[str] = mapped_column(primary_key=True)  # folder path or base URL, without credentials
+    enrolled: Mapped[int] = mapped_column(default=0)  # outbox rows up to this id have a delivery row
     committed: Mapped[dict[str, Any]] = mapped_column(default=dict)  # file name -> committed size in bytes
     lease_owner: Mapped[str | None]
     lease_until_us: Mapped[int | None]

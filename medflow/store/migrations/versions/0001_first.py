@@ -52,6 +52,7 @@ def upgrade() -> None:
     )
     op.create_table('target',
     sa.Column('name', sa.String(), nullable=False),
+    sa.Column('enrolled', sa.BigInteger(), nullable=False),
     sa.Column('committed', sa.JSON(), nullable=False),
     sa.Column('lease_owner', sa.String(), nullable=True),
     sa.Column('lease_until_us', sa.BigInteger(), nullable=True),
