@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -88,8 +89,14 @@ def _imports_light(model: type[Model]) -> None:
         f"import importlib, sys; importlib.import_module({model.__module__!r}); "
         f"print(','.join(name for name in {HEAVY!r} if name in sys.modules))"
     )
+    same_path = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(  # noqa: S603 - this interpreter, on a module that is already imported here
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=same_path,
+        timeout=IMPORT_TIMEOUT_S,
+        check=False,
     )
     if done.returncode:
         raise _Broken(f"importing {model.__module__} in a new process fails: {done.stderr.strip().splitlines()[-1]}")
@@ -128,9 +135,8 @@ def _same(model: Model, ready: list, cases: Sequence[Case]) -> None:
 
 
 def _batching(model: Model, cases: Sequence[Case]) -> None:
-    ready = _ready(model, cases)
-    single = [prediction for item in ready for prediction in model.predict([item])]
-    _compare(model, single, _predict(model, ready), f"in batches of {model.spec.batch_size}")
+    single = [prediction for case in cases for prediction in _predict(model, [model.prepare(case)])]
+    _compare(model, single, _predict(model, _ready(model, cases)), f"in batches of {model.spec.batch_size}")
 
 
 def _threads(model: Model, cases: Sequence[Case]) -> None:

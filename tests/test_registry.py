@@ -1,0 +1,75 @@
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from medflow.errors import ConfigurationError, PluginBroken, UnknownModel
+from medflow.registry import dump_spec, installed, load_spec
+from tests.models import GcContent, renamed
+
+
+def several():
+    return [renamed(GcContent, "one"), renamed(GcContent, "two")]
+
+
+NOT_A_MODEL = object()
+
+
+def point(name: str, value: str) -> EntryPoint:
+    return EntryPoint(name=name, value=value, group="medflow.models")
+
+
+def test_a_broken_plugin_is_named_and_stops_nobody():
+    found = installed([point("bad", "no_such_module:Model"), point("gc-content", "tests.models:GcContent")])
+
+    assert list(found.models) == ["gc-content"]
+    assert found.broken[0].entry_point == "bad"
+    assert "No module named 'no_such_module'" in found.broken[0].error
+
+
+def test_an_entry_point_may_give_several_models():
+    found = installed([point("many", "tests.test_registry:several")])
+
+    assert sorted(found.models) == ["one", "two"]
+
+
+def test_two_models_of_one_name_are_reported():
+    found = installed([point("a", "tests.models:GcContent"), point("b", "tests.models:GcContent")])
+
+    assert "is taken by" in found.broken[0].error
+
+
+def test_what_is_no_model_is_reported():
+    found = installed([point("x", "tests.test_registry:NOT_A_MODEL")])
+
+    assert "neither a Model subclass nor a callable" in found.broken[0].error
+
+
+def test_asking_for_a_model_that_is_not_there_names_those_that_are():
+    found = installed([point("gc-content", "tests.models:GcContent")])
+
+    with pytest.raises(UnknownModel, match="no model is called 'gcc'; installed: gc-content"):
+        found.get("gcc")
+
+
+def test_asking_for_a_broken_one_says_why():
+    found = installed([point("bad", "no_such_module:Model")])
+
+    with pytest.raises(PluginBroken, match="No module named"):
+        found.get("bad")
+
+
+def test_a_spec_is_the_same_after_storing_it_as_json():
+    assert load_spec(dump_spec(GcContent.spec)) == GcContent.spec
+
+
+def test_a_stored_spec_of_another_version_is_refused_by_field():
+    data = dump_spec(GcContent.spec) | {"batch_size": "many"}
+
+    with pytest.raises(ConfigurationError, match="batch_size"):
+        load_spec(data)
+
+
+def test_the_digest_changes_with_the_spec():
+    found = installed([point("many", "tests.test_registry:several")])
+
+    assert found.models["one"].digest != found.models["two"].digest

@@ -1,0 +1,82 @@
+import pytest
+
+from medflow.plugin import Prediction
+from medflow.testing import Check, check_model
+from tests.models import GcContent
+
+
+def broken(checks: list[Check]) -> list[str]:
+    return [check.name for check in checks if not check.passed]
+
+
+def test_a_good_model_keeps_every_clause(check_model):
+    check_model(GcContent)
+
+
+class Drifting(GcContent):
+    calls = 0
+
+    def predict(self, batch):
+        Drifting.calls += 1
+        return [Prediction(values={"gc": min(1.0, Drifting.calls / 100)}) for _ in batch]
+
+
+class BatchDependent(GcContent):
+    def predict(self, batch):
+        return [Prediction(values={"gc": len(batch) / 10}) for _ in batch]
+
+
+class OutOfRange(GcContent):
+    def predict(self, batch):
+        return [Prediction(values={"gc": 7.0}) for _ in batch]
+
+
+class Remembering(GcContent):
+    """Answers for the case prepared last, whatever it is asked."""
+
+    last = ""
+
+    def prepare(self, case):
+        self.last = super().prepare(case)
+        return self.last
+
+    def predict(self, batch):
+        return super().predict([self.last for _ in batch])
+
+
+class WrongWeights(GcContent):
+    def load(self, device):
+        raise RuntimeError("no weights")
+
+
+@pytest.mark.parametrize(
+    ("model", "clause"),
+    [
+        (Drifting, "the same input gives the same output"),
+        (BatchDependent, "a batch equals its cases one by one"),
+        (OutOfRange, "outputs lie inside the declaration"),
+        (Remembering, "a batch equals its cases one by one"),
+        (WrongWeights, "the model loads"),
+    ],
+)
+def test_a_broken_clause_is_named(model, clause):
+    assert clause in broken(check_model(model))
+
+
+def test_a_spec_that_imports_torch_is_caught(tmp_path, monkeypatch):
+    code = "import torch\nfrom tests.models import GcContent\nclass Heavy(GcContent):\n    pass\n"
+    (tmp_path / "heavy_plugin.py").write_text(code)
+        "import torch\nfrom tests.models import GcContent\nclass Heavy(GcContent):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    from heavy_plugin import Heavy
+
+    found = {check.name: check for check in check_model(Heavy)}
+
+    assert found["reading the spec imports nothing heavy"].detail.startswith("importing heavy_plugin imports torch")
+
+
+def test_own_cases_are_used(check_model):
+    from tests.models import sequence_case
+
+    check_model(GcContent, [sequence_case(1, "ACGTACGT"), sequence_case(2, "GGGGGGGG")])
