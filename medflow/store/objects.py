@@ -59,6 +59,10 @@ class ObjectStore:
                 "free space or mend its permissions, then run the same command again; what was stored stays stored",
                 errno=error.errno,
             ) from None
+        except BaseException:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+            raise
 
     def get(self, digest: str) -> bytes:
         """The bytes of an object.
