@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from medflow.dicom.volume import read_image
 from medflow.errors import InputNotUsable
@@ -19,14 +18,11 @@ from medflow.plugin import (
     TimeSeriesInput,
 )
 from medflow.records import DueUnit, Instant
-from medflow.store import Store
+from medflow.store import Connection, Store
 from medflow.store.genomics import due_sequences, load_sequences
 from medflow.store.imaging import due_series, series_instances
 from medflow.store.jobs import Job
 from medflow.store.timeseries import due_encounters, load_time_series
-
-if TYPE_CHECKING:
-    from sqlalchemy import Connection
 
 CaseOpener = Callable[[], Case]
 

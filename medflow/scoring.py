@@ -18,7 +18,7 @@ from medflow.inputs import due_units, open_cases
 from medflow.plugin import Model
 from medflow.records import Instant, Outgoing, Result, Subject
 from medflow.registry import RegisteredModel, dump_spec
-from medflow.store import Store
+from medflow.store import Connection, Store
 from medflow.store import jobs as queue
 from medflow.store.jobs import Job
 from medflow.store.ledger import now_us
@@ -278,9 +278,9 @@ def _identity(model: RegisteredModel) -> ModelIdentity:
     )
 
 
-def _register(connection: object, model: RegisteredModel) -> int:
+def _register(connection: Connection, model: RegisteredModel) -> int:
     return queue.register_model(
-        connection,  # type: ignore[arg-type]  # SQLAlchemy's type stays inside medflow.store
+        connection,
         name=model.name,
         version=model.spec.version,
         digest=model.digest,

@@ -3,7 +3,7 @@
 Blocks marked ``console`` are run, page by page and top to bottom, by bash in an empty folder with a home of its own.
 A block's commands start with ``$``; they must succeed, or its last one must end with the status of ``console exit=3``.
 Each line shown under a command must be among what that block printed - spaces and figures apart, ``...`` left out.
-Blocks marked otherwise (``sh``, ``text``, ``python``) are not run.
+Blocks marked otherwise (``sh``, ``text``, ``python``) are not run. ``<!-- before: COMMAND -->`` prepares a page.
 """
 
 import os
@@ -21,6 +21,7 @@ from medflow.plugin import Model, ModelSpec
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```console(?: exit=(?P<status>\d+))?\n(?P<body>.*?)^```$", re.M | re.S)
+BEFORE = re.compile(r"^<!-- before: (?P<script>.*?) -->$", re.M)
 QUOTED = re.compile(r"<!-- file: (?P<path>\S+) -->\n+```\w*\n(?P<body>.*?)^```$", re.M | re.S)
 LINK = re.compile(r"\]\((?!https?:|mailto:)(?P<path>[^)#\s]*)(?:#(?P<anchor>[^)\s]+))?\)")
 
@@ -57,6 +58,9 @@ def test_the_commands_of_a_page_do_what_it_says(page: Path, tmp_path: Path) -> N
     }
     work = tmp_path / "work"
     work.mkdir()
+    for before in BEFORE.finditer(page.read_text()):
+        done = run_block(before["script"], work, environment)
+        assert done.returncode == 0, done.stdout
     for block in BLOCK.finditer(page.read_text()):
         body = block["body"].replace("\\\n", "")
         commands = [line[2:] for line in body.splitlines() if line.startswith("$ ")]
