@@ -44,6 +44,9 @@ class Settings(BaseSettings):
     default_patient_system: str | None = Field(
         None, description="FHIR identifier system of a DICOM PatientID that has no issuer."
     )
+    sample_system: str | None = Field(
+        None, description="FHIR identifier system that the sample names of VCF files are identifiers in."
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     workers: int = Field(0, ge=0, description="Processes and threads for reading; 0 means one per core.")
     chunk_size: int = Field(128, ge=1, le=4096, description="Cases in one leased chunk.")

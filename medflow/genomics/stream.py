@@ -42,10 +42,10 @@ class _Hashing(io.RawIOBase):
 
 
 class LineReader:
-    """The lines of a file; after the last one ``sha256`` and ``size`` are those of the bytes as received."""
+    """The lines of a file, or of bytes; after the last one ``sha256`` and ``size`` are those of what was received."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, source: Path | bytes) -> None:
+        self._source = source
         self.sha256 = ""
         self.size = 0
 
@@ -58,7 +58,7 @@ class LineReader:
             VANISHED, UNREADABLE, EMPTY, TRUNCATED, ARCHIVE_BROKEN, or TOO_LARGE for a line beyond `MAX_LINE`.
         """
         try:
-            with self._path.open("rb") as file:
+            with self._open() as file:
                 yield from self._lines(file)
         except FileNotFoundError:
             raise InputRejected(RejectCode.VANISHED, "the file is no longer there") from None
@@ -68,6 +68,9 @@ class LineReader:
             raise InputRejected(RejectCode.ARCHIVE_BROKEN, "the compressed file is damaged") from None
         except OSError as error:
             raise InputRejected(RejectCode.UNREADABLE, f"the file cannot be read: {error.strerror}") from None
+
+    def _open(self) -> BinaryIO:
+        return io.BytesIO(self._source) if isinstance(self._source, bytes) else self._source.open("rb")
 
     def _lines(self, file: BinaryIO) -> Iterator[bytes]:
         hashing = _Hashing(file)

@@ -19,13 +19,13 @@ from medflow.genomics.vcf_record import RecordCheck, Site, bad_record
 from medflow.records import Variant, VariantFile
 
 
-def read_vcf(path: Path, *, reference: Path | None = None) -> VariantFile:
+def read_vcf(source: Path | bytes, *, reference: Path | None = None) -> VariantFile:
     """What a VCF file (4.1 to 4.5; plain, gzip or bgzip) holds, after a full check of it.
 
     Parameters
     ----------
-    path
-        The file, whatever its name.
+    source
+        The file, whatever its name, or its bytes.
     reference
         Uncompressed FASTA that every REF must agree with.
 
@@ -39,7 +39,7 @@ def read_vcf(path: Path, *, reference: Path | None = None) -> VariantFile:
     """
     with ExitStack() as stack:
         genome = stack.enter_context(Reference(reference)) if reference is not None else None
-        reader = LineReader(path)
+        reader = LineReader(source)
         lines = _numbered(reader)
         header = _read_header(lines)
         check, order, records = RecordCheck(header), _Order(), 0
@@ -72,9 +72,12 @@ def _numbered(reader: LineReader) -> Iterator[tuple[int, str]]:
         if empty:
             raise bad_record(empty, "an empty line")
         try:
-            yield number, line.decode("utf-8")
+            text = line.decode("utf-8")
         except UnicodeDecodeError:
-            raise InputRejected(RejectCode.WRONG_ENCODING, f"line {number}: not UTF-8 text", line=number) from None
+            text = "\0"
+        if "\0" in text:
+            raise InputRejected(RejectCode.WRONG_ENCODING, f"line {number}: not UTF-8 text", line=number)
+        yield number, text
 
 
 def _read_header(lines: Iterator[tuple[int, str]]) -> Header:

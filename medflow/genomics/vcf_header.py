@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from medflow.errors import InputRejected, RejectCode
 
 COLUMNS = ("#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO")
+MAX_NAME = 250  # characters of a sample's name: what a database's index takes
 
 _FILEFORMAT = re.compile(r"##fileformat=VCFv4\.([1-5])")
 _FIELD = re.compile(r'([^=,<>"]+)=("(?:[^"\\]|\\.)*"|[^,<>"]*)(?:,|$)')
@@ -119,6 +120,8 @@ def columns_line(header: Header, line: int, text: str) -> None:
         raise bad_header(line, "a FORMAT column must be followed by samples")
     if not all(name.strip() for name in samples):
         raise bad_header(line, "a sample has an empty name")
+    if not all(len(name) <= MAX_NAME and name.isprintable() for name in samples):
+        raise bad_header(line, f"a sample name is longer than {MAX_NAME} characters, or holds some that do not print")
     if len(set(samples)) != len(samples):
         raise bad_header(line, "sample names must be unique")
     header.samples = samples

@@ -225,7 +225,9 @@ class SampleRow(Base):
 
 
 class SequenceRow(Base):
-    """A sequence, once per content and name; its bases lie in the object store under ``sha256``."""
+    """A sequence, once per name, content (``sha256`` of its bases) and patient; `store_sequences` sees to that, not a
+    constraint: patients whose sequences are alike may turn out to be one.
+    """
 
     __tablename__ = "sequence"
     id: Mapped[int] = _key()
@@ -236,7 +238,7 @@ class SequenceRow(Base):
     patient_id: Mapped[int | None] = _to("patient.id", index=True)
     revision: Mapped[int] = mapped_column(default=0)
     received_us: Mapped[int]
-    __table_args__ = (UniqueConstraint("name", "sha256"),)
+    __table_args__ = (Index("ix_sequence_content", "sha256", "name"),)
 
 
 # --- work --------------------------------------------------------------------------------------------------------

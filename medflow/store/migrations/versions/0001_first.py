@@ -205,10 +205,10 @@ def upgrade() -> None:
     sa.Column('revision', sa.BigInteger(), nullable=False),
     sa.Column('received_us', sa.BigInteger(), nullable=False),
     sa.ForeignKeyConstraint(['patient_id'], ['patient.id'], name=op.f('fk_sequence_patient_id_patient')),
-    sa.PrimaryKeyConstraint('id', name=op.f('pk_sequence')),
-    sa.UniqueConstraint('name', 'sha256', name=op.f('uq_sequence_name_sha256'))
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_sequence'))
     )
     with op.batch_alter_table('sequence', schema=None) as batch_op:
+        batch_op.create_index('ix_sequence_content', ['sha256', 'name'], unique=False)
         batch_op.create_index(batch_op.f('ix_sequence_patient_id'), ['patient_id'], unique=False)
 
     op.create_table('study',
@@ -396,6 +396,7 @@ def downgrade() -> None:
     op.drop_table('study')
     with op.batch_alter_table('sequence', schema=None) as batch_op:
         batch_op.drop_index(batch_op.f('ix_sequence_patient_id'))
+        batch_op.drop_index('ix_sequence_content')
 
     op.drop_table('sequence')
     with op.batch_alter_table('sample', schema=None) as batch_op:
