@@ -66,8 +66,6 @@ def test_a_broken_clause_is_named(model, clause):
 def test_a_spec_that_imports_torch_is_caught(tmp_path, monkeypatch):
     code = "import torch\nfrom tests.models import GcContent\nclass Heavy(GcContent):\n    pass\n"
     (tmp_path / "heavy_plugin.py").write_text(code)
-        "import torch\nfrom tests.models import GcContent\nclass Heavy(GcContent):\n    pass\n"
-    )
     monkeypatch.syspath_prepend(tmp_path)
     from heavy_plugin import Heavy
 
