@@ -55,6 +55,7 @@ def test_the_commands_of_a_page_do_what_it_says(page: Path, tmp_path: Path) -> N
         "MEDFLOW_HOME": str(tmp_path / "home"),
         "PREFECT_HOME": str(tmp_path / "prefect"),
         "COLUMNS": "120",
+        "TREE": str(ROOT),  # for what prepares a page, never for its commands
     }
     work = tmp_path / "work"
     work.mkdir()
