@@ -18,13 +18,17 @@ IUPAC = {
 
 
 class Reference:
-    """Random access to one FASTA file; its index is kept in a temporary folder, never beside the file."""
+    """Random access to one FASTA file.
+
+    An index beside it (``.fai``) is used when it is not older than the file; otherwise one is made in a temporary
+    folder, which takes about a minute for a human genome.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises ConfigurationError when the file cannot be used."""
         self._folder = tempfile.TemporaryDirectory(prefix="medflow-index-")
         try:
-            self._index = Faidx(str(path), indexname=str(Path(self._folder.name, "index.fai")))
+            self._index = Faidx(str(path), indexname=str(_fresh_index(path) or Path(self._folder.name, "index.fai")))
         except (OSError, FastaIndexingError, UnsupportedCompressionFormat, ImportError, UnicodeDecodeError):
             self._folder.cleanup()
             raise ConfigurationError(
@@ -58,6 +62,11 @@ class Reference:
                 raise _mismatch(
                     line, "REF differs from the reference: is this the assembly that the file was called on?"
                 )
+
+
+def _fresh_index(path: Path) -> Path | None:
+    index = path.with_name(path.name + ".fai")
+    return index if index.exists() and index.stat().st_mtime >= path.stat().st_mtime else None
 
 
 def _mismatch(line: int, reason: str) -> InputRejected:

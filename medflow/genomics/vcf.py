@@ -19,7 +19,7 @@ from medflow.genomics.vcf_record import RecordCheck, Site, bad_record
 from medflow.records import Variant, VariantFile
 
 
-def read_vcf(source: Path | bytes, *, reference: Path | None = None) -> VariantFile:
+def read_vcf(source: Path | bytes, *, reference: Path | Reference | None = None) -> VariantFile:
     """What a VCF file (4.1 to 4.5; plain, gzip or bgzip) holds, after a full check of it.
 
     Parameters
@@ -27,7 +27,7 @@ def read_vcf(source: Path | bytes, *, reference: Path | None = None) -> VariantF
     source
         The file, whatever its name, or its bytes.
     reference
-        Uncompressed FASTA that every REF must agree with.
+        Uncompressed FASTA that every REF must agree with; opened already where many files are checked against it.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def read_vcf(source: Path | bytes, *, reference: Path | None = None) -> VariantF
         The reference cannot be used.
     """
     with ExitStack() as stack:
-        genome = stack.enter_context(Reference(reference)) if reference is not None else None
+        genome = stack.enter_context(Reference(reference)) if isinstance(reference, Path) else reference
         reader = LineReader(source)
         lines = _numbered(reader)
         header = _read_header(lines)
