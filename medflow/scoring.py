@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from medflow.config import Settings
 from medflow.errors import MedflowError, TransientError
@@ -18,12 +21,10 @@ from medflow.inputs import due_units, open_cases
 from medflow.plugin import Model
 from medflow.records import Instant, Outgoing, Result, Subject
 from medflow.registry import RegisteredModel, dump_spec
-from medflow.store import Connection, Store
+from medflow.store import Connection, Store, outbox
 from medflow.store import jobs as queue
 from medflow.store.jobs import Job
 from medflow.store.ledger import now_us
-from medflow.store.outbox import queue as queue_outgoing
-from medflow.store.outbox import supersede
 from medflow.store.patients import subjects
 from medflow.store.units import UnitFacts, unit_facts
 
@@ -112,7 +113,7 @@ def select(store: Store, model: RegisteredModel, *, as_of: Instant) -> ScoreTall
     spec = model.spec
     with store.writing() as connection:
         model_id = _register(connection, model)
-        queue_outgoing(connection, None, catalog_resources(_identity(model)))
+        outbox.queue(connection, None, catalog_resources(_identity(model)))
     with store.reading() as connection:
         due = due_units(connection, spec, as_of=as_of, model_id=model_id)
     tally = ScoreTally()
@@ -197,12 +198,23 @@ class _Chunk:
         error = outcome.error
         if outcome.case is not None and outcome.prediction is not None:
             try:
-                self.finished[job.id] = results_of(self.model.spec, outcome.case, outcome.prediction)
+                results = results_of(self.model.spec, outcome.case, outcome.prediction)
+                self.finished[job.id] = [self._keep_mask(result, outcome) for result in results]
                 return
             except MedflowError as invalid:
                 error = invalid
         if error is not None:
             self._fail(job, error)
+
+    def _keep_mask(self, result: Result, outcome: Outcome) -> Result:
+        """A segment's mask goes to the object store, and the result knows it by its SHA-256."""
+        if result.voxels is None or outcome.case is None or outcome.prediction is None:
+            return result
+        mask = outcome.prediction.values[result.output]
+        affine = outcome.case.image.affine
+        file = io.BytesIO()
+        np.savez_compressed(file, bits=np.packbits(mask), shape=np.shape(mask), affine=affine)
+        return replace(result, mask=self.store.objects.put(file.getvalue()))
 
     def _fail(self, job: Job, error: MedflowError) -> None:
         retry = isinstance(error, TransientError)
@@ -233,9 +245,8 @@ class _Chunk:
                 queue.complete(connection, {job_id: self.finished[job_id] for job_id in held})
                 older = queue.supersede_older(connection, sorted(held))
                 if older:
-                    supersede(connection, older, "amended")
-                for job_id in sorted(held):
-                    queue_outgoing(connection, job_id, outgoing[job_id])
+                    outbox.supersede(connection, older, "amended")
+                outbox.queue_many(connection, {job_id: outgoing[job_id] for job_id in sorted(held)})
             for job_id in self.finished:
                 del self.open[job_id]
             self._count("done", len(held))

@@ -160,7 +160,8 @@ def replay_rejects(site: Site, *, progress: Progress | None = None) -> Tally:
 def _offer(store: Store, reject: ledger.Reject) -> Offer:
     if reject.payload and reject.sha256 and reject.sha256 in store.objects:
         return Offer(origin=reject.origin, data=store.objects.get(reject.sha256))
-    return Offer(origin=reject.origin, path=Path(reject.origin))
+    origin = reject.origin.partition("#")[0]  # of an entry whose bytes were not kept, the whole file
+    return Offer(origin=origin, path=Path(origin))
 
 
 def replay_jobs(site: Site, job_ids: Sequence[int] | None = None) -> int:

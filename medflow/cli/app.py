@@ -175,7 +175,9 @@ def status(as_json: Json = False) -> None:
     states = ("ready", "leased", "done", "failed", "dead")
     rows = [[name, *(by_state.get(state, 0) for state in states)] for name, by_state in counts["jobs"].items()]
     show_table(["model", *states], rows, title="jobs")
-    show_table(["results", "count"], [[name, value] for name, value in counts["outbox"].items()])
+    states = ("pending", "delivered", "failed", "dead")
+    rows = [[name, *(by_state.get(state, 0) for state in states)] for name, by_state in counts["outbox"].items()]
+    show_table(["target", *states], rows, title="results")
     show_table(["open rejects", "count"], sorted(counts["rejects"].items(), key=lambda item: -item[1]))
 
 
