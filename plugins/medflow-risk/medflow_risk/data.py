@@ -1,0 +1,97 @@
+"""PhysioNet/CinC Challenge 2012, as published text files, on the very grid that the store gives a model.
+
+The files become `medflow.timeseries.Readings`, and from there on nothing differs from a scored patient: one function
+makes the grid for both.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+from medflow.plugin import Coding
+from medflow.timeseries import Readings, grid, statics
+from medflow_risk.channels import ICU_TYPE, SERIES, STATICS
+
+ADMISSION = date(2012, 1, 1)
+MINUTE_US = 60_000_000
+SEX = {"0": "female", "1": "male"}
+DESCRIPTORS = frozenset(("RecordID", "Age", "Gender", "ICUType"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """Stays in the order of their RecordID: ``values`` (n, 48, channels), ``statics`` (n, 6), ``died`` (n,) bool.
+
+    ``refused`` counts the stays left out because the model does not accept so few measurements.
+    """
+
+    records: np.ndarray
+    values: np.ndarray
+    statics: np.ndarray
+    died: np.ndarray
+    refused: int
+
+
+def read_cohort(folder: Path, loinc: Path, *, limit: int | None = None) -> Cohort:
+    """Set A from its folder (``*.txt`` at any depth, and Outcomes-a.txt) and the map of its parameters to codes."""
+    with next(folder.rglob("Outcomes-a.txt")).open(newline="") as file:
+        outcome = {int(row["RecordID"]): row["In-hospital_death"] == "1" for row in csv.DictReader(file)}
+    paths = {int(path.stem): path for path in folder.rglob("*.txt") if path.stem.isdigit()}
+    records = sorted(paths)[:limit]
+    readings, fixed = _read([paths[record] for record in records], loinc)
+    cells = grid(SERIES, readings, len(records))
+    enough = cells.taken >= SERIES.min_measurements
+    kept = [record for record, taken in zip(records, enough, strict=True) if taken]
+    return Cohort(
+        records=np.array(kept),
+        values=cells.values[enough],
+        statics=fixed[enough],
+        died=np.array([outcome[record] for record in kept]),
+        refused=int((~enough).sum()),
+    )
+
+
+def _read(paths: Sequence[Path], loinc: Path) -> tuple[Readings, np.ndarray]:
+    with loinc.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    codes = {row["parameter"]: index for index, row in enumerate(rows)}
+    columns: list[tuple[int, int, int, float]] = []
+    fixed: list[tuple[float, ...]] = []
+    for case, path in enumerate(paths):
+        described: dict[str, str] = {}
+        for line in path.read_text().splitlines()[1:]:
+            time, name, value = line.split(",")
+            if name in DESCRIPTORS:
+                described[name] = value
+            elif name in codes and not (name in ("Height", "Weight") and float(value) == -1):
+                hours, minutes = time.split(":")
+                columns.append((case, codes[name], int(hours) * 60 + int(minutes), float(value)))
+        fixed.append(
+            statics(
+                STATICS,
+                birth=date(ADMISSION.year - int(described["Age"]), 1, 1),
+                admitted=ADMISSION,
+                sex=SEX.get(described["Gender"]),
+                types=(f"{ICU_TYPE}|{described['ICUType']}",),
+            )
+        )
+    table = np.array(columns, dtype=np.float64).reshape(-1, 4)
+    offset_us = table[:, 2].astype(np.int64) * MINUTE_US
+    code = table[:, 1].astype(np.int64)
+    readings = Readings(
+        codes=[Coding(system=row["system"], code=row["code"]) for row in rows],
+        units=[row["unit_ucum"] or None for row in rows],
+        case=table[:, 0].astype(np.int64),
+        code=code,
+        unit=code,  # every parameter has one unit
+        offset_us=offset_us,
+        known_us=offset_us,
+        value=table[:, 3],
+    )
+    return readings, np.array(fixed, dtype=np.float32)

@@ -1,0 +1,111 @@
+"""In-hospital mortality from the first 48 hours in intensive care: the declaration, and the model at work.
+
+Reading this module imports no torch; `IcuMortality.load` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from medflow.plugin import (
+    SNOMED,
+    Case,
+    Coding,
+    Model,
+    ModelCard,
+    ModelSpec,
+    Prediction,
+    Risk,
+    UnitKind,
+    Weights,
+)
+from medflow_risk.channels import SERIES
+from medflow_risk.features import series_features, static_features
+
+ADULT_YEARS = 16  # the youngest in the training data
+
+SPEC = ModelSpec(
+    name="icu-mortality",
+    version="1.0.0",
+    title="In-hospital mortality from the first 48 hours in intensive care",
+    unit=UnitKind.ENCOUNTER,
+    accepts=(SERIES,),
+    outputs=(
+        Risk(
+            name="in-hospital-death",
+            code=Coding(system=SNOMED, code="225338004", display="Risk assessment"),
+            outcome=Coding(system=SNOMED, code="419099009", display="Dead"),
+            horizon=None,
+            calibrated=True,
+        ),
+    ),
+    weights=(Weights(file="icu_mortality.safetensors", sha256="SHA"),),
+    batch_size=128,
+    memory_mib=512,
+    card=ModelCard(
+        intended_use="Research and evaluation of the pipeline on adults in intensive care; not a medical device.",
+        training_data="PhysioNet/CinC Challenge 2012 set A: 4,000 stays, one hospital, 2001 to 2008 (ODC-By 1.0).",
+        licence="Apache-2.0",
+        metrics={},
+        limits="One hospital, no external validation; not for children, nor for decisions to limit treatment.",
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """Features of one stay: ``series`` (3, steps, channels), ``statics`` (8,); or why the model has no answer."""
+
+    series: np.ndarray
+    statics: np.ndarray
+    out_of_scope: str | None = None
+
+
+class IcuMortality(Model[Prepared]):
+    """Ten LSTMs, two from each fold of the cross-validation, averaged and calibrated."""
+
+    spec: ClassVar[ModelSpec] = SPEC
+    _ensemble: Any = None
+    _device: str = "cpu"
+
+    def load(self, device: str) -> None:
+        """Read the weights and put the ensemble on ``device``."""
+        from medflow.inference.weights import load_weights
+        from medflow_risk.network import Ensemble
+
+        (weights,) = SPEC.weights
+        self._ensemble = Ensemble.of(load_weights("medflow_risk", weights)).to(device)
+        self._device = device
+
+    def prepare(self, case: Case) -> Prepared:
+        """Features of one stay."""
+        series = case.series
+        child = series.statics[0] < ADULT_YEARS  # False for an unknown age
+        return Prepared(
+            series=series_features(series.values),
+            statics=static_features(series.statics),
+            out_of_scope=f"the model is for adults, from {ADULT_YEARS} years on" if child else None,
+        )
+
+    def predict(self, batch: Sequence[Prepared]) -> list[Prediction]:
+        """Probabilities of a batch in one pass."""
+        import torch
+
+        series = torch.from_numpy(np.stack([item.series for item in batch])).to(self._device)
+        statics = torch.from_numpy(np.stack([item.statics for item in batch])).to(self._device)
+        with torch.inference_mode():
+            risks = self._ensemble(series, statics).double().cpu().tolist()
+        return [
+            Prediction(out_of_scope=item.out_of_scope)
+            if item.out_of_scope
+            else Prediction(values={"in-hospital-death": risk})
+            for item, risk in zip(batch, risks, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Let the ensemble go."""
+        self._ensemble = None

@@ -1,0 +1,206 @@
+"""Training, from the challenge's published files to the weights in this package; seeded, on one CPU core.
+
+    python -m medflow_risk.train --set-a DIR --loinc CSV --out DIR
+
+Five stratified folds; the networks of a fold never see its stays, not for early stopping, standardisation or
+calibration either. Their out-of-fold answers are the cross-validation; all of them together are the released ensemble.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from medflow_risk.data import Cohort, read_cohort
+from medflow_risk.features import series_features, static_features
+from medflow_risk.metrics import report
+from medflow_risk.network import Ensemble, MortalityNet
+
+FOLDS = 5
+SEEDS = 2  # networks a fold
+EPOCHS = 10
+BATCH = 64
+LEARNING_RATE = 2e-3
+HELD_BACK = 0.1  # of a fold's training stays, for early stopping
+HIDDEN_CHANNEL, HIDDEN_STATIC = 0.2, 0.1  # how often training hides a whole channel, or a static input, of a stay
+WEIGHTS = "icu_mortality.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """``series`` (n, 3, steps, channels), ``statics`` (n, 8), ``died`` (n,) of 0 and 1."""
+
+    series: Tensor
+    statics: Tensor
+    died: Tensor
+
+
+def samples_of(cohort: Cohort) -> Samples:
+    """The features of a cohort."""
+    return Samples(
+        series=torch.from_numpy(np.moveaxis(series_features(cohort.values), 0, 1).copy()),
+        statics=torch.from_numpy(static_features(cohort.statics)),
+        died=torch.from_numpy(cohort.died.astype(np.float32)),
+    )
+
+
+def folds_of(died: np.ndarray, seed: int) -> np.ndarray:
+    """The fold of each stay, deaths dealt out evenly."""
+    rng = np.random.default_rng(seed)
+    fold = np.empty(len(died), dtype=np.int64)
+    for outcome in (True, False):
+        stays = rng.permutation(np.flatnonzero(died == outcome))
+        fold[stays] = np.arange(len(stays)) % FOLDS
+    return fold
+
+
+def fit(samples: Samples, train: np.ndarray, seed: int) -> MortalityNet:
+    """One network from the stays ``train``; the epoch with the least loss on those held back is kept."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    train = rng.permutation(train)
+    held_back, train = np.split(train, [int(len(train) * HELD_BACK)])
+    net = MortalityNet()
+    net.standardise(samples.series[train, 0])
+    batches = -(-len(train) // BATCH)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=EPOCHS * batches)
+    best, least = copy.deepcopy(net.state_dict()), np.inf
+    for _ in range(EPOCHS):
+        net.train()
+        for batch in np.array_split(rng.permutation(train), batches):
+            series, statics = _hidden(samples.series[batch], samples.statics[batch])
+            optimiser.zero_grad()
+            _loss(net(series, statics), samples.died[batch]).backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+        loss = float(_loss(torch.from_numpy(logits(net, samples, held_back)), samples.died[held_back]))
+        if loss < least:
+            best, least = copy.deepcopy(net.state_dict()), loss
+    net.load_state_dict(best)
+    return net.eval()
+
+
+def _loss(logit: Tensor, died: Tensor) -> Tensor:
+    return nn.functional.binary_cross_entropy_with_logits(logit, died)
+
+
+def _hidden(series: Tensor, statics: Tensor) -> tuple[Tensor, Tensor]:
+    """Some channels and statics made unknown: a network must not need what another hospital does not measure."""
+    count, _, _, channels = series.shape
+    channel = (torch.rand(count, channels) < HIDDEN_CHANNEL)[:, None]
+    age, sex, kind = (torch.rand(count, 3) < HIDDEN_STATIC).unbind(1)
+    statics = statics.clone()
+    statics[:, :2][age] = 0
+    statics[:, 2:4][sex] = 0
+    statics[:, 4:][kind] = 0
+    filled, measured, since = series.unbind(1)
+    return torch.stack(
+        [
+            filled.masked_fill(channel, torch.nan),
+            measured.masked_fill(channel, 0),
+            since.masked_fill(channel, 1),
+        ],
+        dim=1,
+    ), statics
+
+
+def logits(net: nn.Module, samples: Samples, stays: np.ndarray) -> np.ndarray:
+    """The network's answers for ``stays``."""
+    net.eval()
+    with torch.inference_mode():
+        return net(samples.series[stays], samples.statics[stays]).numpy()
+
+
+def platt(logit: np.ndarray, died: np.ndarray, rounds: int = 25) -> tuple[float, float]:
+    """Slope and intercept of a logistic regression of the outcome on the logit (Newton's method)."""
+    design = np.stack([logit, np.ones_like(logit)], axis=1).astype(np.float64)
+    weights = np.array([1.0, 0.0])
+    for _ in range(rounds):
+        chance = 1 / (1 + np.exp(-design @ weights))
+        curvature = design.T @ (design * (chance * (1 - chance))[:, None])
+        weights = weights - np.linalg.solve(curvature, design.T @ (chance - died))
+    return float(weights[0]), float(weights[1])
+
+
+def cross_validate(samples: Samples, fold: np.ndarray) -> tuple[list[MortalityNet], np.ndarray]:
+    """The networks of all folds, and the out-of-fold mean logit of each stay."""
+    nets: list[MortalityNet] = []
+    answers = np.empty(len(fold))
+    for number in range(FOLDS):
+        inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+        mine = [fit(samples, inside, seed=100 * number + seed) for seed in range(SEEDS)]
+        answers[outside] = np.mean([logits(net, samples, outside) for net in mine], axis=0)
+        nets += mine
+    return nets, answers
+
+
+def calibrated(answers: np.ndarray, died: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Out-of-fold probabilities, each fold calibrated on the others."""
+    chance = np.empty(len(fold))
+    for number in range(FOLDS):
+        outside = fold == number
+        slope, intercept = platt(answers[~outside], died[~outside])
+        chance[outside] = 1 / (1 + np.exp(-(slope * answers[outside] + intercept)))
+    return chance
+
+
+def train(cohort: Cohort, out: Path) -> dict[str, object]:
+    """Write the weights and the out-of-fold predictions to ``out``; returns the metrics."""
+    samples = samples_of(cohort)
+    records, died = cohort.records, cohort.died
+    fold = folds_of(died, seed=0)
+    nets, answers = cross_validate(samples, fold)
+    chance = calibrated(answers, died, fold)
+    ensemble = Ensemble(nets)
+    ensemble.platt[:] = torch.tensor(platt(answers, died))
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(ensemble.state_dict(), out / WEIGHTS)
+    with (out / "out_of_fold.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["RecordID", "fold", "p"])
+        rows.writerows(zip(records.tolist(), fold.tolist(), chance.tolist(), strict=True))
+    by_fold = [report(died[fold == number], chance[fold == number])["auroc"] for number in range(FOLDS)]
+    return {
+        "refused": cohort.refused,
+        "cross_validation": report(died, chance),
+        "auroc_by_fold": by_fold,
+        "platt": ensemble.platt.tolist(),
+        "sha256": sha256((out / WEIGHTS).read_bytes()).hexdigest(),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the files, train, and print the metrics as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m medflow_risk.train", description=__doc__)
+    parser.add_argument("--set-a", type=Path, required=True, help="folder with set A's text files and outcomes")
+    parser.add_argument("--loinc", type=Path, required=True, help="CSV: parameter, system, code, unit_ucum")
+    parser.add_argument("--out", type=Path, default=Path("trained"), help="where weights and predictions are written")
+    parser.add_argument("--limit", type=int, help="only the first stays")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    started = time.monotonic()
+    cohort = read_cohort(options.set_a, options.loinc, limit=options.limit)
+    reading_s = time.monotonic() - started
+    metrics = train(cohort, options.out)
+    metrics |= {"reading_s": reading_s, "training_s": time.monotonic() - started - reading_s}
+    sys.stdout.write(json.dumps(metrics, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
