@@ -19,7 +19,7 @@ PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.to
 def build_wheel(project: Path, folder: Path) -> Path:
     """Build from a copy: setuptools leaves build/ beside the sources, and would ship what lay in an old one."""
     source = folder / "source"
-    leave = shutil.ignore_patterns(".git", ".*_cache", "build", "*.egg-info", "__pycache__", "node_modules", "tests")
+    leave = shutil.ignore_patterns(".*", "venv", "build", "*.egg-info", "__pycache__", "node_modules", "tests")
     shutil.copytree(project, source, ignore=leave, symlinks=True)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*command, "-w", folder / "wheel", source], check=True)
