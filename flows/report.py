@@ -9,6 +9,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.states import Completed, Failed, State
 
 Counts = Mapping[str, Any]
+DETAILS = ("reasons", "notes", "seconds")  # maps whose names are not counts of a run
 
 
 def report(key: str, title: str, counts: Counts) -> None:
@@ -43,20 +44,25 @@ def final_state(counts: Counts) -> State:
 
 def summary(counts: Counts) -> str:
     """One line: every count that is not zero."""
-    flat: list[str] = []
+    return ", ".join(_said(counts)) or "nothing to do"
+
+
+def _said(counts: Counts) -> list[str]:
+    said: list[str] = []
     for name, value in counts.items():
-        if isinstance(value, Mapping):
-            inner = summary(value) if name not in ("reasons", "notes", "seconds") else ""
-            flat += [f"{name}: {inner}"] if inner else []
-        elif value:
-            flat.append(f"{value} {name}")
-    return ", ".join(flat) or "nothing to do"
+        if name in DETAILS:
+            continue
+        if not isinstance(value, Mapping):
+            said += [f"{value} {name}"] if value else []
+        elif inner := _said(value):
+            said.append(f"{name}: {', '.join(inner)}")
+    return said
 
 
 def _sum(counts: Counts, *names: str) -> int:
     total = 0
     for name, value in counts.items():
-        if name in ("reasons", "notes", "seconds"):
+        if name in DETAILS:
             continue
         if name in names:
             total += len(value) if isinstance(value, Mapping) else int(value)

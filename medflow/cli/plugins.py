@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from medflow.cli.output import PROBLEMS, out, show_table
+from medflow.cli.scaffold import write_plugin
 from medflow.cli.site import Json
 from medflow.errors import UnknownModel
 from medflow.plugin import ImagingInput, InputSpec, SequenceInput, TimeSeriesInput
@@ -66,6 +68,16 @@ def describe(spec: InputSpec) -> str:
     if isinstance(spec, SequenceInput):
         return f"{spec.length} bases of {spec.alphabet}"
     return spec.kind
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="The distribution's name, for example spleen-ct.")],
+    folder: Annotated[Path, typer.Option("--in", help="The folder to write it in.")] = Path(),
+) -> None:
+    """Write a plugin distribution to start from: it installs and keeps the contract as it is."""
+    for path in write_plugin(folder, name):
+        out.print(path, markup=False)
 
 
 @app.command()
