@@ -1,4 +1,4 @@
-"""`medflow plugin new`: a distribution that installs, keeps the contract and can be shipped, to be changed from there."""
+"""`medflow plugin new`: a distribution that installs and keeps the contract, to be changed from there."""
 
 from __future__ import annotations
 
