@@ -1,0 +1,136 @@
+"""One delivery run: claim the target, send what it has not been sent, note every answer, give the target back."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medflow.config import Settings
+from medflow.delivery.folder import Folder
+from medflow.delivery.server import Server
+from medflow.delivery.target import Sent, Target, is_server, target_name
+from medflow.store import Store, outbox
+from medflow.store.jobs import process_owner
+from medflow.store.ledger import now_us, record_audit
+from medflow.store.outbox import Failure, PendingResource
+
+log = logging.getLogger(__name__)
+Progress = Callable[[int], None]
+PAGE = 2000  # resources held in memory, and committed to a folder at once
+
+
+@dataclass(kw_only=True, slots=True)
+class DeliveryTally:
+    """Counts of one delivery, in resources.
+
+    ``pending`` were to be sent when it began. ``failed`` are sent again by a later run, ``dead`` are not.
+    ``errors`` counts both by the server's status, issue codes and element paths.
+    """
+
+    pending: int = 0
+    delivered: int = 0
+    failed: int = 0
+    dead: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+
+    def as_json(self) -> dict[str, object]:
+        """The counts as ``medflow deliver --json`` prints them."""
+        return {
+            "pending": self.pending,
+            "delivered": self.delivered,
+            "failed": self.failed,
+            "dead": self.dead,
+            "errors": dict(sorted(self.errors.items())),
+        }
+
+
+def deliver(
+    store: Store, settings: Settings, target: str, *, run_id: int | None = None, progress: Progress | None = None
+) -> DeliveryTally:
+    """Send a folder or a FHIR base URL what it has not been sent yet; a second call sends nothing twice.
+
+    ``progress`` is called with the number of resources just settled.
+
+    Raises
+    ------
+    ConfigurationError
+        The target cannot be written, is no FHIR R4 server, or wants other credentials.
+    TargetUnavailable
+        The server does not answer (any more), or another process is delivering to it. What was sent is noted.
+    """
+    run = _Run(store, settings, target_name(target), progress or (lambda _count: None))
+    opened = Server(settings, target) if is_server(target) else Folder(Path(run.name))
+    with store.writing() as connection:
+        committed = outbox.claim_target(connection, run.name, run.owner, seconds=settings.lease_seconds)
+    try:
+        opened.open(committed)
+        run.send_all(opened)
+    finally:
+        opened.close()
+        with store.writing() as connection:
+            outbox.release_target(connection, run.name, run.owner)
+            record_audit(connection, run_id, "deliver", run.name, **run.tally.as_json())
+    return run.tally
+
+
+class _Run:
+    """One claimed target, and the account of what it was sent."""
+
+    def __init__(self, store: Store, settings: Settings, name: str, progress: Progress) -> None:
+        self.name = name
+        self.owner = process_owner()
+        self.tally = DeliveryTally()
+        self._store, self._settings, self._progress = store, settings, progress
+
+    def send_all(self, target: Target) -> None:
+        with self._store.reading() as connection:
+            envelopes = outbox.pending_envelopes(connection, self.name, at_us=now_us())
+        self.tally.pending = sum(map(len, envelopes))
+        for page in _pages(envelopes):
+            for sent in target.send(self._load(page)):
+                self._record(sent)
+        if self.tally.errors:
+            log.warning("%d results were not taken: %s", self.tally.errors.total(), dict(self.tally.errors))
+
+    def _load(self, page: Sequence[Sequence[int]]) -> list[list[PendingResource]]:
+        with self._store.reading() as connection:
+            found = outbox.load_resources(connection, self.name, [key for envelope in page for key in envelope])
+        return [[found[key] for key in envelope] for envelope in page]
+
+    def _record(self, sent: Sent) -> None:
+        now = now_us()
+        failures = [
+            Failure(
+                resource=refusal.resource,
+                error=f"{refusal.reason}: {refusal.detail}" if refusal.detail else refusal.reason,
+                not_before_us=now + int(refusal.wait_s * 1e6),
+            )
+            for refusal in sent.refused
+        ]
+        with self._store.writing() as connection:
+            seconds = self._settings.lease_seconds
+            outbox.renew_target(connection, self.name, self.owner, seconds=seconds, committed=sent.committed)
+            outbox.record_delivered(connection, self.name, sent.delivered)
+            dead = outbox.record_failed(connection, self.name, failures, max_attempts=self._settings.max_attempts)
+        self.tally.delivered += len(sent.delivered)
+        self.tally.failed += len(failures) - dead
+        self.tally.dead += dead
+        self.tally.errors.update(refusal.reason for refusal in sent.refused)
+        self._progress(len(sent.delivered) + len(failures))
+
+
+def _pages(envelopes: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+    """Whole envelopes, about `PAGE` resources together."""
+    page: list[Sequence[int]] = []
+    size = 0
+    for envelope in envelopes:
+        if page and size + len(envelope) > PAGE:
+            yield page
+            page, size = [], 0
+        page.append(envelope)
+        size += len(envelope)
+    if page:
+        yield page

@@ -1,0 +1,90 @@
+"""What a delivery target is: its name, what it does with resources, and what it tells of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from medflow.errors import ConfigurationError
+from medflow.fhir.client import public_url
+from medflow.store.outbox import PendingResource
+
+
+def is_server(target: str) -> bool:
+    """Whether a target is a FHIR base URL; a folder otherwise."""
+    return "://" in target
+
+
+def target_name(target: str) -> str:
+    """The folder's absolute path, or the base URL without credentials or a trailing slash.
+
+    Raises
+    ------
+    ConfigurationError
+        It is neither.
+    """
+    if is_server(target):
+        return public_url(target)
+    if not target.strip():
+        raise ConfigurationError("the delivery target is empty: name a folder or a FHIR base URL")
+    return str(Path(target).expanduser().resolve())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """One resource that a target did not take.
+
+    ``reason`` is made of codes; ``detail`` is the target's own text, for SQL only. ``wait_s``: not again before.
+    """
+
+    resource: PendingResource
+    reason: str
+    detail: str = ""
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sent:
+    """What became of some resources. ``committed``: a folder's file sizes that are now safe on disk."""
+
+    delivered: Sequence[PendingResource] = ()
+    refused: Sequence[Refusal] = ()
+    committed: Mapping[str, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.delivered) + len(self.refused)
+
+    def joined(self, other: Sent) -> Sent:
+        """Both together; sizes are those of the latter."""
+        return Sent(
+            delivered=[*self.delivered, *other.delivered],
+            refused=[*self.refused, *other.refused],
+            committed=other.committed,
+        )
+
+
+class Target(Protocol):
+    """Something that takes resources."""
+
+    def open(self, committed: Mapping[str, int]) -> None:
+        """Make ready. ``committed`` are the sizes of a folder's files, by name, that are known to be right.
+
+        Raises
+        ------
+        ConfigurationError, TargetUnavailable
+            It cannot take anything; the message says what to do.
+        """
+        ...
+
+    def send(self, envelopes: Sequence[Sequence[PendingResource]]) -> Iterator[Sent]:
+        """Send envelopes, and tell of each part once it is safely there; errors as for `open`.
+
+        The caller records a part before it asks for the next.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...

@@ -1,0 +1,331 @@
+"""The outbox: result resources waiting to be sent, and what each target has been sent of them.
+
+A resource is queued in the transaction that stores its prediction. A target's `delivery` rows are made when a delivery
+to it begins, and say from then on what it still needs: pending --> delivered, or failed (sent again later), or dead.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, and_, bindparam, case, func, literal, or_, select, update
+
+from medflow.errors import TargetUnavailable
+from medflow.records import Outgoing, digest_of
+from medflow.store.jobs import is_gone
+from medflow.store.ledger import now_us, upsert
+from medflow.store.tables import DeliveryRow, OutboxRow, TargetRow
+
+SECOND_US = 1_000_000
+IN_LIST = 5000
+QUEUE_LOCK = 0x6D65_6466_6C6F_7701  # PostgreSQL advisory lock: queueing (shared) against enrolling (exclusive)
+STATES = ("pending", "delivered", "failed", "dead")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PendingResource:
+    """A resource that a target is to be sent. ``attempts`` counts the tries before this one."""
+
+    outbox_id: int
+    version: int
+    type: str
+    id: str
+    body: bytes
+    envelope: str
+    job_id: int | None
+    attempts: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """A resource that a target did not take. ``error`` stays in SQL: a server's words may name a patient."""
+
+    resource: PendingResource
+    error: str
+    not_before_us: int
+
+
+# --- queueing ------------------------------------------------------------------------------------------------
+
+
+def queue(connection: Connection, job_id: int | None, outgoing: Sequence[Outgoing]) -> None:
+    """Put a job's resources in the outbox (None: the catalog); see `queue_many`."""
+    queue_many(connection, {job_id: outgoing})
+
+
+def queue_many(connection: Connection, outgoing: Mapping[int | None, Sequence[Outgoing]]) -> None:
+    """Put resources in the outbox, by job id.
+
+    One that is there already with the same ``sha256`` is left alone; a changed one becomes a new version, which every
+    target is sent.
+    """
+    now = now_us()
+    rows = {
+        (item.type, item.id): {
+            "type": item.type,
+            "fhir_id": item.id,
+            "envelope": item.envelope,
+            "job_id": job_id,
+            "body": item.body,
+            "sha256": item.sha256,
+            "created_us": now,
+        }
+        for job_id, items in outgoing.items()
+        for item in items
+    }
+    if not rows:
+        return
+    _lock_queue(connection, shared=True)
+    statement = upsert(connection, OutboxRow)
+    values = {name: statement.excluded[name] for name in ("envelope", "job_id", "body", "sha256")}
+    statement = statement.on_conflict_do_update(
+        index_elements=["type", "fhir_id"],
+        set_={**values, "version": OutboxRow.version + 1},
+        where=OutboxRow.sha256 != statement.excluded.sha256,
+    ).returning(OutboxRow.id, OutboxRow.version)
+    written = connection.execute(statement, list(rows.values())).all()
+    _reopen(connection, [row.id for row in written if row.version > 1])
+
+
+def supersede(connection: Connection, job_ids: Sequence[int], status: str) -> int:
+    """Give the results of these jobs another FHIR status ("amended", "entered-in-error"); returns how many changed."""
+    _lock_queue(connection, shared=True)
+    changed: list[dict[str, Any]] = []
+    for part in _parts(job_ids):
+        query = select(OutboxRow.id, OutboxRow.body, OutboxRow.sha256).where(OutboxRow.job_id.in_(part))
+        for row in connection.execute(query.with_for_update()):
+            resource = orjson.loads(row.body)
+            if resource.get("status", status) != status:  # Provenance has none, and tells what happened either way
+                body = orjson.dumps({**resource, "status": status}, option=orjson.OPT_SORT_KEYS)
+                changed.append({"key": row.id, "new_body": body, "new_sha256": digest_of(row.sha256, status)})
+    if changed:
+        connection.execute(
+            update(OutboxRow)
+            .where(OutboxRow.id == bindparam("key"))
+            .values(body=bindparam("new_body"), sha256=bindparam("new_sha256"), version=OutboxRow.version + 1),
+            changed,
+        )
+        _reopen(connection, [row["key"] for row in changed])
+    return len(changed)
+
+
+def _reopen(connection: Connection, outbox_ids: Sequence[int]) -> None:
+    """Make the present version of these rows pending again wherever an older one was."""
+    version = select(OutboxRow.version).where(OutboxRow.id == DeliveryRow.outbox_id).scalar_subquery()
+    for part in _parts(outbox_ids):
+        connection.execute(
+            update(DeliveryRow)
+            .where(DeliveryRow.outbox_id.in_(part))
+            .values(state="pending", version=version, attempts=0, not_before_us=0, last_error=None)
+        )
+
+
+def _lock_queue(connection: Connection, *, shared: bool) -> None:
+    # Without it, a row with a lower id could be committed after the target was enrolled past it, and never be sent.
+    # SQLite needs none: its writers take turns.
+    if connection.dialect.name == "postgresql":
+        lock = func.pg_advisory_xact_lock_shared if shared else func.pg_advisory_xact_lock
+        connection.execute(select(lock(QUEUE_LOCK)))
+
+
+# --- targets -------------------------------------------------------------------------------------------------
+
+
+def claim_target(connection: Connection, target: str, owner: str, *, seconds: int) -> dict[str, int]:
+    """Become the one writer to a target for ``seconds``, and enrol what is new in the outbox.
+
+    A lease that ran out, or whose process is gone, is taken over. Returns the committed sizes of a folder's files.
+
+    Raises
+    ------
+    TargetUnavailable
+        Another process is writing to it now.
+    """
+    _lock_queue(connection, shared=False)
+    fresh = upsert(connection, TargetRow).values(name=target, committed={})
+    connection.execute(fresh.on_conflict_do_nothing(index_elements=["name"]))
+    row = connection.execute(select(TargetRow.__table__).where(TargetRow.name == target).with_for_update()).one()
+    now = now_us()
+    if row.lease_owner and row.lease_owner != owner and row.lease_until_us > now and not is_gone(row.lease_owner):
+        raise TargetUnavailable(
+            "another process is delivering to this target: let it finish, then run the same command again",
+            retry_after_s=(row.lease_until_us - now) / SECOND_US,
+        )
+    new = select(OutboxRow.id, literal(target), OutboxRow.version, literal("pending"), literal(0), literal(0)).where(
+        OutboxRow.id > row.enrolled
+    )
+    enrol = upsert(connection, DeliveryRow).from_select(
+        ["outbox_id", "target", "version", "state", "attempts", "not_before_us"], new
+    )
+    connection.execute(enrol.on_conflict_do_nothing(index_elements=["outbox_id", "target"]))
+    last = select(func.coalesce(func.max(OutboxRow.id), 0)).scalar_subquery()
+    connection.execute(
+        update(TargetRow)
+        .where(TargetRow.name == target)
+        .values(lease_owner=owner, lease_until_us=now + seconds * SECOND_US, enrolled=last)
+    )
+    return {name: int(size) for name, size in row.committed.items()}
+
+
+def renew_target(
+    connection: Connection, target: str, owner: str, *, seconds: int, committed: Mapping[str, int] | None = None
+) -> None:
+    """Hold the lease for ``seconds`` from now, and note how far a folder's files are committed.
+
+    Raises
+    ------
+    TargetUnavailable
+        The lease was lost to another process meanwhile: nothing of this transaction may stay.
+    """
+    values: dict[str, Any] = {"lease_until_us": now_us() + seconds * SECOND_US}
+    if committed is not None:
+        values["committed"] = dict(committed)
+    mine = and_(TargetRow.name == target, TargetRow.lease_owner == owner)
+    if connection.execute(update(TargetRow).where(mine).values(values)).rowcount != 1:
+        raise TargetUnavailable("another process took over the delivery to this target; run the same command again")
+
+
+def release_target(connection: Connection, target: str, owner: str) -> None:
+    """Give the lease back, if it is still this owner's."""
+    mine = and_(TargetRow.name == target, TargetRow.lease_owner == owner)
+    connection.execute(update(TargetRow).where(mine).values(lease_owner=None, lease_until_us=None))
+
+
+# --- what a target is to be sent -------------------------------------------------------------------------------
+
+
+def pending_envelopes(connection: Connection, target: str, *, at_us: int) -> list[list[int]]:
+    """The outbox ids that a claimed target is to be sent now, an envelope each: the catalog first."""
+    due = or_(DeliveryRow.state == "pending", and_(DeliveryRow.state == "failed", DeliveryRow.not_before_us <= at_us))
+    query = (
+        select(OutboxRow.id, OutboxRow.envelope)
+        .join(DeliveryRow, DeliveryRow.outbox_id == OutboxRow.id)
+        .where(DeliveryRow.target == target, due)
+        .order_by(case((OutboxRow.envelope == "catalog", 0), else_=1), OutboxRow.envelope, OutboxRow.id)
+    )
+    envelopes: dict[str, list[int]] = {}
+    for outbox_id, envelope in connection.execute(query):
+        envelopes.setdefault(envelope, []).append(outbox_id)
+    return list(envelopes.values())
+
+
+def load_resources(connection: Connection, target: str, outbox_ids: Sequence[int]) -> dict[int, PendingResource]:
+    """What these ids stand for, as it is now."""
+    found: dict[int, PendingResource] = {}
+    for part in _parts(outbox_ids):
+        query = (
+            select(OutboxRow.__table__, DeliveryRow.attempts)
+            .join(DeliveryRow, and_(DeliveryRow.outbox_id == OutboxRow.id, DeliveryRow.target == target))
+            .where(OutboxRow.id.in_(part))
+        )
+        for row in connection.execute(query):
+            found[row.id] = PendingResource(
+                outbox_id=row.id,
+                version=row.version,
+                type=row.type,
+                id=row.fhir_id,
+                body=row.body,
+                envelope=row.envelope,
+                job_id=row.job_id,
+                attempts=row.attempts,
+            )
+    return found
+
+
+def record_delivered(connection: Connection, target: str, resources: Sequence[PendingResource]) -> None:
+    """Note that the target has these; one that got a newer version meanwhile stays pending."""
+    by_version: dict[int, list[int]] = defaultdict(list)
+    for resource in resources:
+        by_version[resource.version].append(resource.outbox_id)
+    for version, ids in by_version.items():
+        for part in _parts(ids):
+            connection.execute(
+                update(DeliveryRow)
+                .where(DeliveryRow.target == target, DeliveryRow.version == version, DeliveryRow.outbox_id.in_(part))
+                .values(state="delivered", delivered_us=now_us(), attempts=DeliveryRow.attempts + 1, last_error=None)
+            )
+
+
+def record_failed(connection: Connection, target: str, failures: Sequence[Failure], *, max_attempts: int) -> int:
+    """Note what the target did not take: tried again from ``not_before_us`` on, dead after ``max_attempts`` tries.
+
+    Returns how many are dead.
+    """
+    rows = [
+        {
+            "key": failure.resource.outbox_id,
+            "sent": failure.resource.version,
+            "new_state": "dead" if failure.resource.attempts + 1 >= max_attempts else "failed",
+            "new_attempts": failure.resource.attempts + 1,
+            "new_error": failure.error,
+            "new_not_before": failure.not_before_us,
+        }
+        for failure in failures
+    ]
+    if rows:
+        connection.execute(
+            update(DeliveryRow)
+            .where(
+                DeliveryRow.target == target,
+                DeliveryRow.outbox_id == bindparam("key"),
+                DeliveryRow.version == bindparam("sent"),
+            )
+            .values(
+                state=bindparam("new_state"),
+                attempts=bindparam("new_attempts"),
+                last_error=bindparam("new_error"),
+                not_before_us=bindparam("new_not_before"),
+            ),
+            rows,
+        )
+    return sum(row["new_state"] == "dead" for row in rows)
+
+
+def retry_deliveries(connection: Connection, target: str | None = None) -> int:
+    """Make failed and dead deliveries pending again, of one target or of all; returns how many.
+
+    A folder that is named is written anew as a whole: its files are what may have been lost.
+    """
+    wanted = DeliveryRow.state.in_(("failed", "dead"))
+    if target is not None:
+        row = connection.execute(select(TargetRow.committed).where(TargetRow.name == target)).one_or_none()
+        folder = row is not None and bool(row.committed)
+        wanted = and_(DeliveryRow.target == target, DeliveryRow.state != "pending" if folder else wanted)
+        if row is not None and folder:
+            empty = dict.fromkeys(row.committed, 0)
+            connection.execute(update(TargetRow).where(TargetRow.name == target).values(committed=empty))
+    fresh = {"state": "pending", "attempts": 0, "not_before_us": 0, "last_error": None}
+    return connection.execute(update(DeliveryRow).where(wanted).values(fresh)).rowcount
+
+
+def counts(connection: Connection) -> dict[str, dict[str, int]]:
+    """Resources by target and state; ``pending`` includes what is not enrolled yet."""
+    found: dict[str, dict[str, int]] = {}
+    waiting = select(func.count(OutboxRow.id)).where(OutboxRow.id > TargetRow.enrolled).scalar_subquery()
+    for name, unseen in connection.execute(select(TargetRow.name, waiting).order_by(TargetRow.name)):
+        found[name] = {**dict.fromkeys(STATES, 0), "pending": unseen}
+    query = select(DeliveryRow.target, DeliveryRow.state, func.count()).group_by(DeliveryRow.target, DeliveryRow.state)
+    for name, state, count in connection.execute(query):
+        found[name][state] += count
+    return found
+
+
+def list_errors(connection: Connection, target: str, *, limit: int = 20) -> list[tuple[str, str, str, int, str]]:
+    """(type, id, state, attempts, error) of what a target did not take. The error may hold a server's own words."""
+    query = (
+        select(OutboxRow.type, OutboxRow.fhir_id, DeliveryRow.state, DeliveryRow.attempts, DeliveryRow.last_error)
+        .join(DeliveryRow, DeliveryRow.outbox_id == OutboxRow.id)
+        .where(DeliveryRow.target == target, DeliveryRow.state.in_(("failed", "dead")))
+        .order_by(OutboxRow.id)
+        .limit(limit)
+    )
+    return [(kind, key, state, tries, error or "") for kind, key, state, tries, error in connection.execute(query)]
+
+
+def _parts(items: Iterable[int]) -> Iterator[list[int]]:
+    everything = list(items)
+    return (everything[start : start + IN_LIST] for start in range(0, len(everything), IN_LIST))
