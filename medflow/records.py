@@ -204,6 +204,7 @@ class FhirResource:
     version: str | None = None
     last_updated: Instant | None = None
     deleted: bool = False
+    subject: str | None = None  # the id of the Patient it is about
     patient: Patient | None = None  # of a Patient resource
     encounter: Encounter | None = None
     measurements: tuple[Measurement, ...] = ()

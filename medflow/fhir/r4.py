@@ -24,7 +24,7 @@ TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:(?:[0-5]\d|60)(?:\.\d+)?"
 ZONE = r"(?:Z|[+-](?:(?:0\d|1[0-3]):[0-5]\d|14:00))"
 DATE = re.compile(DAY + r")?)?")
 DATETIME = re.compile(DAY + rf"(?:T{TIME}{ZONE})?)?)?")
-UNPLACED = re.compile(r"(?!0000)\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])T(?:[01]\d|2[0-3]):[0-5]\d(?::.*)?")
+UNPLACED = re.compile(DAY + r"T(?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:\.\d+)?)?)?)?")
 INSTANT = re.compile(r"(?!0000)\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])" + rf"T{TIME}{ZONE}")
 ELEMENT = re.compile(r"_?[A-Za-z][A-Za-z0-9]{0,60}")
 
@@ -242,11 +242,12 @@ def _moment(pattern: re.Pattern[str]) -> Callable[[Any], str | None]:
     def check(item: Any) -> str | None:
         if not isinstance(item, str):
             return WRONG_TYPE
-        if not pattern.fullmatch(item):
-            return NO_ZONE if pattern is not DATE and UNPLACED.fullmatch(item) else "wrong format"
+        unplaced = pattern is not DATE and len(item) > 10 and UNPLACED.fullmatch(item) is not None
+        if not unplaced and not pattern.fullmatch(item):
+            return "wrong format"
         if len(item) > 7 and moment_of(item) is None:
             return "no such date"
-        return None
+        return NO_ZONE if unplaced else None
 
     return check
 

@@ -1,0 +1,388 @@
+"""A valid FHIR R4 resource to medflow's records: pure, no I/O, nothing guessed.
+
+What cannot become a row without guessing (a date without a zone, a value without a patient) stays a stored resource,
+and the reading says so in its notes.
+
+Choices the standard leaves open:
+
+- One value gives one `Measurement`, under one code: the first LOINC coding, else the first SNOMED CT one, else the
+  first that has a system and a code. Translations are not counted twice in a sum.
+- A quantity's unit is its UCUM code. A unit given only as text comes as a UCUM annotation (``{mmHg}``), which equals
+  no unit that a model accepts.
+- A date without time of day is placed only where a zone is configured: true from the day's start, known at its end.
+- Observations that are entered-in-error, cancelled or of unknown status give no measurement, nor do those with a
+  modifierExtension, which may turn their meaning round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime, time, timedelta
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from medflow.errors import InputRejected, RejectCode
+from medflow.fhir.r4 import moment_of
+from medflow.records import (
+    CodedFact,
+    Coding,
+    Encounter,
+    FhirResource,
+    Identifier,
+    Instant,
+    Measurement,
+    Patient,
+    fhir_identifier,
+)
+
+UCUM = "http://unitsofmeasure.org"
+PREFERRED = ("http://loinc.org", "http://snomed.info/sct")
+NOT_MEASURED = {"entered-in-error", "cancelled", "unknown"}
+NOT_IN_USE = {"old", "temp"}
+DAY_US = 24 * 3600 * 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """Where a resource comes from, and what its references mean there.
+
+    ``links`` maps the fullUrls of its Bundle to ``Type/id``; ``bases`` are the servers that those fullUrls name, so
+    that an absolute reference to one of them is a relative one.
+    """
+
+    source: str
+    zone: ZoneInfo | None = None
+    links: Mapping[str, str] = field(default_factory=dict)
+    bases: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """A resource as records, what was not derived and why (``notes``), and what it refers to (``Type/id``)."""
+
+    resource: FhirResource
+    notes: tuple[str, ...] = ()
+    references: frozenset[str] = frozenset()
+
+
+def read_resource(resource: dict[str, Any], raw: bytes, context: Context, *, id: str | None = None) -> Reading:
+    """The records that a resource gives rise to.
+
+    Parameters
+    ----------
+    resource
+        As parsed, valid R4.
+    raw
+        Its bytes as received.
+    context
+        Its source, zone and Bundle.
+    id
+        Stands in for a missing ``Resource.id`` (from its Bundle entry's fullUrl).
+
+    Raises
+    ------
+    InputRejected
+        MISSING_ID.
+    """
+    its_id = resource.get("id") or id
+    if not its_id:
+        raise InputRejected(RejectCode.MISSING_ID, "it has no id, nor a fullUrl in its Bundle to take one from")
+    kind = resource["resourceType"]
+    meta = resource.get("meta", {})
+    reader = _Reader(context, resource)
+    return Reading(
+        resource=FhirResource(
+            source=context.source,
+            type=kind,
+            id=its_id,
+            raw=raw,
+            sha256=sha256(raw).hexdigest(),
+            version=meta.get("versionId"),
+            last_updated=_moment(meta.get("lastUpdated"), context.zone),
+            subject=its_id if kind == "Patient" else reader.subject(),
+            patient=reader.patient(its_id) if kind == "Patient" else None,
+            encounter=reader.encounter(its_id) if kind == "Encounter" else None,
+            measurements=tuple(reader.measurements()) if kind == "Observation" else (),
+            facts=tuple(reader.facts()) if kind in FACTS else (),
+        ),
+        notes=tuple(reader.notes),
+        references=frozenset(reader.references()),
+    )
+
+
+def resolve(reference: str, context: Context) -> str | None:
+    """A literal reference as ``Type/id`` of the same source; None for a fragment, a search, or an unknown urn.
+
+    An absolute reference to a server that the Bundle does not name stays as it is: that another server's ``Patient/1``
+    is ours would be a guess.
+    """
+    if reference.startswith("#") or "?" in reference:
+        return None
+    plain = reference.split("/_history/")[0]
+    linked = context.links.get(reference) or context.links.get(plain)
+    if linked is not None:
+        return linked
+    if "://" in plain:
+        base, _, rest = plain.rpartition("/")
+        base, _, kind = base.rpartition("/")
+        return f"{kind}/{rest}" if base in context.bases else plain
+    return plain if plain.count("/") == 1 and ":" not in plain else None
+
+
+@dataclass(slots=True)
+class _Reader:
+    context: Context
+    resource: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+    # --- references ------------------------------------------------------------------------------------------
+
+    def references(self) -> Iterator[str]:
+        """Every literal reference in the resource, resolved."""
+        stack: list[Any] = [self.resource]
+        while stack:
+            item = stack.pop()
+            if isinstance(item, dict):
+                literal = item.get("reference")
+                if isinstance(literal, str) and (found := resolve(literal, self.context)):
+                    yield found
+                stack.extend(value for value in item.values() if isinstance(value, dict | list))
+            else:
+                stack.extend(value for value in item if isinstance(value, dict | list))
+
+    def target(self, element: Any, kind: str) -> str | None:
+        """The id of the ``kind`` that a Reference is to; an unknown server's reference is its own id."""
+        literal = element.get("reference") if isinstance(element, dict) else None
+        found = resolve(literal, self.context) if literal else None
+        if found is None:
+            return None
+        its_kind = found.split("/")[-2]
+        if its_kind != kind:
+            return None
+        return found if "://" in found else found.split("/")[1]
+
+    def subject(self) -> str | None:
+        for name in ("subject", "patient", "for", "beneficiary"):
+            if name in self.resource:
+                return self.target(self.resource[name], "Patient")
+        return None
+
+    def visit(self) -> str | None:
+        return self.target(self.resource.get("encounter") or self.resource.get("context"), "Encounter")
+
+    # --- times -----------------------------------------------------------------------------------------------
+
+    def when(self, name: str) -> tuple[Instant | None, Instant | None]:
+        """Start and end of a choice of dateTime, instant, or Period, as far as they can be placed."""
+        period = self.resource.get(f"{name}Period", {})
+        single = self.resource.get(f"{name}DateTime") or self.resource.get(f"{name}Instant")
+        start = self.placed(single or period.get("start"))
+        end = self.placed(single or period.get("end"), end_of_day=True)
+        return start, end
+
+    def placed(self, text: str | None, *, end_of_day: bool = False) -> Instant | None:
+        found = _moment(text, self.context.zone, end_of_day)
+        if text is not None and found is None and not end_of_day:
+            self.notes.append("date-without-day" if len(text) < 10 else "date-without-zone")
+        return found
+
+    # --- resources -------------------------------------------------------------------------------------------
+
+    def patient(self, id: str) -> Patient:
+        found = [fhir_identifier(self.context.source, id)]
+        for item in self.resource.get("identifier", []):
+            if item.get("use") in NOT_IN_USE or not item.get("value"):
+                continue
+            if not item.get("system"):
+                self.notes.append("identifier-without-system")
+                continue
+            found.append(Identifier(system=item["system"], value=item["value"]))
+        born = self.resource.get("birthDate", "")
+        deceased = self.resource.get("deceasedBoolean")
+        return Patient(
+            identifiers=tuple(dict.fromkeys(found)),
+            birth_date=date.fromisoformat(born) if len(born) == 10 else None,
+            sex=self.resource.get("gender"),
+            deceased=True if "deceasedDateTime" in self.resource else deceased,
+        )
+
+    def encounter(self, id: str) -> Encounter:
+        period = self.resource.get("period", {})
+        leaving = self.resource.get("hospitalization", {}).get("dischargeDisposition")
+        disposition = _coding(leaving)
+        return Encounter(
+            id=id,
+            subject=self.subject(),
+            status=self.resource.get("status", "unknown"),
+            encounter_class=self.resource.get("class", {}).get("code"),
+            types=tuple(coding for item in self.resource.get("type", []) for coding in _codings(item)),
+            start=self.placed(period.get("start")),
+            end=_moment(period.get("end"), self.context.zone, True),
+            discharge_disposition=disposition.code if disposition else None,
+        )
+
+    def measurements(self) -> Iterator[Measurement]:
+        observed = self.resource
+        if observed.get("status") in NOT_MEASURED:
+            return
+        if "modifierExtension" in observed:
+            self.notes.append("modifier-extension")
+            return
+        valued = [item for item in (observed, *observed.get("component", [])) if _has_value(item)]
+        if not valued:
+            return
+        subject = self.subject()
+        if subject is None:
+            self.notes.append("subject-not-a-patient")
+            return
+        start, end = self.when("effective")
+        effective = start if "effectivePeriod" not in observed else end or start
+        if effective is None:
+            self.notes.append("no-effective-time")
+            return
+        available = _moment(observed.get("issued"), self.context.zone) or end or effective
+        visit = self.visit()
+        for item in valued:
+            code = _coding(item.get("code"))
+            if code is None:
+                self.notes.append("value-without-code")
+                continue
+            value, unit, value_code = self._value(item)
+            if value is None and value_code is None:
+                continue
+            yield Measurement(
+                subject=subject,
+                encounter=visit,
+                code=code,
+                effective=effective,
+                available=available,
+                status=observed["status"],
+                value=value,
+                unit=unit,
+                value_code=value_code,
+            )
+
+    def _value(self, item: dict[str, Any]) -> tuple[float | None, str | None, Coding | None]:
+        if "modifierExtension" in item:
+            self.notes.append("modifier-extension")
+            return None, None, None
+        if "valueQuantity" in item:
+            quantity = item["valueQuantity"]
+            if "value" not in quantity:
+                return None, None, None
+            if "comparator" in quantity:
+                self.notes.append("value-with-comparator")
+            return float(quantity["value"]), _unit(quantity), None
+        if "valueBoolean" in item:
+            return float(item["valueBoolean"]), None, None
+        if "valueInteger" in item:
+            return float(item["valueInteger"]), None, None
+        code = _coding(item.get("valueCodeableConcept"))
+        if code is None:
+            self.notes.append("value-without-code")
+        return None, None, code
+
+    def facts(self) -> Iterator[CodedFact]:
+        kind, element, time_name, recorded_name = FACTS[self.resource["resourceType"]]
+        status = self.resource.get("status") or _status(self.resource)
+        if status == "entered-in-error":
+            return
+        concept = self.resource.get(element) or self.resource.get(f"{element}CodeableConcept")
+        code = _coding(concept or self._contained(f"{element}Reference"))
+        if code is None:
+            self.notes.append("fact-without-code")
+            return
+        start, end = self.when(time_name) if time_name else (None, None)
+        if f"{time_name}Period" not in self.resource:
+            end = _moment(self.resource.get("abatementDateTime"), self.context.zone, True)
+        yield CodedFact(
+            kind=kind,
+            subject=self.subject(),
+            encounter=self.visit(),
+            code=code,
+            start=start,
+            end=end,
+            recorded=self.placed(self.resource.get(recorded_name)) if recorded_name else None,
+            status=status,
+        )
+
+    def _contained(self, name: str) -> dict[str, Any] | None:
+        literal = self.resource.get(name, {}).get("reference", "")
+        for item in self.resource.get("contained", []):
+            if literal == f"#{item.get('id')}":
+                return item.get("code")
+        return None
+
+
+# resource type: kind of fact, element with the code, element with the time, element with the time of recording
+FACTS: dict[str, tuple[str, str, str | None, str | None]] = {
+    "AllergyIntolerance": ("allergy", "code", "onset", "recordedDate"),
+    "Condition": ("condition", "code", "onset", "recordedDate"),
+    "DocumentReference": ("document", "type", None, "date"),
+    "Immunization": ("immunization", "vaccineCode", "occurrence", "recorded"),
+    "MedicationAdministration": ("medication", "medication", "effective", None),
+    "MedicationDispense": ("medication", "medication", None, "whenHandedOver"),
+    "MedicationRequest": ("medication", "medication", None, "authoredOn"),
+    "MedicationStatement": ("medication", "medication", "effective", "dateAsserted"),
+    "Procedure": ("procedure", "code", "performed", None),
+}
+
+
+def _has_value(item: dict[str, Any]) -> bool:
+    return any(name in item for name in ("valueQuantity", "valueBoolean", "valueInteger", "valueCodeableConcept"))
+
+
+def _status(resource: dict[str, Any]) -> str | None:
+    """Of the types that have no status element: verification before clinical status."""
+    verified = _coding(resource.get("verificationStatus"))
+    if verified is not None and verified.code in ("entered-in-error", "refuted"):
+        return verified.code
+    clinical = _coding(resource.get("clinicalStatus"))
+    return clinical.code if clinical else (verified.code if verified else None)
+
+
+def _unit(quantity: dict[str, Any]) -> str | None:
+    if quantity.get("system") == UCUM and quantity.get("code"):
+        return quantity["code"]
+    text = quantity.get("unit") or quantity.get("code")
+    return f"{{{text}}}" if text else None
+
+
+def _codings(concept: dict[str, Any] | None) -> list[Coding]:
+    return [
+        Coding(system=item["system"], code=item["code"], display=item.get("display"))
+        for item in (concept or {}).get("coding", [])
+        if item.get("system") and item.get("code")
+    ]
+
+
+def _coding(concept: dict[str, Any] | None) -> Coding | None:
+    """The one coding that stands for a concept."""
+    found = _codings(concept)
+    for system in PREFERRED:
+        for coding in found:
+            if coding.system == system:
+                return coding
+    return found[0] if found else None
+
+
+@lru_cache(maxsize=65536)
+def _moment(text: str | None, zone: ZoneInfo | None, end_of_day: bool = False) -> Instant | None:
+    """The instant of a dateTime, if it can be placed."""
+    if text is None or len(text) < 10:
+        return None
+    moment = moment_of(text)
+    if moment is None:
+        return None
+    if moment.tzinfo is not None:
+        return Instant.of(moment)
+    if zone is None:
+        return None
+    if len(text) > 10:
+        return Instant.of(moment.replace(tzinfo=zone))
+    day = datetime.combine(moment.date() + timedelta(days=end_of_day), time(), tzinfo=zone)
+    placed = Instant.of(day)
+    return Instant(utc_us=placed.utc_us - 1, offset_min=placed.offset_min) if end_of_day else placed

@@ -1,0 +1,591 @@
+"""FHIR resources as received, and the rows derived from them: encounters, measurements, coded facts.
+
+A chunk of resources is written with a handful of bulk statements. Rows of a resource are replaced as a group; an older
+version never overwrites a newer one; a deleted resource loses its content and its rows, and leaves a tombstone so that
+what was deleted does not come back with the next load of old files.
+
+`pack` does per resource what needs no database, in a form that crosses processes cheaply; `ClinicalWriter` does the
+rest in the process that writes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from sqlalchemy import BigInteger, Connection, bindparam, delete, func, insert, select, text, update
+
+from medflow.errors import InputRejected
+from medflow.records import CodedFact, Encounter, FhirResource, Measurement, Patient, fhir_identifier
+from medflow.store.patients import resolve_patients
+from medflow.store.tables import (
+    CodedFactRow,
+    ConceptRow,
+    EncounterRow,
+    FhirResourceRow,
+    MeasurementRow,
+    PatientRow,
+)
+
+CHUNK = 2000  # parameters in one IN list
+WRITER_LOCK = 0x6D656467  # advisory lock of PostgreSQL: one writer of records at a time
+MARK_BITS = 40  # sums of millions of marks stay within 63 bits
+Code = tuple[str, str]
+
+
+class Outcome(StrEnum):
+    """What became of one resource; a rejected one has its `InputRejected` instead."""
+
+    STORED = "stored"
+    UNCHANGED = "unchanged"
+    OLDER = "older-version"  # unchanged: a newer version, or its deletion, is known
+
+
+class PackedMeasurement(NamedTuple):
+    """A `Measurement`, all but surrogate ids."""
+
+    subject: str
+    encounter: str | None
+    code: Code
+    effective_us: int
+    effective_offset: int
+    available_us: int
+    status: str
+    value: float | None
+    unit: str | None
+    value_code: Code | None
+    mark_1: int
+    mark_2: int
+
+
+class PackedFact(NamedTuple):
+    """A `CodedFact`, all but surrogate ids."""
+
+    kind: str
+    subject: str | None
+    encounter: str | None
+    code: Code
+    start_us: int | None
+    end_us: int | None
+    recorded_us: int | None
+    status: str | None
+
+
+class Packed(NamedTuple):
+    """A `FhirResource` made ready for the store."""
+
+    type: str
+    id: str
+    raw: bytes
+    sha256: str
+    version: str | None
+    last_updated_us: int | None
+    deleted: bool
+    subject: str | None
+    patient: Patient | None
+    encounter: Encounter | None
+    measurements: tuple[PackedMeasurement, ...]
+    facts: tuple[PackedFact, ...]
+    displays: tuple[tuple[str, str, str], ...]  # system, code, display
+
+
+def pack(resource: FhirResource) -> Packed:
+    """Make a resource ready for `ClinicalWriter.write`. Pure: may run in another process."""
+    codings = [item.code for item in (*resource.measurements, *resource.facts)]
+    codings += [item.value_code for item in resource.measurements if item.value_code is not None]
+    return Packed(
+        resource.type,
+        resource.id,
+        b"" if resource.deleted else resource.raw,
+        "" if resource.deleted else resource.sha256,
+        resource.version,
+        resource.last_updated.utc_us if resource.last_updated else None,
+        resource.deleted,
+        resource.subject,
+        resource.patient,
+        resource.encounter,
+        tuple(_pack_measurement(item) for item in resource.measurements if item.subject is not None),
+        tuple(_pack_fact(item) for item in resource.facts),
+        tuple((item.system, item.code, item.display) for item in codings if item.display),
+    )
+
+
+def _pack_measurement(item: Measurement) -> PackedMeasurement:
+    value_code = (item.value_code.system, item.value_code.code) if item.value_code else None
+    content = (
+        item.code.system,
+        item.code.code,
+        item.effective.utc_us,
+        item.available.utc_us,
+        item.status,
+        None if item.value is None else repr(float(item.value)),
+        item.unit,
+        value_code,
+    )
+    digest = blake2b(json.dumps(content).encode(), digest_size=2 * MARK_BITS // 8).digest()
+    half = MARK_BITS // 8
+    return PackedMeasurement(
+        item.subject or "",
+        item.encounter,
+        (item.code.system, item.code.code),
+        item.effective.utc_us,
+        item.effective.offset_min,
+        item.available.utc_us,
+        item.status,
+        item.value,
+        item.unit,
+        value_code,
+        int.from_bytes(digest[:half], "big"),
+        int.from_bytes(digest[half:], "big"),
+    )
+
+
+def _pack_fact(item: CodedFact) -> PackedFact:
+    start, end, recorded = (moment.utc_us if moment else None for moment in (item.start, item.end, item.recorded))
+    code = (item.code.system, item.code.code)
+    return PackedFact(item.kind, item.subject, item.encounter, code, start, end, recorded, item.status)
+
+
+def known_contents(connection: Connection, source: str, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """SHA-256 of the content known of these (type, id) of a source; what is not known is absent."""
+    found = {}
+    for kind, chunk in _by_type(keys):
+        query = select(FhirResourceRow.fhir_id, FhirResourceRow.sha256).where(
+            FhirResourceRow.source == source, FhirResourceRow.type == kind, FhirResourceRow.fhir_id.in_(chunk)
+        )
+        found.update({(kind, fhir_id): digest for fhir_id, digest in connection.execute(query)})
+    return found
+
+
+def has_resources(connection: Connection, source: str) -> bool:
+    """Whether anything of this source is stored."""
+    query = select(FhirResourceRow.id).where(FhirResourceRow.source == source).limit(1)
+    return connection.scalar(query) is not None
+
+
+def absent_resources(connection: Connection, source: str, references: Iterable[str]) -> Counter[str]:
+    """How many of these references (``Type/id``) are to resources that the source has not sent, by type."""
+    keys = [(kind, fhir_id) for kind, _, fhir_id in (item.rpartition("/") for item in references)]
+    known = known_contents(connection, source, [key for key in keys if "/" not in key[0]])
+    return Counter(kind.rpartition("/")[2] for kind, fhir_id in keys if (kind, fhir_id) not in known)
+
+
+@dataclass(slots=True)
+class _Stored:
+    """A row of fhir_resource that exists, as far as deciding needs it."""
+
+    id: int
+    sha256: str
+    version: str | None
+    last_updated_us: int | None
+    deleted: bool
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """Resources to be written, each (type, id) once, with the surrogate ids found for what they name."""
+
+    chosen: list[Packed]
+    existing: dict[tuple[str, str], _Stored]
+    ids: dict[tuple[str, str], int] = field(default_factory=dict)
+    patients: dict[str, int] = field(default_factory=dict)
+    encounters: dict[str, int] = field(default_factory=dict)
+    concepts: dict[Code, int] = field(default_factory=dict)
+    touched_patients: set[int] = field(default_factory=set)
+    touched_encounters: set[int] = field(default_factory=set)
+
+    def touch(self, patient_id: int | None, encounter_id: int | None) -> None:
+        if patient_id is not None:
+            self.touched_patients.add(patient_id)
+        if encounter_id is not None:
+            self.touched_encounters.add(encounter_id)
+
+
+class ClinicalWriter:
+    """Writes chunks of packed resources of one source. Keep one for an ingest: it remembers the concepts' ids.
+
+    After an error its transaction is gone, and so must it be: make another.
+    """
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._concepts: dict[Code, int] = {}
+
+    def write(self, connection: Connection, resources: Sequence[Packed]) -> list[Outcome | InputRejected]:
+        """Store resources; what became of each, in order.
+
+        An `InputRejected` (AMBIGUOUS_PATIENT, PATIENT_MISMATCH) is a Patient resource that was refused.
+        """
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": WRITER_LOCK})
+        outcomes: list[Outcome | InputRejected] = []
+        for part in _without_repeats(resources):
+            outcomes.extend(self._write(connection, part))
+        return outcomes
+
+    def _write(self, connection: Connection, resources: Sequence[Packed]) -> list[Outcome | InputRejected]:
+        existing = _existing(connection, self._source, [(item.type, item.id) for item in resources])
+        outcomes: list[Outcome | InputRejected] = [
+            _decide(item, existing.get((item.type, item.id))) for item in resources
+        ]
+        _settle_tombstones(connection, resources, existing)
+        patients = self._resolve(connection, resources, outcomes)
+        chosen = [item for item, outcome in zip(resources, outcomes, strict=True) if outcome is Outcome.STORED]
+        if chosen:
+            chunk = _Chunk(chosen=chosen, existing=existing, patients=patients)
+            self._drop_rows(connection, chunk)
+            self._encounters(connection, chunk)
+            self._resources(connection, chunk)
+            self._intern(connection, chunk)
+            self._measurements(connection, chunk)
+            self._facts(connection, chunk)
+            _bump(connection, PatientRow, chunk.touched_patients)
+            _bump(connection, EncounterRow, chunk.touched_encounters)
+        return outcomes
+
+    def _resolve(
+        self, connection: Connection, resources: Sequence[Packed], outcomes: list[Outcome | InputRejected]
+    ) -> dict[str, int]:
+        """Surrogate ids of the patients named by what is to be stored; refused Patients are marked in ``outcomes``."""
+        chosen = [index for index, outcome in enumerate(outcomes) if outcome is Outcome.STORED]
+        records = [(index, patient) for index in chosen if (patient := resources[index].patient) is not None]
+        named = sorted({subject for index in chosen for subject in _subjects(resources[index])})
+        claims = [patient for _, patient in records]
+        claims += [Patient(identifiers=(fhir_identifier(self._source, name),), complete=False) for name in named]
+        settled = resolve_patients(connection, claims)
+        for (index, _), outcome in zip(records, settled, strict=False):
+            if isinstance(outcome, InputRejected):
+                outcomes[index] = outcome
+        return {
+            name: patient_id
+            for name, patient_id in zip(named, settled[len(records) :], strict=True)
+            if isinstance(patient_id, int)
+        }
+
+    def _drop_rows(self, connection: Connection, chunk: _Chunk) -> None:
+        """Remove what was derived from earlier versions, and note whom that concerned."""
+        gone = [chunk.existing[key].id for item in chunk.chosen if (key := (item.type, item.id)) in chunk.existing]
+        for ids in _chunks(gone):
+            for row in (MeasurementRow, CodedFactRow):
+                query = select(row.patient_id, row.encounter_id).where(row.resource_id.in_(ids)).distinct()
+                for patient_id, encounter_id in connection.execute(query):
+                    chunk.touch(patient_id, encounter_id)
+                connection.execute(delete(row).where(row.resource_id.in_(ids)))
+
+    def _encounters(self, connection: Connection, chunk: _Chunk) -> None:
+        """Find the encounters named, make placeholders of those not seen yet, and write those that are in the chunk."""
+        named: dict[str, int | None] = {}
+        for item in chunk.chosen:
+            for row in (*item.measurements, *item.facts):
+                if row.encounter is not None and row.encounter not in named:
+                    named[row.encounter] = chunk.patients.get(row.subject or "")
+            if item.type == "Encounter":
+                named[item.id] = chunk.patients.get(item.subject or "")
+        if not named:
+            return
+        chunk.encounters = self._known_encounters(connection, list(named))
+        new = [
+            {"source": self._source, "fhir_id": name, "patient_id": patient_id, "types": []}
+            for name, patient_id in named.items()
+            if name not in chunk.encounters
+        ]
+        if new:
+            connection.execute(insert(EncounterRow), new)
+            chunk.encounters |= self._known_encounters(connection, [row["fhir_id"] for row in new])
+        changed = [item for item in chunk.chosen if item.type == "Encounter"]
+        if changed:
+            connection.execute(
+                update(EncounterRow)
+                .where(EncounterRow.id == bindparam("key"))
+                .values(
+                    {
+                        name: func.coalesce(bindparam("new_patient_id", type_=BigInteger), EncounterRow.patient_id)
+                        if name == "patient_id"
+                        else bindparam(f"new_{name}")
+                        for name in _encounter_columns(changed[0], None)
+                    }
+                ),
+                [
+                    {
+                        "key": chunk.encounters[item.id],
+                        **{
+                            f"new_{name}": value
+                            for name, value in _encounter_columns(item, chunk.patients.get(item.subject or "")).items()
+                        },
+                    }
+                    for item in changed
+                ],
+            )
+        for item in changed:
+            chunk.touch(chunk.patients.get(item.subject or ""), chunk.encounters[item.id])
+
+    def _known_encounters(self, connection: Connection, names: Sequence[str]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for part in _chunks(names):
+            query = select(EncounterRow.fhir_id, EncounterRow.id).where(
+                EncounterRow.source == self._source, EncounterRow.fhir_id.in_(part)
+            )
+            found.update({fhir_id: key for fhir_id, key in connection.execute(query)})
+        return found
+
+    def _resources(self, connection: Connection, chunk: _Chunk) -> None:
+        new = [item for item in chunk.chosen if (item.type, item.id) not in chunk.existing]
+        rows = []
+        for key, item in zip(_new_ids(connection, len(new)), new, strict=True):
+            chunk.ids[item.type, item.id] = key
+            patient_id = chunk.patients.get(item.subject or "")
+            rows.append((key, self._source, *_content(item, None), item.deleted, patient_id, item.type, item.id))
+        columns = "id source version last_updated_us sha256 raw deleted patient_id type fhir_id"
+        _insert(connection, FhirResourceRow, columns, rows)
+        changed = []
+        for item in chunk.chosen:
+            stored = chunk.existing.get((item.type, item.id))
+            if stored is not None:
+                chunk.ids[item.type, item.id] = stored.id
+                names = ("new_version", "new_last_updated_us", "new_sha256", "new_raw")
+                content = dict(zip(names, _content(item, stored), strict=True))
+                patient_id = chunk.patients.get(item.subject or "")
+                changed.append({"key": stored.id, **content, "new_deleted": item.deleted, "new_patient_id": patient_id})
+        if changed:
+            names = ("version", "last_updated_us", "sha256", "raw", "deleted")
+            values: dict[str, Any] = {name: bindparam(f"new_{name}") for name in names}
+            # a deletion names no subject: it stays about whom it was
+            values["patient_id"] = func.coalesce(
+                bindparam("new_patient_id", type_=BigInteger), FhirResourceRow.patient_id
+            )
+            connection.execute(
+                update(FhirResourceRow).where(FhirResourceRow.id == bindparam("key")).values(values), changed
+            )
+
+    def _intern(self, connection: Connection, chunk: _Chunk) -> None:
+        """Surrogate ids of every code in the chunk."""
+        codes = {row.code for item in chunk.chosen for row in (*item.measurements, *item.facts)}
+        codes |= {row.value_code for item in chunk.chosen for row in item.measurements if row.value_code is not None}
+        chunk.concepts = self._concepts
+        missing = sorted(codes - self._concepts.keys())
+        if not missing:
+            return
+        self._concepts |= _find_concepts(connection, missing)
+        missing = [code for code in missing if code not in self._concepts]
+        if missing:
+            displays = {(system, code): name for item in chunk.chosen for system, code, name in item.displays}
+            connection.execute(
+                insert(ConceptRow),
+                [{"system": code[0], "code": code[1], "display": displays.get(code)} for code in missing],
+            )
+            self._concepts |= _find_concepts(connection, missing)
+
+    def _measurements(self, connection: Connection, chunk: _Chunk) -> None:
+        rows = []
+        for item in chunk.chosen:
+            for ordinal, row in enumerate(item.measurements):
+                patient_id = chunk.patients[row.subject]
+                encounter_id = None if row.encounter is None else chunk.encounters[row.encounter]
+                chunk.touch(patient_id, encounter_id)
+                rows.append(
+                    (
+                        chunk.ids[item.type, item.id],
+                        ordinal,
+                        patient_id,
+                        encounter_id,
+                        chunk.concepts[row.code],
+                        row.effective_us,
+                        row.effective_offset,
+                        row.available_us,
+                        row.status,
+                        row.value,
+                        row.unit,
+                        None if row.value_code is None else chunk.concepts[row.value_code],
+                        row.mark_1,
+                        row.mark_2,
+                    )
+                )
+        columns = (
+            "resource_id ordinal patient_id encounter_id concept_id effective_us effective_offset available_us status "
+            "value unit value_concept_id mark_1 mark_2"
+        )
+        _insert(connection, MeasurementRow, columns, rows)
+
+    def _facts(self, connection: Connection, chunk: _Chunk) -> None:
+        rows = []
+        for item in chunk.chosen:
+            for ordinal, row in enumerate(item.facts):
+                patient_id = chunk.patients.get(row.subject or "")
+                encounter_id = None if row.encounter is None else chunk.encounters[row.encounter]
+                chunk.touch(patient_id, encounter_id)
+                rows.append(
+                    (
+                        chunk.ids[item.type, item.id],
+                        ordinal,
+                        row.kind,
+                        patient_id,
+                        encounter_id,
+                        chunk.concepts[row.code],
+                        row.start_us,
+                        row.end_us,
+                        row.recorded_us,
+                        row.status,
+                    )
+                )
+        columns = "resource_id ordinal kind patient_id encounter_id concept_id start_us end_us recorded_us status"
+        _insert(connection, CodedFactRow, columns, rows)
+
+
+# --- deciding ----------------------------------------------------------------------------------------------------
+
+
+def _decide(offered: Packed, stored: _Stored | None) -> Outcome:
+    if stored is None:
+        return Outcome.STORED
+    if offered.deleted and stored.deleted:
+        return Outcome.UNCHANGED
+    if not offered.deleted and stored.sha256 == offered.sha256:
+        return Outcome.UNCHANGED  # a tombstone remembers what was deleted
+    if not offered.deleted and stored.deleted and not stored.sha256 and not _is_older(stored, offered):
+        return Outcome.OLDER  # deleted before it was ever seen
+    return Outcome.OLDER if _is_older(offered, stored) else Outcome.STORED
+
+
+def _is_older(one: Packed | _Stored, other: Packed | _Stored) -> bool:
+    """By meta.versionId where both are numbers and differ, else by meta.lastUpdated; unknown is not older."""
+    first, second = one.version, other.version
+    if first and second and first.isdecimal() and second.isdecimal() and int(first) != int(second):
+        return int(first) < int(second)
+    if one.last_updated_us is None or other.last_updated_us is None:
+        return False
+    return one.last_updated_us < other.last_updated_us
+
+
+def _settle_tombstones(
+    connection: Connection, resources: Sequence[Packed], existing: dict[tuple[str, str], _Stored]
+) -> None:
+    """A deletion that came before its resource learns what was deleted, so that only that stays away."""
+    learned = [
+        {"key": stored.id, "new_sha256": item.sha256}
+        for item in resources
+        if (stored := existing.get((item.type, item.id))) is not None
+        and stored.deleted
+        and not stored.sha256
+        and not item.deleted
+        and _decide(item, stored) is Outcome.OLDER
+    ]
+    if learned:
+        statement = update(FhirResourceRow).where(FhirResourceRow.id == bindparam("key"))
+        connection.execute(statement.values(sha256=bindparam("new_sha256")), learned)
+
+
+def _content(item: Packed, stored: _Stored | None) -> tuple[str | None, int | None, str, bytes]:
+    """Version, last update, SHA-256 and bytes of a row; a tombstone keeps the first three of what it was."""
+    if item.deleted and stored is not None:
+        updated = item.last_updated_us if item.last_updated_us is not None else stored.last_updated_us
+        return item.version or stored.version, updated, stored.sha256, b""
+    return item.version, item.last_updated_us, item.sha256, item.raw
+
+
+def _subjects(item: Packed) -> Iterator[str]:
+    if item.subject is not None:
+        yield item.subject
+    for row in (*item.measurements, *item.facts):
+        if row.subject is not None:
+            yield row.subject
+
+
+def _encounter_columns(item: Packed, patient_id: int | None) -> dict[str, Any]:
+    visit = item.encounter  # None: it was deleted, and is again known only by references
+    return {
+        "patient_id": patient_id,
+        "status": visit.status if visit else None,
+        "encounter_class": visit.encounter_class if visit else None,
+        "types": [f"{coding.system}|{coding.code}" for coding in visit.types] if visit else [],
+        "start_us": visit.start.utc_us if visit and visit.start else None,
+        "start_offset": visit.start.offset_min if visit and visit.start else None,
+        "end_us": visit.end.utc_us if visit and visit.end else None,
+        "discharge_disposition": visit.discharge_disposition if visit else None,
+    }
+
+
+# --- SQL ---------------------------------------------------------------------------------------------------------
+
+
+def _existing(connection: Connection, source: str, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], _Stored]:
+    table = FhirResourceRow
+    found: dict[tuple[str, str], _Stored] = {}
+    for kind, part in _by_type(keys):
+        query = select(
+            table.fhir_id, table.id, table.sha256, table.version, table.last_updated_us, table.deleted
+        ).where(table.source == source, table.type == kind, table.fhir_id.in_(part))
+        for fhir_id, *row in connection.execute(query):
+            found[kind, fhir_id] = _Stored(*row)
+    return found
+
+
+def _find_concepts(connection: Connection, codes: Sequence[Code]) -> dict[Code, int]:
+    found: dict[Code, int] = {}
+    for system, part in _by_type(codes):
+        query = select(ConceptRow.code, ConceptRow.id).where(ConceptRow.system == system, ConceptRow.code.in_(part))
+        found.update({(system, code): key for code, key in connection.execute(query)})
+    return found
+
+
+def _new_ids(connection: Connection, count: int) -> Sequence[int]:
+    """Ids for new rows of fhir_resource; the transaction is the only one that writes there."""
+    if not count:
+        return ()
+    if connection.dialect.name == "postgresql":
+        query = "SELECT nextval(pg_get_serial_sequence('fhir_resource', 'id')) FROM generate_series(1, :count)"
+        return list(connection.scalars(text(query), {"count": count}))
+    first = (connection.scalar(select(func.max(FhirResourceRow.id))) or 0) + 1
+    return range(first, first + count)
+
+
+def _insert(connection: Connection, row: Any, columns: str, values: Sequence[tuple[Any, ...]]) -> None:
+    """The fastest plain insert that the engine has: COPY on PostgreSQL, one prepared statement elsewhere."""
+    if not values:
+        return
+    table = row.__tablename__
+    names = columns.split()
+    if connection.dialect.name == "postgresql":
+        driver: Any = connection.connection.driver_connection
+        with driver.cursor() as cursor, cursor.copy(f"COPY {table} ({', '.join(names)}) FROM STDIN") as copy:
+            for value in values:
+                copy.write_row(value)
+        return
+    marks = ", ".join("?" * len(names))
+    statement = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})"  # noqa: S608 - names are ours
+    connection.exec_driver_sql(statement, list(values))
+
+
+def _bump(connection: Connection, row: Any, ids: set[int]) -> None:
+    for part in _chunks(sorted(ids)):
+        connection.execute(update(row).where(row.id.in_(part)).values(revision=row.revision + 1))
+
+
+def _without_repeats(resources: Sequence[Packed]) -> Iterator[Sequence[Packed]]:
+    """Parts in order, none of which has two versions of one resource."""
+    start, seen = 0, set()
+    for index, item in enumerate(resources):
+        if (item.type, item.id) in seen:
+            yield resources[start:index]
+            start, seen = index, set()
+        seen.add((item.type, item.id))
+    if start < len(resources):
+        yield resources[start:]
+
+
+def _by_type(keys: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Sequence[str]]]:
+    groups: dict[str, list[str]] = {}
+    for kind, name in keys:
+        groups.setdefault(kind, []).append(name)
+    for kind, names in groups.items():
+        for part in _chunks(names):
+            yield kind, part
+
+
+def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), CHUNK):
+        yield items[start : start + CHUNK]
