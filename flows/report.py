@@ -9,7 +9,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.states import Completed, Failed, State
 
 Counts = Mapping[str, Any]
-DETAILS = ("reasons", "notes", "seconds")  # maps whose names are not counts of a run
+DETAILS = ("reasons", "notes", "errors", "seconds")  # maps whose names are not counts of a run
 
 
 def report(key: str, title: str, counts: Counts) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from medflow import scoring
 from medflow.config import Settings, Source
-from medflow.delivery import DeliveryTally
+from medflow.delivery import DeliveryTally, target_name
 from medflow.delivery import deliver as deliver_pending
 from medflow.errors import ConfigurationError, PluginBroken
 from medflow.ingest.dicom import ingest_dicom
@@ -175,7 +175,7 @@ def replay_jobs(site: Site, job_ids: Sequence[int] | None = None) -> int:
 
 def replay_deliveries(site: Site, target: str | None = None) -> int:
     """Make dead and failed deliveries pending again, of one target or all; returns how many."""
-    where = site.settings.target(target) if target else None
+    where = target_name(site.settings.target(target)) if target else None
     with _recorded(site, "retry deliveries") as run, site.store.writing() as connection:
         count = outbox.retry_deliveries(connection, where)
         ledger.record_audit(connection, run.id, "replay", "deliveries", pending=count)
