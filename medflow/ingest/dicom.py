@@ -31,6 +31,7 @@ CHUNK_BYTES = 256 << 20  # of files held in memory at once
 HELD = 16 << 20  # a larger file is never in memory as a whole
 PAYLOAD = 64 << 20  # a larger reject is recorded without its bytes
 BLOCK = 1 << 20
+FLUSHING = 4  # threads at least: flushing to disk waits, and the disk joins flushes that come together
 
 
 def ingest_dicom(
@@ -63,7 +64,8 @@ def ingest_dicom(
         The object store or the database cannot be written; the chunk that was under way is not in the database.
     """
     tally = Tally()
-    with ThreadPoolExecutor(settings.workers or os.cpu_count() or 1, thread_name_prefix="medflow-dicom") as pool:
+    workers = max(settings.workers or os.cpu_count() or 1, FLUSHING)
+    with ThreadPoolExecutor(workers, thread_name_prefix="medflow-dicom") as pool:
         chunk_of = partial(_Chunk, store=store, settings=settings, pool=pool, run_id=run_id, in_place=in_place)
         for offered in _chunks(offers(paths, index=read_directory)):
             counted = chunk_of(offered=offered).ingest()
