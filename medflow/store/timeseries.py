@@ -38,6 +38,8 @@ from medflow.timeseries import Grid, Readings, grid, statics
 CHUNK = 1000  # encounters in one statement: four parameters each, with room for a model's concepts
 VOID_MEASUREMENT = ("entered-in-error", "cancelled")  # FHIR ObservationStatus
 VOID_ENCOUNTER = ("planned", "cancelled", "entered-in-error")  # FHIR EncounterStatus
+# a measurement that names no encounter raises its patient's revision only; both grow, so that no two states are equal
+REVISION = EncounterRow.revision * 1_000_000 + PatientRow.revision
 OPEN_ENCOUNTER = ("arrived", "triaged", "in-progress", "onleave")
 
 
@@ -133,7 +135,7 @@ def _candidates(
         query = query.where(
             EncounterRow.start_us <= as_of.utc_us - _us(spec.window),
             or_(EncounterRow.end_us.is_(None), EncounterRow.end_us >= EncounterRow.start_us + _us(spec.window)),
-            not_yet_seen(model_id, UnitKind.ENCOUNTER, EncounterRow.id, EncounterRow.revision),
+            not_yet_seen(model_id, UnitKind.ENCOUNTER, EncounterRow.id, REVISION),
         )
     else:
         still_open = and_(EncounterRow.end_us.is_(None), EncounterRow.status.in_(OPEN_ENCOUNTER))
@@ -159,16 +161,16 @@ def _seen_all(model_id: int, concepts: Sequence[int], as_of: Instant) -> ColumnE
         JobRow.model_id == model_id,
         JobRow.unit_kind == str(UnitKind.ENCOUNTER),
         JobRow.unit_id == EncounterRow.id,
-        JobRow.unit_revision == EncounterRow.revision,
+        JobRow.unit_revision == REVISION,
         JobRow.prediction_time_us <= as_of.utc_us,
         ~since,
     )
-    return exists(looked.correlate(EncounterRow))
+    return exists(looked.correlate(EncounterRow, PatientRow))
 
 
 def _stays() -> Any:
     return (
-        select(EncounterRow.id, EncounterRow.revision, EncounterRow.start_us, EncounterRow.start_offset)
+        select(EncounterRow.id, REVISION.label("revision"), EncounterRow.start_us, EncounterRow.start_offset)
         .add_columns(EncounterRow.types, PatientRow.birth_date, PatientRow.sex)
         .join(PatientRow, PatientRow.id == EncounterRow.patient_id)
         .where(EncounterRow.start_us.is_not(None))
@@ -248,7 +250,9 @@ def _readings(
         .join(EncounterRow, EncounterRow.id == windows.c.encounter_id)
         .join(MeasurementRow, _visible(windows.c.after_us, windows.c.until_us, list(concepts)))
     )
-    rows = connection.execute(query).all()
+    with connection.execute(query) as result:
+        assert result.cursor is not None  # noqa: S101 - a SELECT has one
+        rows = result.cursor.fetchall()  # plain tuples: there may be a million, and columns are all that is wanted
     case, concept, unit, value, offset_us, known_us = zip(*rows, strict=True) if rows else ((),) * 6
     names = list(set(unit))
     number = {name: index for index, name in enumerate(names)}

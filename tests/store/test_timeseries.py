@@ -16,7 +16,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from medflow.errors import InputNotUsable
 from medflow.plugin import Channel, Coding, TimeSeries, TimeSeriesInput
-from medflow.records import Instant
+from medflow.records import Instant, Unit, UnitKind
 from medflow.store import Store
 from medflow.store.jobs import enqueue, register_model
 from medflow.store.tables import ConceptRow, EncounterRow, FhirResourceRow, JobRow, MeasurementRow, PatientRow
@@ -84,7 +84,7 @@ def admit(connection: Connection, *, end_hour: float | None = None, status: str 
 
 
 def measure(connection: Connection, encounter: int, items: Iterable[Value]) -> None:
-    """Store measurements as an ingest would: one resource each, and the encounter's revision raised."""
+    """Store measurements as an ingest would: one resource each, and the revisions of whom they name raised."""
     items = list(items)
     patient = connection.execute(select(EncounterRow.patient_id).where(EncounterRow.id == encounter)).scalar_one()
     for code in {item.code for item in items} - set(_concepts(connection)):
@@ -121,9 +121,11 @@ def measure(connection: Connection, encounter: int, items: Iterable[Value]) -> N
         )
     if rows:
         connection.execute(insert(MeasurementRow), rows)
-    connection.execute(
-        update(EncounterRow).where(EncounterRow.id == encounter).values(revision=EncounterRow.revision + 1)
-    )
+    connection.execute(update(PatientRow).where(PatientRow.id == patient).values(revision=PatientRow.revision + 1))
+    if any(item.of_encounter for item in items):
+        connection.execute(
+            update(EncounterRow).where(EncounterRow.id == encounter).values(revision=EncounterRow.revision + 1)
+        )
 
 
 def _concepts(connection: Connection) -> dict[Coding, int]:
@@ -167,7 +169,7 @@ def test_an_encounter_is_due_once_its_window_has_passed(store: Store) -> None:
         (due,) = due_encounters(connection, SPEC, as_of=END, model_id=model(connection))
 
     assert before == []
-    assert (due.unit.id, due.revision) == (encounter, 2)
+    assert due.unit == Unit(kind=UnitKind.ENCOUNTER, id=encounter)
     assert due.prediction_time == Instant(utc_us=END.utc_us, offset_min=60)
 
 
@@ -197,7 +199,8 @@ def test_an_encounter_without_anything_the_model_reads_is_not_due(store: Store) 
         assert due_ids(connection, SPEC, LATER) == []
 
 
-def test_what_was_looked_at_is_due_again_only_when_it_changed(store: Store) -> None:
+@pytest.mark.parametrize("of_encounter", [True, False])
+def test_what_was_looked_at_is_due_again_only_when_it_changed(store: Store, of_encounter: bool) -> None:
     with store.writing() as connection:
         encounter = admit(connection)
         measure(connection, encounter, [Value()])
@@ -206,7 +209,7 @@ def test_what_was_looked_at_is_due_again_only_when_it_changed(store: Store) -> N
 
         assert due_ids(connection, SPEC, LATER) == []
 
-        measure(connection, encounter, [Value(hour=30)])
+        measure(connection, encounter, [Value(hour=30, of_encounter=of_encounter)])
         (again,) = due_encounters(connection, SPEC, as_of=LATER, model_id=model(connection))
 
     assert again.input_key != first[0].input_key

@@ -26,7 +26,7 @@ from medflow.plugin import (
 from medflow_risk.channels import SERIES
 from medflow_risk.features import series_features, static_features
 
-ADULT_YEARS = 16  # the youngest in the training data
+YOUNGEST = 15  # years: the youngest in the training data
 
 SPEC = ModelSpec(
     name="icu-mortality",
@@ -43,7 +43,7 @@ SPEC = ModelSpec(
             calibrated=True,
         ),
     ),
-    weights=(Weights(file="icu_mortality.safetensors", sha256="SHA"),),
+    weights=(Weights(file="icu_mortality.safetensors", sha256="885e0be534e30f0584d990017612124180af4ed882d691a2726f46435dec81e4"),),
     batch_size=128,
     memory_mib=512,
     card=ModelCard(
@@ -84,11 +84,11 @@ class IcuMortality(Model[Prepared]):
     def prepare(self, case: Case) -> Prepared:
         """Features of one stay."""
         series = case.series
-        child = series.statics[0] < ADULT_YEARS  # False for an unknown age
+        too_young = series.statics[0] < YOUNGEST  # False for an unknown age
         return Prepared(
             series=series_features(series.values),
             statics=static_features(series.statics),
-            out_of_scope=f"the model is for adults, from {ADULT_YEARS} years on" if child else None,
+            out_of_scope=f"the model knows no patient under {YOUNGEST} years" if too_young else None,
         )
 
     def predict(self, batch: Sequence[Prepared]) -> list[Prediction]:

@@ -64,7 +64,7 @@ def test_a_child_is_out_of_scope_and_does_not_spoil_the_batch(model: IcuMortalit
 
     child, adult = model.predict([model.prepare(stay(age=4, **WELL)), model.prepare(stay(**WELL))])
 
-    assert child.out_of_scope == "the model is for adults, from 16 years on"
+    assert child.out_of_scope == "the model knows no patient under 15 years"
     assert adult.values["in-hospital-death"] == pytest.approx(alone[0], abs=1e-6)
 
 
