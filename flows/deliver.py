@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from prefect import flow, task
-from prefect.states import State
+from prefect import State, flow, task
 from pydantic import Field
 
 from medflow import steps

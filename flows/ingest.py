@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from prefect import flow, task
-from prefect.states import State
+from prefect import State, flow, task
 from pydantic import Field
 
 from medflow import steps
@@ -33,7 +32,7 @@ def take_in(sources: list[str] | None) -> dict[str, Any]:
     for name in site().settings.chosen_sources(sources):
         by_source[name] = ingest_source(name)
     for counts in by_source.values():
-        total.add(Tally(**{key: value for key, value in counts.items() if isinstance(value, int)}))
+        total.add(Tally(**{name: counts[name] for name in ("offered", "stored", "unchanged", "rejected")}))
         total.reasons.update(counts["reasons"])
         total.notes.update(counts["notes"])
     counts = total.as_json()

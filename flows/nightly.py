@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from prefect import flow
-from prefect.states import State
+from prefect import State, flow
 
 from medflow.flows.deliver import Target, send
 from medflow.flows.ingest import Sources, take_in

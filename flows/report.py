@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prefect import State
 from prefect.artifacts import create_markdown_artifact
-from prefect.states import Completed, Failed, State
+from prefect.states import Completed, Failed
 
 Counts = Mapping[str, Any]
 DETAILS = ("reasons", "notes", "errors", "seconds")  # maps whose names are not counts of a run

@@ -5,8 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from prefect import flow, task
-from prefect.states import State
+from prefect import State, flow, task
 from pydantic import Field
 
 from medflow import scoring, steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -48,7 +48,7 @@ class ScoreTally:
     dead: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     broken: dict[str, str] = field(default_factory=dict)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, other: ScoreTally) -> None:
         """Count another scoring's cases as well."""
@@ -59,7 +59,8 @@ class ScoreTally:
         self.dead += other.dead
         self.reasons.update(other.reasons)
         self.broken.update(other.broken)
-        self.seconds.update(other.seconds)
+        for stage, spent in other.seconds.items():
+            self.seconds[stage] += spent
 
     def as_json(self) -> dict[str, object]:
         """The counts as ``medflow score --json`` prints them."""
@@ -211,9 +212,9 @@ class _Chunk:
         if result.voxels is None or outcome.case is None or outcome.prediction is None:
             return result
         mask = outcome.prediction.values[result.output]
-        affine = outcome.case.image.affine
         file = io.BytesIO()
-        np.savez_compressed(file, bits=np.packbits(mask), shape=np.shape(mask), affine=affine)
+        bits, affine = np.packbits(np.asarray(mask, dtype=bool)), np.asarray(outcome.case.image.affine)
+        np.savez_compressed(file, bits=bits, shape=np.asarray(np.shape(mask)), affine=affine)
         return replace(result, mask=self.store.objects.put(file.getvalue()))
 
     def _fail(self, job: Job, error: MedflowError) -> None:

@@ -167,7 +167,7 @@ def status(as_json: Json = False) -> None:
         counts = {
             "jobs": job_store.count_jobs(connection),
             "outbox": outbox.counts(connection),
-            "rejects": ledger.count_rejects(connection),
+            "rejects": (open_rejects := ledger.count_rejects(connection)),
         }
     if as_json:
         typer.echo(_json(counts))
@@ -178,7 +178,7 @@ def status(as_json: Json = False) -> None:
     states = ("pending", "delivered", "failed", "dead")
     rows = [[name, *(by_state.get(state, 0) for state in states)] for name, by_state in counts["outbox"].items()]
     show_table(["target", *states], rows, title="results")
-    show_table(["open rejects", "count"], sorted(counts["rejects"].items(), key=lambda item: -item[1]))
+    show_table(["open rejects", "count"], sorted(open_rejects.items(), key=lambda item: -item[1]))
 
 
 @app.command()
