@@ -164,10 +164,11 @@ def status(as_json: Json = False) -> None:
     """Where things stand: jobs by model and state, results waiting for delivery, open rejects."""
     site = here()
     with site.store.reading() as connection:
+        open_rejects = ledger.count_rejects(connection)
         counts = {
             "jobs": job_store.count_jobs(connection),
             "outbox": outbox.counts(connection),
-            "rejects": (open_rejects := ledger.count_rejects(connection)),
+            "rejects": open_rejects,
         }
     if as_json:
         typer.echo(_json(counts))
