@@ -270,9 +270,9 @@ def main() -> None:
     try:
         run()
     except (ConfigurationError, TransientError) as error:
-        err.print(f"medflow: {error.message}", style="red", markup=False)
+        err.print(f"medflow: {error.message}", style="red", markup=False, soft_wrap=True)
         sys.exit(COULD_NOT_RUN)
     except MedflowError as error:
-        err.print(f"medflow: {error.message}", style="red", markup=False)
+        err.print(f"medflow: {error.message}", style="red", markup=False, soft_wrap=True)
         logging.getLogger(__name__).debug("details", exc_info=True)
         sys.exit(COULD_NOT_RUN)
