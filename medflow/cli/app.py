@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -164,11 +165,10 @@ def status(as_json: Json = False) -> None:
     """Where things stand: jobs by model and state, results waiting for delivery, open rejects."""
     site = here()
     with site.store.reading() as connection:
-        open_rejects = ledger.count_rejects(connection)
         counts = {
             "jobs": job_store.count_jobs(connection),
             "outbox": outbox.counts(connection),
-            "rejects": open_rejects,
+            "rejects": ledger.count_rejects(connection),
         }
     if as_json:
         typer.echo(_json(counts))
@@ -179,7 +179,7 @@ def status(as_json: Json = False) -> None:
     states = ("pending", "delivered", "failed", "dead")
     rows = [[name, *(by_state.get(state, 0) for state in states)] for name, by_state in counts["outbox"].items()]
     show_table(["target", *states], rows, title="results")
-    show_table(["open rejects", "count"], sorted(open_rejects.items(), key=lambda item: -item[1]))
+    show_table(["open rejects", "count"], Counter(counts["rejects"]).most_common())
 
 
 @app.command()
