@@ -40,8 +40,8 @@ INFLATED = 2 << 30  # bytes that a deflated data set may grow to
 class Header:
     """What the walk found. ``dataset`` has the wanted elements, unconverted.
 
-    ``pixel_bytes`` is the stated length of the pixel data (None: there are none, or they are encapsulated);
-    ``fragments`` counts the items of encapsulated ones, of which the delimiter is missing if ``open_ended``.
+    ``pixel_bytes`` is the stated length of the pixel data (None: none, or encapsulated); ``fragments`` counts the items
+    of encapsulated ones, of which the delimiter is missing if ``open_ended``.
     """
 
     dataset: Dataset = field(default_factory=Dataset)

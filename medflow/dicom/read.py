@@ -37,6 +37,7 @@ NON_PATIENT = {  # PS3.4 GG: objects that belong to no patient, study or series
     "1.2.840.10008.5.1.4.1.1.200.7",
     "1.2.840.10008.5.1.4.1.1.201.1",
 }
+PIXELS_ELSEWHERE = {"1.2.840.10008.1.2.4.94", "1.2.840.10008.1.2.4.95"}  # JPIP: the file has a URL in their place
 UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 NAMES = (
     *UIDS,
@@ -87,7 +88,7 @@ def read_object(file: BinaryIO, *, size: int, digest: str, settings: Settings, p
     uids = _checked_uids(header)
     transfer_syntax = _transfer_syntax(header)
     frames = max(number_of(dataset, "NumberOfFrames") or 1, 1)
-    _check_pixels(header, transfer_syntax, frames)
+    _check_pixels(header, uids["SOPClassUID"], transfer_syntax, frames)
     clock = Clock.of(dataset, settings)
     instance = Instance(
         sop_instance_uid=uids["SOPInstanceUID"],
@@ -158,8 +159,13 @@ def _transfer_syntax(header: Header) -> str:
     return ExplicitVRLittleEndian if header.order == "<" else ExplicitVRBigEndian
 
 
-def _check_pixels(header: Header, transfer_syntax: str, frames: int) -> None:
+def _check_pixels(header: Header, sop_class: str, transfer_syntax: str, frames: int) -> None:
     """Compare the pixel data with the image's dimensions, as far as lengths say it (PS3.5 8.1.1, A.4)."""
+    if header.pixel_bytes is None and not header.fragments:
+        # a file cut between two elements looks whole; stored, it would bar the whole one as a conflict
+        if "Image Storage" in UID(sop_class).name and transfer_syntax not in PIXELS_ELSEWHERE:
+            raise InputRejected(RejectCode.TRUNCATED, "it is an image without pixel data")
+        return
     if header.open_ended and header.fragments <= frames:  # an offset table, then at least one fragment a frame
         raise InputRejected(RejectCode.TRUNCATED, "the compressed pixel data are cut off")
     if header.pixel_bytes is None or UID(transfer_syntax).is_encapsulated:
