@@ -1,0 +1,207 @@
+"""The FHIR client: what a server may answer, told apart by type, and nothing of it that a log must not have."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import httpx
+import pytest
+
+from medflow.errors import ConfigurationError, DeliveryRefused, TargetUnavailable
+from medflow.fhir.client import FhirClient, Put, public_url
+from tests.results import catalog, risk_of
+from tests.services import free_port
+from tests.services.faulty_fhir import FaultyServer, Reply, faulty_fhir
+
+PUTS = [Put(type=item.type, id=item.id, body=item.body) for item in risk_of(1)]
+
+
+@pytest.fixture
+def faulty() -> Iterator[FaultyServer]:
+    with faulty_fhir() as server:
+        yield server
+
+
+@pytest.fixture
+def client(faulty: FaultyServer) -> Iterator[FhirClient]:
+    with FhirClient(faulty.url, timeout_s=0.5) as opened:
+        yield opened
+
+
+def test_a_transaction_is_stored_by_a_real_server(fhir_server: str) -> None:
+    puts = [Put(type=item.type, id=item.id, body=item.body) for item in [*catalog(), *risk_of(1)]]
+    with FhirClient(fhir_server + "/") as client:
+        client.check()
+        answers = client.transact(puts)
+        again = client.transact(puts)
+
+    assert all(answer.taken for answer in [*answers, *again])
+    for put in puts:
+        assert httpx.get(f"{fhir_server}/{put.type}/{put.id}").status_code == 200
+
+
+def test_what_a_real_server_refuses_is_told_with_its_reason(fhir_server: str) -> None:
+    bad = Put(type="Observation", id="x", body=b'{"resourceType":"Observation","id":"x","status":"foo","code":{}}')
+
+    with FhirClient(fhir_server) as client, pytest.raises(DeliveryRefused) as caught:
+        client.transact([bad])
+
+    assert caught.value.answer.status == 400
+    assert "HTTP 400" in caught.value.message
+
+
+def test_every_entry_has_its_own_answer(faulty: FaultyServer, client: FhirClient) -> None:
+    faulty.script.append(Reply(statuses={"Observation": 422, "RiskAssessment": 429}))
+
+    refused, busy, taken = client.transact(PUTS)
+
+    assert (refused.status, refused.taken, refused.busy) == (422, False, False)
+    assert (busy.status, busy.taken, busy.busy) == (429, False, True)
+    assert taken.taken
+    assert refused.reason == "HTTP 422, invalid at Observation.value"
+    assert refused.detail == "SECRET of Jane Doe"
+
+
+def test_a_servers_own_words_are_in_no_message(faulty: FaultyServer, client: FhirClient) -> None:
+    faulty.script.append(Reply(status=400))
+
+    with pytest.raises(DeliveryRefused) as caught:
+        client.transact(PUTS)
+
+    assert "SECRET" not in str(caught.value) and "SECRET" in caught.value.answer.detail
+    assert pickle.loads(pickle.dumps(caught.value)).answer == caught.value.answer
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+def test_a_busy_server_is_worth_another_try(status: int, faulty: FaultyServer, client: FhirClient) -> None:
+    faulty.script.append(Reply(status=status, headers={"Retry-After": "7"}))
+
+    with pytest.raises(TargetUnavailable) as caught:
+        client.transact(PUTS)
+
+    assert caught.value.retry_after_s == 7.0
+
+
+def test_retry_after_may_be_a_date(faulty: FaultyServer, client: FhirClient) -> None:
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    faulty.script.append(Reply(status=503, headers={"Retry-After": date}))
+
+    with pytest.raises(TargetUnavailable) as caught:
+        client.transact(PUTS)
+
+    assert 25 < caught.value.retry_after_s <= 30
+
+
+@pytest.mark.parametrize("value", ["soon", "", "-3", "Mon, 99 Foo 2026"])
+def test_a_retry_after_that_is_neither_is_as_none(value: str, faulty: FaultyServer, client: FhirClient) -> None:
+    faulty.script.append(Reply(status=503, headers={"Retry-After": value}))
+
+    with pytest.raises(TargetUnavailable) as caught:
+        client.transact(PUTS)
+
+    assert caught.value.retry_after_s is None
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(wait_s=1.0),
+        Reply(hang_up=True),
+        Reply(cut=20),
+        Reply(body=b'{"resourceType":"Bundle","entry":[{"resp'),
+        Reply(body=b'{"resourceType":"Bundle","entry":[]}'),
+        Reply(body=b'{"resourceType":"Bundle"}'),
+        Reply(body=b"[]"),
+        Reply(body=b""),
+        Reply(headers={"Content-Encoding": "gzip"}),
+    ],
+    ids=["hang", "hang up", "cut", "broken JSON", "no entries", "no list", "array", "empty", "not gzip"],
+)
+def test_an_answer_that_does_not_arrive_whole_is_worth_another_try(
+    reply: Reply, faulty: FaultyServer, client: FhirClient
+) -> None:
+    faulty.script.append(reply)
+
+    with pytest.raises(TargetUnavailable):
+        client.transact(PUTS)
+
+
+@pytest.mark.parametrize("entry", ["null", "{}", '{"response":{}}', '{"response":{"status":"fine"}}', '"x"'])
+def test_an_entry_without_a_status_is_not_taken(entry: str, faulty: FaultyServer, client: FhirClient) -> None:
+    body = f'{{"resourceType":"Bundle","entry":[{entry},{entry},{entry}]}}'.encode()
+    faulty.script.append(Reply(body=body))
+
+    assert not any(answer.taken for answer in client.transact(PUTS))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(status=404),
+        Reply(status=404, body=b"<html>", headers={"Content-Type": "text/html"}),
+        Reply(body=b"<html>hello</html>", headers={"Content-Type": "text/html"}),
+        Reply(body=b'{"hello": "world"}', headers={"Content-Type": "application/json"}),
+        Reply(status=301, headers={"Location": "http://elsewhere.example/?token=SECRET"}),
+        Reply(body=b'{"resourceType":"CapabilityStatement","fhirVersion":"5.0.0"}'),
+    ],
+    ids=["404", "404 HTML", "HTML", "JSON", "redirect", "R5"],
+)
+def test_a_wrong_address_is_told_from_a_server_in_trouble(
+    reply: Reply, faulty: FaultyServer, client: FhirClient
+) -> None:
+    faulty.metadata = reply
+
+    with pytest.raises(ConfigurationError) as caught:
+        client.check()
+
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_missing_credentials_name_the_setting(status: int, faulty: FaultyServer, client: FhirClient) -> None:
+    faulty.metadata = Reply(status=status)
+
+    with pytest.raises(ConfigurationError, match="MEDFLOW_FHIR_TOKEN"):
+        client.check()
+
+
+def test_nobody_there_is_unavailable() -> None:
+    with FhirClient(f"http://127.0.0.1:{free_port()}/fhir") as client, pytest.raises(TargetUnavailable):
+        client.check()
+
+
+def test_a_token_is_sent_as_a_bearer_token(faulty: FaultyServer) -> None:
+    with FhirClient(faulty.url, token="SECRET") as client:
+        client.check()
+
+    assert faulty.authorizations == {"Bearer SECRET"}
+
+
+def test_credentials_in_the_address_are_used_and_never_shown(faulty: FaultyServer) -> None:
+    url = faulty.url.replace("http://", "http://me:SECRET@")
+
+    with FhirClient(url) as client:
+        client.check()
+        faulty.metadata = Reply(status=404)
+        with pytest.raises(ConfigurationError) as caught:
+            client.check()
+
+    assert faulty.authorizations == {"Basic bWU6U0VDUkVU"}
+    assert "SECRET" not in client.base_url and "SECRET" not in str(caught.value)
+
+
+def test_a_base_url_has_one_name() -> None:
+    assert public_url("https://me:pw@fhir.example:8443/r4/") == "https://fhir.example:8443/r4"
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://x/fhir", "http://", "https://x/fhir?token=SECRET", "http://x:port/", "http://x/#a"]
+)
+def test_what_is_no_base_url_is_said_so(url: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        public_url(url)
+
+    assert "SECRET" not in str(caught.value)
