@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, Connection, bindparam, delete, func, insert, select, text, update
 
-from medflow.errors import InputRejected
+from medflow.errors import InputRejected, RejectCode
 from medflow.records import CodedFact, Encounter, FhirResource, Measurement, Patient, fhir_identifier
 from medflow.store.patients import resolve_patients
 from medflow.store.tables import (
@@ -151,14 +151,16 @@ def _pack_fact(item: CodedFact) -> PackedFact:
     return PackedFact(item.kind, item.subject, item.encounter, code, start, end, recorded, item.status)
 
 
-def known_contents(connection: Connection, source: str, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """SHA-256 of the content known of these (type, id) of a source; what is not known is absent."""
+def known_contents(
+    connection: Connection, source: str, keys: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], tuple[int, str]]:
+    """Surrogate id and SHA-256 of the content known of these (type, id) of a source; what is not known is absent."""
     found = {}
     for kind, chunk in _by_type(keys):
-        query = select(FhirResourceRow.fhir_id, FhirResourceRow.sha256).where(
+        query = select(FhirResourceRow.fhir_id, FhirResourceRow.id, FhirResourceRow.sha256).where(
             FhirResourceRow.source == source, FhirResourceRow.type == kind, FhirResourceRow.fhir_id.in_(chunk)
         )
-        found.update({(kind, fhir_id): digest for fhir_id, digest in connection.execute(query)})
+        found.update({(kind, fhir_id): (key, digest) for fhir_id, key, digest in connection.execute(query)})
     return found
 
 
@@ -215,11 +217,19 @@ class ClinicalWriter:
     def __init__(self, source: str) -> None:
         self._source = source
         self._concepts: dict[Code, int] = {}
+        self._met = _Bits()
+
+    def met(self, ids: Iterable[int]) -> None:
+        """Note rows of fhir_resource whose content was offered again in this ingest."""
+        for key in ids:
+            self._met.add(key)
 
     def write(self, connection: Connection, resources: Sequence[Packed]) -> list[Outcome | InputRejected]:
         """Store resources; what became of each, in order.
 
-        An `InputRejected` (AMBIGUOUS_PATIENT, PATIENT_MISMATCH) is a Patient resource that was refused.
+        An `InputRejected` is a Patient resource that was refused (AMBIGUOUS_PATIENT, PATIENT_MISMATCH), or a second
+        content for one id in the same ingest when nothing says which is newer (IDENTITY_CONFLICT). In a later ingest
+        the same would replace the first: what comes later is the update.
         """
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": WRITER_LOCK})
@@ -230,9 +240,12 @@ class ClinicalWriter:
 
     def _write(self, connection: Connection, resources: Sequence[Packed]) -> list[Outcome | InputRejected]:
         existing = _existing(connection, self._source, [(item.type, item.id) for item in resources])
-        outcomes: list[Outcome | InputRejected] = [
-            _decide(item, existing.get((item.type, item.id))) for item in resources
-        ]
+        outcomes: list[Outcome | InputRejected] = []
+        for item in resources:
+            stored = existing.get((item.type, item.id))
+            outcomes.append(_decide(item, stored, met=stored is not None and stored.id in self._met))
+            if stored is not None and not isinstance(outcomes[-1], InputRejected):
+                self._met.add(stored.id)
         _settle_tombstones(connection, resources, existing)
         patients = self._resolve(connection, resources, outcomes)
         chosen = [item for item, outcome in zip(resources, outcomes, strict=True) if outcome is Outcome.STORED]
@@ -338,6 +351,7 @@ class ClinicalWriter:
         rows = []
         for key, item in zip(_new_ids(connection, len(new)), new, strict=True):
             chunk.ids[item.type, item.id] = key
+            self._met.add(key)
             patient_id = chunk.patients.get(item.subject or "")
             rows.append((key, self._source, *_content(item, None), item.deleted, patient_id, item.type, item.id))
         columns = "id source version last_updated_us sha256 raw deleted patient_id type fhir_id"
@@ -439,26 +453,51 @@ class ClinicalWriter:
 # --- deciding ----------------------------------------------------------------------------------------------------
 
 
-def _decide(offered: Packed, stored: _Stored | None) -> Outcome:
+def _decide(offered: Packed, stored: _Stored | None, *, met: bool = False) -> Outcome | InputRejected:
     if stored is None:
         return Outcome.STORED
     if offered.deleted and stored.deleted:
         return Outcome.UNCHANGED
     if not offered.deleted and stored.sha256 == offered.sha256:
         return Outcome.UNCHANGED  # a tombstone remembers what was deleted
-    if not offered.deleted and stored.deleted and not stored.sha256 and not _is_older(stored, offered):
-        return Outcome.OLDER  # deleted before it was ever seen
-    return Outcome.OLDER if _is_older(offered, stored) else Outcome.STORED
+    age = _compare(offered, stored)
+    if age < 0:
+        return Outcome.OLDER
+    if age == 0 and not offered.deleted:
+        if stored.deleted and not stored.sha256:
+            return Outcome.OLDER  # deleted before it was ever seen
+        if met and not stored.deleted:
+            reason = "another content with this type and id came in the same ingest, and nothing says which is newer"
+            return InputRejected(RejectCode.IDENTITY_CONFLICT, reason, resource_id=stored.id)
+    return Outcome.STORED
 
 
-def _is_older(one: Packed | _Stored, other: Packed | _Stored) -> bool:
-    """By meta.versionId where both are numbers and differ, else by meta.lastUpdated; unknown is not older."""
-    first, second = one.version, other.version
-    if first and second and first.isdecimal() and second.isdecimal() and int(first) != int(second):
-        return int(first) < int(second)
+def _compare(one: Packed, other: _Stored) -> int:
+    """Negative: ``one`` is older; by meta.versionId if both are numbers, else by meta.lastUpdated; 0 if unknown."""
+    if one.version and other.version and one.version.isdecimal() and other.version.isdecimal():
+        difference = int(one.version) - int(other.version)
+        if difference:
+            return difference
     if one.last_updated_us is None or other.last_updated_us is None:
-        return False
-    return one.last_updated_us < other.last_updated_us
+        return 0
+    return one.last_updated_us - other.last_updated_us
+
+
+class _Bits:
+    """A set of whole numbers that are dense: one bit each."""
+
+    def __init__(self) -> None:
+        self._bits = bytearray()
+
+    def add(self, number: int) -> None:
+        place = number >> 3
+        if place >= len(self._bits):
+            self._bits.extend(bytes(place + 1 - len(self._bits) + (len(self._bits) >> 2)))
+        self._bits[place] |= 1 << (number & 7)
+
+    def __contains__(self, number: int) -> bool:
+        place = number >> 3
+        return place < len(self._bits) and bool(self._bits[place] & (1 << (number & 7)))
 
 
 def _settle_tombstones(
