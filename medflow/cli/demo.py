@@ -76,7 +76,9 @@ def _tell(root: Path, results: Path, counts: dict[str, Any], seconds: float) -> 
         scores = {name: jobs.predictions(connection, name) for name in installed().models}
     out.print(f"\n[bold]Taken[/]: {taken['offered']} inputs offered, {taken['stored']} stored, ", end="")
     out.print(f"{taken['unchanged']} unchanged (the same object twice), {taken['rejected']} rejected")
-    reasons = Counter((item.kind, item.code) for item in rejects)
+    reasons: Counter[tuple[str, str]] = Counter()
+    for item in rejects:
+        reasons[item.kind, item.code] += item.seen
     example = {(item.kind, item.code): item.reason for item in rejects}
     rows = [[kind, code, count, example[kind, code]] for (kind, code), count in reasons.most_common()]
     show_table(["rejected", "reason", "count", "for example"], rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,8 +47,9 @@ def record_rejects(connection: Connection, run_id: int | None, rejects: Sequence
     if not rejects:
         return
     now = now_us()
+    times = Counter(map(_same_reject, rejects))  # a DICOMDIR and its folder offer the same file twice, for one
     rows = {
-        (item.kind, item.origin, item.code, item.sha256 or ""): {
+        _same_reject(item): {
             "kind": item.kind,
             "source": item.source,
             "origin": item.origin,
@@ -55,6 +57,7 @@ def record_rejects(connection: Connection, run_id: int | None, rejects: Sequence
             "code": item.code,
             "reason": item.reason,
             "payload": item.payload,
+            "seen": times[_same_reject(item)],
             "state": "open",
             "first_us": now,
             "last_us": now,
@@ -68,12 +71,16 @@ def record_rejects(connection: Connection, run_id: int | None, rejects: Sequence
         set_={
             "reason": statement.excluded.reason,
             "last_us": now,
-            "seen": RejectRow.seen + 1,
+            "seen": RejectRow.seen + statement.excluded.seen,
             "state": "open",
             "run_id": run_id,
         },
     )
     connection.execute(statement, list(rows.values()))
+
+
+def _same_reject(item: Reject) -> tuple[str, str, str, str]:
+    return item.kind, item.origin, item.code, item.sha256 or ""
 
 
 def list_rejects(connection: Connection, *, state: str = "open", limit: int | None = None) -> list[Reject]:
