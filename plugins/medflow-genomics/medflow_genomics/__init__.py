@@ -1,0 +1,1 @@
+"""Genomic models for medflow: splice-site classification of DNA sequences."""
