@@ -53,14 +53,14 @@ def _check_size(size: int, max_bytes: int) -> None:
 
 
 def offers(
-    paths: Iterable[Path | str], *, limits: Limits | None = None, index: IndexReader | None = None
+    paths: Iterable[Path | str | Offer], *, limits: Limits | None = None, index: IndexReader | None = None
 ) -> Iterator[Offer | Refused]:
     """Every file under ``paths``, folders walked in name order; what cannot be listed is refused, not passed over.
 
     Parameters
     ----------
     paths
-        Files, folders and zip archives. In a folder an archive is known by its first bytes and its name (.zip, or no
+        Files, folders and zip archives; an `Offer` among them is passed on as it is. In a folder an archive is known by its first bytes and its name (.zip, or no
         suffix); a file named by the user is opened whatever its name. Links to folders are followed, each folder is
         walked once.
     limits
@@ -85,9 +85,12 @@ class _Walk:
     index: IndexReader | None
     walked: set[tuple[int, int]] = field(default_factory=set)  # (device, inode) of folders
 
-    def paths(self, paths: Iterable[Path | str]) -> Iterator[Offer | Refused]:
-        for path in map(Path, paths):
-            yield from self._guarded(path, self._named)
+    def paths(self, paths: Iterable[Path | str | Offer]) -> Iterator[Offer | Refused]:
+        for path in paths:
+            if isinstance(path, Offer):
+                yield path
+            else:
+                yield from self._guarded(Path(path), self._named)
 
     def _named(self, path: Path) -> Iterator[Offer | Refused]:
         mode = path.stat().st_mode
