@@ -60,9 +60,9 @@ def offers(
     Parameters
     ----------
     paths
-        Files, folders and zip archives; an `Offer` among them is passed on as it is. In a folder an archive is known by its first bytes and its name (.zip, or no
-        suffix); a file named by the user is opened whatever its name. Links to folders are followed, each folder is
-        walked once.
+        Files, folders and zip archives; an `Offer` among them is passed on as it is. In a folder an archive is known
+        by its first bytes and its name (.zip, or no suffix); a file named by the user is opened whatever its name.
+        Links to folders are followed, each folder is walked once.
     limits
         What an archive may hold; the default is meant for hospital exports.
     index
