@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 
 import orjson
@@ -126,6 +127,22 @@ def test_what_is_queued_after_a_claim_waits_for_the_next_one(store: Store) -> No
 
     assert before == [] and waiting == 3
     assert len(flat(pending(store))) == 3
+
+
+def test_a_claim_waits_for_what_is_being_queued(store: Store) -> None:
+    claimed = threading.Thread(target=claim, args=(store,))
+    with store.writing() as connection:
+        outbox.queue(connection, None, risk_of(1))
+        with pytest.raises(TimeoutError):
+            claimed.start()
+            claimed.join(timeout=0.3)
+            if claimed.is_alive():
+                raise TimeoutError
+    queue(store, *risk_of(2))
+    claimed.join()
+    claim(store)
+
+    assert len(flat(pending(store))) == 6  # a row with a lower id is not passed over
 
 
 def test_what_was_refused_waits_and_is_dead_in_the_end(store: Store) -> None:
