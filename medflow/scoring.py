@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from medflow.config import Settings
-from medflow.errors import MedflowError, TransientError
+from medflow.errors import MedflowError, PluginBroken, TransientError
 from medflow.fhir.write import ModelIdentity, ResultContext, catalog_resources, result_resources
 from medflow.inference.devices import resolve_device
 from medflow.inference.results import results_of
@@ -97,7 +97,10 @@ class LoadedModels:
             except MedflowError:
                 raise
             except Exception as error:  # noqa: BLE001 - a plugin's code
-                raise as_medflow_error(error) from None
+                found = as_medflow_error(error)
+                if isinstance(found, TransientError):
+                    raise found from None
+                raise PluginBroken(f"{model.name} of {model.distribution} does not load: {found.message}") from None
             self._loaded[model.digest] = loaded
             log.info("loaded %s on %s in %.1f s", model.name, self.device, time.perf_counter() - started)
         return self._loaded[model.digest]
