@@ -16,6 +16,7 @@ Choices the standard leaves open:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
@@ -23,6 +24,8 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 from zoneinfo import ZoneInfo
+
+import orjson
 
 from medflow.errors import InputRejected, RejectCode
 from medflow.fhir.r4 import moment_of
@@ -42,7 +45,7 @@ UCUM = "http://unitsofmeasure.org"
 PREFERRED = ("http://loinc.org", "http://snomed.info/sct")
 NOT_MEASURED = {"entered-in-error", "cancelled", "unknown"}
 NOT_IN_USE = {"old", "temp"}
-DAY_US = 24 * 3600 * 1_000_000
+REFERENCE = re.compile(rb'"reference"\s*:\s*"((?:[^"\\]|\\.)+)"')
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +112,7 @@ def read_resource(resource: dict[str, Any], raw: bytes, context: Context, *, id:
             facts=tuple(reader.facts()) if kind in FACTS else (),
         ),
         notes=tuple(reader.notes),
-        references=frozenset(reader.references()),
+        references=frozenset(reader.references(raw)),
     )
 
 
@@ -121,8 +124,8 @@ def resolve(reference: str, context: Context) -> str | None:
     """
     if reference.startswith("#") or "?" in reference:
         return None
-    plain = reference.split("/_history/")[0]
-    linked = context.links.get(reference) or context.links.get(plain)
+    plain = reference.split("/_history/")[0] if "/_history/" in reference else reference
+    linked = context.links.get(plain)
     if linked is not None:
         return linked
     if "://" in plain:
@@ -140,18 +143,12 @@ class _Reader:
 
     # --- references ------------------------------------------------------------------------------------------
 
-    def references(self) -> Iterator[str]:
-        """Every literal reference in the resource, resolved."""
-        stack: list[Any] = [self.resource]
-        while stack:
-            item = stack.pop()
-            if isinstance(item, dict):
-                literal = item.get("reference")
-                if isinstance(literal, str) and (found := resolve(literal, self.context)):
-                    yield found
-                stack.extend(value for value in item.values() if isinstance(value, dict | list))
-            else:
-                stack.extend(value for value in item if isinstance(value, dict | list))
+    def references(self, raw: bytes) -> Iterator[str]:
+        """Every literal reference in the resource, resolved; found in its bytes, for the sake of speed."""
+        for literal in set(REFERENCE.findall(raw)):
+            text = orjson.loads(b'"%b"' % literal) if b"\\" in literal else literal.decode()
+            if found := resolve(text, self.context):
+                yield found
 
     def target(self, element: Any, kind: str) -> str | None:
         """The id of the ``kind`` that a Reference is to; an unknown server's reference is its own id."""
