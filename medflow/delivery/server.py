@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 
 import stamina
 
@@ -70,26 +70,29 @@ class Server:
         for wave in (catalog, others):
             with ThreadPoolExecutor(max_workers=IN_FLIGHT, thread_name_prefix="deliver") as pool:
                 try:
-                    yield from self._completed({pool.submit(self._send_envelope, envelope) for envelope in wave})
+                    yield from self._sent(pool, iter(wave))
                 except BaseException:
                     self._stopping.set()
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
 
-    def _completed(self, futures: set[Future[Sent]]) -> Iterator[Sent]:
+    def _sent(self, pool: ThreadPoolExecutor, envelopes: Iterator[Sequence[PendingResource]]) -> Iterator[Sent]:
         """What became of the envelopes, in parts large enough to be worth a commit, or at every heartbeat."""
         part, told = Sent(), time.monotonic()
-        while futures:
-            done, futures = wait(futures, timeout=HEARTBEAT_S, return_when=FIRST_COMPLETED)
+        running: set[Future[Sent]] = set()
+        while True:
+            if not self._stopping.is_set():  # as many again as run now wait, so that no thread does
+                more = islice(envelopes, 2 * IN_FLIGHT - len(running))
+                running |= {pool.submit(self._send_envelope, envelope) for envelope in more}
+            if not running:
+                break
+            done, running = wait(running, timeout=HEARTBEAT_S, return_when=FIRST_COMPLETED)
             for future in done:
-                if not future.cancelled():
-                    part = part.joined(future.result())
-            if len(part) >= TELL or time.monotonic() - told >= HEARTBEAT_S or not futures:
+                part = part.joined(future.result())
+            if len(part) >= TELL or time.monotonic() - told >= HEARTBEAT_S:
                 yield part
                 part, told = Sent(), time.monotonic()
-            if self._stopping.is_set():
-                for future in futures:
-                    future.cancel()
+        yield part
         if self._stopping.is_set():
             raise TargetUnavailable(
                 f"{self._client.base_url} stopped answering: what it has is noted; run the same command again later"

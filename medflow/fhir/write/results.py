@@ -198,7 +198,6 @@ def _provenance(context: ResultContext, targets: Sequence[Json]) -> Json:
         "resourceType": "Provenance",
         "id": _result_id(context, "Provenance", "", None),
         "target": [{"reference": f"{target['resourceType']}/{target['id']}"} for target in targets],
-        "occurredDateTime": time(context.issued),
         "recorded": time(context.issued),
         "agent": [{"type": coded(AGENT_TYPE, "assembler"), "who": context.model.device}],
         "entity": [*sources, card],
