@@ -29,7 +29,7 @@ LAST_META = 0x0002FFFF
 TRANSFER_SYNTAX, META_SOP_CLASS, CHARACTER_SET = 0x00020010, 0x00020002, 0x00080005
 PIXELS = {0x7FE00008, 0x7FE00009, 0x7FE00010}
 LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}  # PS3.5 7.1.2
-SHORT = {b"CS", b"DA", b"DS", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}
+COMMON = {b"CS", b"DA", b"DS", b"IS", b"LO", b"LT", b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}
 VALUE_BYTES = 1 << 20  # a longer value of a wanted element is passed over
 DEPTH = 100  # of sequences within sequences
 PREAMBLE = 132
@@ -212,7 +212,7 @@ class _Walk:
 
     def _element(self, head: bytes, position: int, implicit: bool) -> tuple[int, bytes | None, int, int]:
         """Tag, VR (None if implicit), length, and where the value starts."""
-        if implicit or (head[4:6] not in SHORT and not _is_vr(head[4:6])):  # some writers slip into implicit VR
+        if implicit or (head[4:6] not in COMMON and not _is_vr(head[4:6])):  # some writers slip into implicit VR
             group, element, length = self.plain(head)
             return group << 16 | element, None, length, position + 8
         group, element, vr, short = self.explicit(head)

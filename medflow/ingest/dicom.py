@@ -22,7 +22,7 @@ from medflow.errors import InputRejected, RejectCode
 from medflow.ingest.offers import Offer, offers
 from medflow.ingest.tally import Progress, Refused, Tally
 from medflow.store import Store
-from medflow.store.imaging import known_objects, relocate_objects, store_objects
+from medflow.store.imaging import known_objects, lock_imaging, relocate_objects, store_objects
 from medflow.store.ledger import Reject, record_rejects
 from medflow.store.patients import resolve_patients
 
@@ -140,9 +140,14 @@ class _Input:
         if total.hexdigest() != self.digest:
             raise InputRejected(RejectCode.VANISHED, "the file changed while it was read")
 
+    def lasting_path(self) -> str | None:
+        """The absolute path of a file that may stay where it is; None for members and names that are no text."""
+        path = str(self.path.absolute()) if self.path is not None else None
+        return path if path is not None and path.isprintable() else None
+
     def read(self, settings: Settings, *, in_place: bool) -> Reading:
         """Its header; raises InputRejected."""
-        path = str(self.path.absolute()) if in_place and self.path is not None else None
+        path = self.lasting_path() if in_place else None
         with BytesIO(self.data) if self.data is not None else _opened(self.path or Path()) as file:
             return read_object(file, size=self.size, digest=self.digest, settings=settings, path=path)
 
@@ -219,8 +224,8 @@ class _Chunk:
             if where == "" or (where is not None and Path(where).is_file()):
                 continue
             try:
-                if where is not None and self.in_place and item.path is not None:
-                    moved[item.digest] = str(item.path.absolute())
+                if where is not None and self.in_place and (path := item.lasting_path()) is not None:
+                    moved[item.digest] = path
                     continue
                 self.store.objects.put_chunks(item.blocks(), item.digest)
                 if where is not None:
@@ -274,6 +279,7 @@ class _Chunk:
         if not taken and not refused:
             return
         with self.store.writing() as connection:
+            lock_imaging(connection)
             patients = resolve_patients(connection, [reading.object.patient for _, reading in taken])
             accepted: list[tuple[Taken, int | None]] = []
             for pair, patient in zip(taken, patients, strict=True):

@@ -36,6 +36,15 @@ def relocate_objects(connection: Connection, paths: Mapping[str, str | None]) ->
         connection.execute(statement, [{"digest": digest, "where": path} for digest, path in paths.items()])
 
 
+def lock_imaging(connection: Connection) -> None:
+    """Let one writer of imaging in at a time, until the transaction ends; SQLite does so by itself.
+
+    To be taken before patients are resolved, so that all writers of imaging take their locks in one order.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": IMAGING_LOCK})
+
+
 def store_objects(connection: Connection, items: Sequence[tuple[DicomObject, int | None]]) -> list[Outcome]:
     """Store DICOM objects, each with the surrogate id of its patient (None: it names nobody).
 
@@ -50,8 +59,7 @@ def store_objects(connection: Connection, items: Sequence[tuple[DicomObject, int
     """
     if not items:
         return []
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": IMAGING_LOCK})
+    lock_imaging(connection)
     batch = _Batch.of(connection, [item for item, _ in items])
     outcomes = [batch.settle(item, patient_id) for item, patient_id in items]
     batch.write(connection)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import resource
 import shutil
 import signal
@@ -150,6 +152,15 @@ def test_files_that_were_moved_are_found_again(store: Store, settings: Settings,
         assert all(Path(item.path or "").is_file() for item in series_instances(connection, due.unit.id))
 
 
+def test_a_name_that_is_no_text_cannot_stay_in_place(store: Store, settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with open(os.fsencode(tmp_path) + b"/in/\xff.dcm", "wb") as file:
+        file.write(to_bytes(slice_of()))
+
+    assert ingest_dicom(store, settings, [tmp_path / "in"], in_place=True).stored == 1
+    assert len(_objects(store)) == 1
+
+
 def test_a_lost_object_is_put_back(store: Store, settings: Settings, tmp_path: Path) -> None:
     write_series(tmp_path / "in", volume_of(1))
     ingest_dicom(store, settings, [tmp_path / "in"])
@@ -226,6 +237,22 @@ def test_a_second_source_of_the_patient_contradicting_the_first(
     write_series(tmp_path / "in", [slice_of(0), slice_of(0, series=2, PatientBirthDate="19910101")])
 
     assert ingest_dicom(store, settings, [tmp_path / "in"]).reasons == {"patient-mismatch": 1}
+
+
+def test_damaged_headers_never_stop_a_batch(store: Store, settings: Settings, tmp_path: Path) -> None:
+    chance = random.Random(7)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(200):
+        data = bytearray(to_bytes(slice_of(number, series=number, StudyDescription="a" * 300)))
+        for _ in range(chance.randint(1, 9)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        (folder / f"{number}.dcm").write_bytes(data)
+
+    tally = ingest_dicom(store, settings, [folder])
+
+    assert tally.offered == 200
+    assert 50 < tally.stored < 150
 
 
 # --- files of others -------------------------------------------------------------------------------------------
