@@ -43,14 +43,23 @@ SPEC = ModelSpec(
             calibrated=True,
         ),
     ),
-    weights=(Weights(file="icu_mortality.safetensors", sha256="885e0be534e30f0584d990017612124180af4ed882d691a2726f46435dec81e4"),),
+    weights=(
+        Weights(
+            file="icu_mortality.safetensors", sha256="b0e48ec36f3ba5033fb212b2a05bab1bed00ac31d274c61a88b5ce163d2015f1"
+        ),
+    ),
     batch_size=128,
     memory_mib=512,
     card=ModelCard(
         intended_use="Research and evaluation of the pipeline on adults in intensive care; not a medical device.",
         training_data="PhysioNet/CinC Challenge 2012 set A: 4,000 stays, one hospital, 2001 to 2008 (ODC-By 1.0).",
         licence="Apache-2.0",
-        metrics={},
+        metrics={
+            "AUROC": "0.862 in 5-fold cross-validation (3,994 stays, 554 deaths)",
+            "AUPRC": "0.529, likewise",
+            "min(sensitivity, positive predictivity)": "0.499, likewise",
+            "Brier score": "0.088, likewise, each fold calibrated on the others",
+        },
         limits="One hospital, no external validation; not for children, nor for decisions to limit treatment.",
     ),
 )
@@ -66,7 +75,7 @@ class Prepared:
 
 
 class IcuMortality(Model[Prepared]):
-    """Ten LSTMs, two from each fold of the cross-validation, averaged and calibrated."""
+    """Fifteen LSTMs, three from each fold of the cross-validation, averaged and calibrated."""
 
     spec: ClassVar[ModelSpec] = SPEC
     _ensemble: Any = None
