@@ -252,10 +252,10 @@ def test_superseded_results_are_amended_and_sent_again(store: Store) -> None:
 
 def test_resources_of_many_jobs_go_in_at_once(store: Store) -> None:
     with store.writing() as connection:
-        outbox.queue_many(connection, {None: [item for patient in range(2500) for item in risk_of(patient)]})
+        outbox.queue_many(connection, {None: [item for patient in range(2000) for item in risk_of(patient)]})
 
     claim(store)
 
-    assert len(flat(pending(store))) == 7500
+    assert len(flat(pending(store))) == 6000
     send(store, flat(pending(store)))
     assert pending(store) == []
