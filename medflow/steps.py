@@ -159,7 +159,7 @@ def replay_rejects(site: Site, *, progress: Progress | None = None) -> Tally:
 
 def _offer(store: Store, reject: ledger.Reject) -> Offer:
     if reject.payload and reject.sha256 and reject.sha256 in store.objects:
-        return Offer(origin=reject.origin, data=store.objects.get(reject.sha256))
+        return Offer(origin=reject.origin, data=store.objects.get(reject.sha256), entry="#" in reject.origin)
     origin = reject.origin.partition("#")[0]  # of an entry whose bytes were not kept, the whole file
     return Offer(origin=origin, path=Path(origin))
 

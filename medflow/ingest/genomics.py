@@ -84,7 +84,7 @@ def ingest_fasta(
         try:
             received = _Received.of(item, settings)
             for batch in _batches(received, store):
-                _take_records(ledger, item.origin, batch)
+                _take_records(ledger, item, batch)
         except InputRejected as error:
             ledger.refuse(item.origin, error, received or item)
         ledger.write()
@@ -273,12 +273,12 @@ def _batches(received: _Received, store: Store) -> Iterator[list[FastaRecord]]:
         raise error
 
 
-def _take_records(ledger: _Ledger, origin: str, batch: Sequence[FastaRecord]) -> None:
+def _take_records(ledger: _Ledger, offer: Offer, batch: Sequence[FastaRecord]) -> None:
     """One transaction. Each record is an input of its own, named by its number in the file."""
     read: list[tuple[FastaRecord, Bases]] = []
     for record in batch:
         if isinstance(record.outcome, InputRejected):
-            ledger.refuse(f"{origin}#{record.number}", record.outcome, record.raw)
+            ledger.refuse(offer.entry_origin(record.number), record.outcome, record.raw)
         else:
             read.append((record, record.outcome))
     with ledger.store.writing() as connection:
@@ -286,7 +286,7 @@ def _take_records(ledger: _Ledger, origin: str, batch: Sequence[FastaRecord]) ->
         items: list[SequenceItem] = []
         for (record, sequence), owner in zip(read, owners, strict=True):
             if isinstance(owner, InputRejected):
-                ledger.refuse(f"{origin}#{record.number}", owner, record.raw)
+                ledger.refuse(offer.entry_origin(record.number), owner, record.raw)
             else:
                 items.append(SequenceItem(sequence=sequence, patient_id=owner))
         outcomes = store_sequences(connection, items)

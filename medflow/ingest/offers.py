@@ -17,11 +17,19 @@ from medflow.ingest.tally import Refused
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Offer:
-    """One thing offered: a file on disk (``path``), or an archive's member (``data``)."""
+    """One thing offered: a file on disk (``path``), or an archive's member (``data``).
+
+    ``entry``: the data are one entry of a file, offered again, and ``origin`` names that entry already.
+    """
 
     origin: str
     path: Path | None = None
     data: bytes | None = None
+    entry: bool = False
+
+    def entry_origin(self, number: int) -> str:
+        """Where the entry of this number (from 1) comes from."""
+        return self.origin if self.entry else f"{self.origin}#{number}"
 
     def read(self, max_bytes: int) -> bytes:
         """All of its bytes.

@@ -9,7 +9,7 @@ import pytest
 from medflow.sample import write_sample
 from tests.distributions import environment, medflow, write_distribution
 
-GC = "from tests.models import GcContent\n"
+GC = "from tests import models\n\nclass GcContent(models.GcContent):\n    pass\n"
 
 
 @pytest.fixture(scope="module")
