@@ -64,7 +64,10 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """A resource as records, what was not derived and why (``notes``), and what it refers to (``Type/id``)."""
+    """A resource as records, what was not derived and why (``notes``), and what it refers to.
+
+    References are ``Type/id``, or as written where that cannot be told (a search, an unknown urn).
+    """
 
     resource: FhirResource
     notes: tuple[str, ...] = ()
@@ -144,11 +147,11 @@ class _Reader:
     # --- references ------------------------------------------------------------------------------------------
 
     def references(self, raw: bytes) -> Iterator[str]:
-        """Every literal reference in the resource, resolved; found in its bytes, for the sake of speed."""
+        """Every reference to something outside the resource, resolved if it can be; found in its bytes, for speed."""
         for literal in set(REFERENCE.findall(raw)):
             text = orjson.loads(b'"%b"' % literal) if b"\\" in literal else literal.decode()
-            if found := resolve(text, self.context):
-                yield found
+            if not text.startswith("#"):
+                yield resolve(text, self.context) or text
 
     def target(self, element: Any, kind: str) -> str | None:
         """The id of the ``kind`` that a Reference is to; an unknown server's reference is its own id."""

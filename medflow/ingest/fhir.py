@@ -145,10 +145,11 @@ class _Ingest:
             yield self._write(waiting.popleft())
 
     def absent(self) -> Counter[str]:
-        """How many resources were referred to that are not in the store."""
+        """How many resources were referred to that are not in the store, and how many by a search only."""
+        searches = {item for item in self._references if "?" in item}
         with self._store.reading() as connection:
-            missing = absent_resources(connection, self._source, self._references)
-        return Counter({"absent-reference": missing.total()}) if missing else Counter()
+            missing = absent_resources(connection, self._source, self._references - searches)
+        return +Counter({"absent-reference": missing.total(), "conditional-reference": len(searches)})
 
     # --- checking ----------------------------------------------------------------------------------------------
 

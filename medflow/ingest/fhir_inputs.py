@@ -168,12 +168,12 @@ def _inputs(origin: str, stream: IO[bytes], context: Context, max_bytes: int) ->
     head: list[bytes] = []  # the first lines, to tell NDJSON from one document
     while len(head) < PEEK and (line := stream.readline(LINE_BYTES)):
         head.append(line)
-        if _is_object(line):
+        if _is_object(line, any_object=len(head) == 1):
             break
     if not head:
         raise InputRejected(RejectCode.EMPTY, "the file has no bytes")
     head[0] = head[0].removeprefix(BOM)
-    if _is_object(head[-1]) and _starts_lines(head):
+    if _is_object(head[-1], any_object=len(head) == 1) and _starts_lines(head):
         following = _next_line(stream)
         if following or len(head) > 1 and any(line.strip() for line in head[:-1]):
             yield from _lines(origin, [*head, following], stream, context)
@@ -183,13 +183,13 @@ def _inputs(origin: str, stream: IO[bytes], context: Context, max_bytes: int) ->
     yield from _document(origin, raw.strip(b" \t\r\n"), context)
 
 
-def _is_object(line: bytes) -> bool:
-    """Whether a line is a resource of its own."""
+def _is_object(line: bytes, *, any_object: bool) -> bool:
+    """Whether a line is a resource of its own, or at least an object, as no first line of a longer document is."""
     text = line.removeprefix(BOM).strip()
     if not (text.startswith(b"{") and text.endswith(b"}")):
         return False
     try:
-        return "resourceType" in orjson.loads(text)
+        return "resourceType" in orjson.loads(text) or any_object
     except orjson.JSONDecodeError:
         return False
 

@@ -171,9 +171,12 @@ def has_resources(connection: Connection, source: str) -> bool:
 
 
 def absent_resources(connection: Connection, source: str, references: Iterable[str]) -> Counter[str]:
-    """How many of these references (``Type/id``) are to resources that the source has not sent, by type."""
+    """How many of these references are to resources that the source has not sent, by type ("" where unknown).
+
+    ``Type/id`` may be known; an absolute URL or a urn is not.
+    """
     keys = [(kind, fhir_id) for kind, _, fhir_id in (item.rpartition("/") for item in references)]
-    known = known_contents(connection, source, [key for key in keys if "/" not in key[0]])
+    known = known_contents(connection, source, [key for key in keys if key[0] and "/" not in key[0]])
     return Counter(kind.rpartition("/")[2] for kind, fhir_id in keys if (kind, fhir_id) not in known)
 
 

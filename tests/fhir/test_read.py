@@ -220,10 +220,11 @@ def test_another_servers_patient_is_never_taken_for_ours():
 
 
 def test_every_reference_is_reported():
-    text = observation(**quantity(73), performer=[{"reference": "Practitioner\\/d1"}])
+    performers = [{"reference": "Practitioner\\/d1"}, {"reference": "#c"}, {"reference": "Organization?identifier=x|1"}]
+    text = observation(**quantity(73), performer=performers)
     raw = orjson.dumps(text).replace(b"\\\\/", b"\\/")
     reading = read_resource(orjson.loads(raw), raw, HERE)
-    assert reading.references == {"Patient/p1", "Encounter/e1", "Practitioner/d1"}
+    assert reading.references == {"Patient/p1", "Encounter/e1", "Practitioner/d1", "Organization?identifier=x|1"}
 
 
 def test_version_and_time_come_from_meta_and_the_id_from_the_entry():
