@@ -39,7 +39,7 @@ from medflow.store.ledger import Reject, record_rejects
 
 CHUNK = 2000  # inputs in one transaction
 CHUNK_BYTES = 4 << 20
-POOL_FROM = 4 << 20  # bytes of new content after which worker processes pay for their start
+POOL_FROM = 16 << 20  # bytes of new content after which worker processes pay for their start
 PAYLOAD = 64 << 20  # a larger reject is recorded without its bytes
 REFERENCES = 2_000_000  # references remembered, to say at the end which lead nowhere
 HEAD = re.compile(rb'^\{\s*"resourceType"\s*:\s*"([A-Za-z]{2,40})"\s*,\s*"id"\s*:\s*"([A-Za-z0-9\-.]{1,64})"')
