@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from medflow.config import Settings
-from medflow.errors import MedflowError, PluginBroken, TransientError
+from medflow.errors import CaseError, DeviceExhausted, MedflowError, PluginBroken, TransientError
 from medflow.fhir.write import ModelIdentity, ResultContext, catalog_resources, result_resources
 from medflow.inference.devices import resolve_device
 from medflow.inference.results import results_of
@@ -30,7 +30,7 @@ from medflow.store.units import UnitFacts, unit_facts
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int], None]
-COMMIT_EVERY = 64  # cases; what a killed process loses at most
+COMMIT_EVERY = 64  # cases, rounded up to whole batches: what a killed process loses at most
 SELECTED_AT_ONCE = 5000
 
 
@@ -140,6 +140,19 @@ def score_chunk(
     return _Chunk(store, settings, model, loaded, progress or (lambda _count: None)).run()
 
 
+def _whole_batches(chunk: int, batch: int) -> int:
+    """A chunk is a whole number of batches, so that batches are the same wherever an interrupted run is taken up."""
+    return max(batch, chunk // batch * batch)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Finished:
+    """A job's checked results and their FHIR resources, waiting to be committed."""
+
+    results: Sequence[Result]
+    outgoing: Sequence[Outgoing]
+
+
 class _Chunk:
     """One leased chunk on its way from jobs to committed results."""
 
@@ -149,7 +162,11 @@ class _Chunk:
         self.store, self.settings, self.model, self.loaded, self.progress = store, settings, model, loaded, progress
         self.owner = queue.process_owner()
         self.tally = ScoreTally()
-        self.finished: dict[int, list[Result]] = {}
+        self.issued = Instant(utc_us=now_us())
+        self.identity = _identity(model)
+        self.open: dict[int, Job] = {}
+        self.finished: dict[int, _Finished] = {}
+        self.failures: dict[int, CaseError | TransientError] = {}
         self.facts: dict[int, UnitFacts] = {}
         self.subjects: dict[int, Subject] = {}
 
@@ -160,7 +177,7 @@ class _Chunk:
                 connection,
                 model_id,
                 self.owner,
-                limit=self.settings.chunk_size,
+                limit=_whole_batches(self.settings.chunk_size, self.model.spec.batch_size),
                 seconds=self.settings.lease_seconds,
                 max_attempts=self.settings.max_attempts,
             )
@@ -168,7 +185,6 @@ class _Chunk:
             return self.tally
         self.tally.leased = len(leased)
         self.open = {job.id: job for job in leased}
-        self.renewed = time.monotonic()
         try:
             self._score(leased)
         except BaseException:
@@ -185,9 +201,10 @@ class _Chunk:
         self.tally.seconds["read"] += time.perf_counter() - started
         started = time.perf_counter()
         runner = Runner(model, device=self.loaded.device, threads=self.settings.threads)
-        for outcome in runner.run(openers):
-            self._take(leased[outcome.index], outcome)
-            if len(self.finished) >= COMMIT_EVERY:
+        for batch in runner.run(openers):
+            for outcome in batch:
+                self._take(leased[outcome.index], outcome)
+            if len(self.finished) + len(self.failures) >= COMMIT_EVERY:
                 self._commit()
         self._commit()
         self.tally.seconds["score"] += time.perf_counter() - started
@@ -199,16 +216,15 @@ class _Chunk:
             self.subjects = subjects(connection, patients, source=self.settings.source)
 
     def _take(self, job: Job, outcome: Outcome) -> None:
-        error = outcome.error
-        if outcome.case is not None and outcome.prediction is not None:
-            try:
-                results = results_of(self.model.spec, outcome.case, outcome.prediction)
-                self.finished[job.id] = [self._keep_mask(result, outcome) for result in results]
-                return
-            except MedflowError as invalid:
-                error = invalid
-        if error is not None:
-            self._fail(job, error)
+        try:
+            if outcome.error is not None:
+                raise outcome.error
+            assert outcome.case is not None and outcome.prediction is not None  # noqa: S101 - the other two outcomes
+            results = results_of(self.model.spec, outcome.case, outcome.prediction)
+            kept = [self._keep_mask(result, outcome) for result in results]
+            self.finished[job.id] = _Finished(results=kept, outgoing=self._resources(job, kept))
+        except (CaseError, TransientError) as error:
+            self.failures[job.id] = error
 
     def _keep_mask(self, result: Result, outcome: Outcome) -> Result:
         """A segment's mask goes to the object store, and the result knows it by its SHA-256."""
@@ -220,67 +236,57 @@ class _Chunk:
         np.savez_compressed(file, bits=bits, shape=np.asarray(np.shape(mask)), affine=affine)
         return replace(result, mask=self.store.objects.put(file.getvalue()))
 
-    def _fail(self, job: Job, error: MedflowError) -> None:
-        retry = isinstance(error, TransientError)
-        code = error.fields.get("code") or ("out-of-memory" if type(error).__name__ == "DeviceExhausted" else "device")
-        with self.store.writing() as connection:
-            state = queue.fail(
-                connection,
-                self.owner,
-                job.id,
-                code=str(code),
-                error=error.message,
-                retry=retry,
-                max_attempts=self.settings.max_attempts,
-            )
-        del self.open[job.id]
-        self._count(state, 1)
-        self.tally.reasons[str(code)] += 1
-        log.warning("job %d of %s on %s: %s (%s)", job.id, self.model.name, job.unit, state, code)
-
     def _commit(self) -> None:
         """Predictions, outbox rows and job states in one transaction: all of it is there, or nothing."""
-        if self.finished:
-            started = time.perf_counter()
-            issued = Instant(utc_us=now_us())
-            outgoing = {job_id: self._resources(self.open[job_id], issued) for job_id in self.finished}
-            with self.store.writing() as connection:
-                held = queue.held(connection, self.owner, list(self.finished))
-                queue.complete(connection, {job_id: self.finished[job_id] for job_id in held})
-                older = queue.supersede_older(connection, sorted(held))
-                if older:
-                    outbox.supersede(connection, older, "amended")
-                outbox.queue_many(connection, {job_id: outgoing[job_id] for job_id in sorted(held)})
-            for job_id in self.finished:
+        started = time.perf_counter()
+        with self.store.writing() as connection:
+            held = queue.held(connection, self.owner, [*self.finished, *self.failures])
+            done = {job_id: item for job_id, item in self.finished.items() if job_id in held}
+            queue.complete(connection, {job_id: item.results for job_id, item in done.items()})
+            if older := queue.supersede_older(connection, list(done)):
+                outbox.supersede(connection, older, "amended")
+            outbox.queue_many(connection, {job_id: item.outgoing for job_id, item in done.items()})
+            ends = [self._fail(connection, job_id, error) for job_id, error in self.failures.items() if job_id in held]
+            for job_id in (*self.finished, *self.failures):
                 del self.open[job_id]
-            self._count("done", len(held))
-            self.finished = {}
-            self.tally.seconds["commit"] += time.perf_counter() - started
-        if time.monotonic() - self.renewed > self.settings.lease_seconds / 3:
-            with self.store.writing() as connection:
-                queue.renew(connection, self.owner, list(self.open), seconds=self.settings.lease_seconds)
-            self.renewed = time.monotonic()
+            queue.renew(connection, self.owner, list(self.open), seconds=self.settings.lease_seconds)
+        self.tally.done += len(done)
+        self.tally.failed += ends.count("failed")
+        self.tally.dead += ends.count("dead")
+        self.progress(len(self.finished) + len(self.failures))
+        self.finished, self.failures = {}, {}
+        self.tally.seconds["commit"] += time.perf_counter() - started
 
-    def _resources(self, job: Job, issued: Instant) -> list[Outgoing]:
+    def _fail(self, connection: Connection, job_id: int, error: CaseError | TransientError) -> str:
+        code = str(error.fields.get("code") or ("out-of-memory" if isinstance(error, DeviceExhausted) else "transient"))
+        self.tally.reasons[code] += 1
+        state = queue.fail(
+            connection,
+            self.owner,
+            job_id,
+            code=code,
+            error=error.message,
+            retry=isinstance(error, TransientError),
+            max_attempts=self.settings.max_attempts,
+        )
+        log.warning("job %d of %s: %s (%s)", job_id, self.model.name, state, code)
+        return state
+
+    def _resources(self, job: Job, results: Sequence[Result]) -> list[Outgoing]:
         facts = self.facts[job.unit.id]
         context = ResultContext(
-            model=_identity(self.model),
+            model=self.identity,
             unit=job.unit,
             subject=self.subjects.get(facts.patient_id) if facts.patient_id is not None else None,
             input_key=job.input_key,
             prediction_time=job.prediction_time,
             effective=facts.effective or job.prediction_time,
-            issued=issued,
+            issued=self.issued,
             inputs=facts.inputs,
             encounter=facts.encounter,
             status=self.settings.result_status,
         )
-        return result_resources(context, self.finished[job.id])
-
-    def _count(self, state: str, count: int) -> None:
-        if state in ("done", "failed", "dead"):
-            setattr(self.tally, state, getattr(self.tally, state) + count)
-        self.progress(count)
+        return result_resources(context, results)
 
 
 def _identity(model: RegisteredModel) -> ModelIdentity:

@@ -61,28 +61,25 @@ class Runner:
         self._threads = max(1, threads)
         self.batch_size = model.spec.batch_size
 
-    def run(self, openers: Sequence[CaseOpener]) -> Iterator[Outcome]:
-        """Score every case; outcomes come as batches finish, each case exactly once."""
+    def run(self, openers: Sequence[CaseOpener]) -> Iterator[list[Outcome]]:
+        """Score every case; gives the outcomes of ``spec.batch_size`` consecutive cases at a time, in order.
+
+        Which cases share a batch depends on their places alone, not on which of them fail: scoring the rest of an
+        interrupted run forms the same batches, and so the same numbers to the last bit.
+        """
+        size = self._model.spec.batch_size
         with ThreadPoolExecutor(self._threads, thread_name_prefix="prepare") as pool:
             waiting: deque[Future[_Prepared | Outcome]] = deque()
             upcoming = iter(enumerate(openers))
-            batch: list[_Prepared] = []
             try:
-                while True:
-                    while len(waiting) < AHEAD * self.batch_size and (item := next(upcoming, None)) is not None:
+                for start in range(0, len(openers), size):
+                    while len(waiting) < AHEAD * size and (item := next(upcoming, None)) is not None:
                         waiting.append(pool.submit(self._prepare, *item))
-                    if not waiting:
-                        break
-                    done = waiting.popleft().result()
-                    if isinstance(done, Outcome):
-                        yield done
-                        continue
-                    batch.append(done)
-                    if len(batch) >= self.batch_size:
-                        yield from self._score(batch)
-                        batch = []
-                if batch:
-                    yield from self._score(batch)
+                    block = [waiting.popleft().result() for _ in range(min(size, len(openers) - start))]
+                    ready = [item for item in block if isinstance(item, _Prepared)]
+                    outcomes = [item for item in block if isinstance(item, Outcome)]
+                    outcomes += self._score(ready) if ready else ()
+                    yield sorted(outcomes, key=lambda outcome: outcome.index)
             finally:
                 for future in waiting:
                     future.cancel()

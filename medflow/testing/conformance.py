@@ -151,7 +151,8 @@ def _isolation(model: Model, cases: Sequence[Case], device: str) -> None:
 
     openers: list[Callable[[], Case]] = [lambda case=case: case for case in cases]
     openers.insert(1, bad)
-    outcomes = {item.index: item for item in Runner(model, device=device, threads=2).run(openers)}
+    batches = Runner(model, device=device, threads=2).run(openers)
+    outcomes = {item.index: item for batch in batches for item in batch}
     if sorted(outcomes) != list(range(len(openers))):
         raise _Broken("not every case came out exactly once")
     if outcomes[1].error is None:

@@ -16,7 +16,7 @@ GC = "from tests import models\n\nclass GcContent(models.GcContent):\n    pass\n
 def night(tmp_path_factory):
     """One night over the sample data: its environment, its sample, what the command printed, its Prefect database."""
     root = tmp_path_factory.mktemp("night")
-    sample = write_sample(root / "sample", stays=4)
+    sample = write_sample(root / "sample", stays=8)
     plugins = write_distribution(root / "plugins", "gc-plugin", GC, {"gc-content": "GcContent"})
     sources = {
         "records": {"kind": "fhir", "paths": [str(sample.fhir)]},

@@ -1,4 +1,5 @@
 import pickle
+from itertools import chain
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ def run(model: Model, sequences: list[str]) -> list[Outcome]:
         lambda number=number, bases=bases: sequence_case(number, bases) for number, bases in enumerate(sequences)
     ]
     runner = Runner(model, device="cpu", threads=2)
-    return sorted(runner.run(openers), key=lambda outcome: outcome.index)
+    return list(chain.from_iterable(runner.run(openers)))
 
 
 @given(st.lists(st.text(alphabet="ACGTN", min_size=8, max_size=8), max_size=30))
@@ -45,11 +46,24 @@ def test_a_foreign_error_text_is_not_kept_because_it_may_quote_the_input():
     assert "ValueError at models.py:" in outcome.error.message
 
 
+def test_which_cases_share_a_batch_depends_on_their_places_not_on_failures():
+    seen = []
+
+    class Noting(GcContent):
+        def predict(self, batch):
+            seen.append(list(batch))
+            return super().predict(batch)
+
+    run(Noting(), ["AAAAAAAA", "NAAAAAAA", "CCCCCCCC", "GGGGGGGG", "ACACACAC"])
+
+    assert seen == [["AAAAAAAA", "CCCCCCCC", "GGGGGGGG"], ["ACACACAC"]]
+
+
 def test_out_of_memory_halves_the_batch_and_keeps_it_small():
     model = SmallDevice()
     runner = Runner(model, device="cpu", threads=1)
 
-    outcomes = list(runner.run([lambda: sequence_case(1, "ACGTACGT")] * 9))
+    outcomes = list(chain.from_iterable(runner.run([lambda: sequence_case(1, "ACGTACGT")] * 9)))
 
     assert all(outcome.error is None for outcome in outcomes)
     assert len(outcomes) == 9
@@ -71,7 +85,7 @@ def test_a_reader_that_fails_takes_only_its_case_down():
         raise OSError("disk")
 
     openers = [lambda: sequence_case(1, "ACGTACGT"), unreadable, lambda: sequence_case(3, "ACGTACGT")]
-    outcomes = sorted(Runner(GcContent(), device="cpu", threads=2).run(openers), key=lambda item: item.index)
+    outcomes = list(chain.from_iterable(Runner(GcContent(), device="cpu", threads=2).run(openers)))
 
     assert isinstance(outcomes[1].error, TransientError)
     assert outcomes[0].prediction and outcomes[2].prediction
