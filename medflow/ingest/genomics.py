@@ -54,6 +54,8 @@ def ingest_vcf(
         for item in offers(paths):
             received: _Received | None = None
             try:
+                if isinstance(item, Refused):
+                    raise item.error
                 received = _Received.of(item, settings)
                 ledger.count(_take_vcf(store, settings, received, genome))
             except InputRejected as error:
@@ -82,6 +84,8 @@ def ingest_fasta(
     for item in offers(paths):
         received: _Received | None = None
         try:
+            if isinstance(item, Refused):
+                raise item.error
             received = _Received.of(item, settings)
             for batch in _batches(received, store):
                 _take_records(ledger, item, batch)
@@ -101,10 +105,8 @@ class _Received:
     size: int
 
     @classmethod
-    def of(cls, item: Offer | Refused, settings: Settings) -> _Received:
+    def of(cls, item: Offer, settings: Settings) -> _Received:
         """Hash what is offered; raises InputRejected."""
-        if isinstance(item, Refused):
-            raise item.error
         if item.path is None:
             data = item.read(settings.max_input_bytes)
             return cls(source=data, sha256=sha256(data).hexdigest(), size=len(data))

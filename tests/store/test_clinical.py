@@ -4,7 +4,7 @@ from itertools import permutations
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from medflow.errors import InputRejected, RejectCode
 from medflow.records import (
