@@ -35,6 +35,8 @@ def take_in(sources: list[str] | None) -> dict[str, Any]:
         total.add(Tally(**{name: counts[name] for name in ("offered", "stored", "unchanged", "rejected")}))
         total.reasons.update(counts["reasons"])
         total.notes.update(counts["notes"])
+    if not by_source:
+        total.notes["no-source-configured"] = 1
     counts = total.as_json()
     report("ingest", "What was taken in", counts)
     return counts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -134,6 +135,8 @@ def nightly(
 ) -> None:
     """Ingest from the configured sources, score, deliver: the scheduled run, as a Prefect flow."""
     moment = as_instant(as_of)
+    if to is not None and to not in load_settings().targets:
+        os.environ["MEDFLOW_DELIVER_TO"], to = to, None  # a path or address is no Prefect parameter
     counts = run_nightly(sources=source, models=model, as_of=moment.datetime() if moment else None, target=to)
     if as_json:
         finish(counts, as_json=True, title="nightly")
