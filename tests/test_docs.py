@@ -105,6 +105,16 @@ def test_every_reject_code_has_its_advice() -> None:
     assert {str(code) for code in RejectCode} == {row for row in rows("docs/users/rejects.md") if row.islower()}
 
 
+def test_every_reason_that_a_case_is_refused_for_is_explained() -> None:
+    raised = re.compile(r"(?:InputNotUsable|PredictionInvalid|CaseError)\(\s*\"([a-z-]+)\"")
+    sources = [
+        path for name in ("dicom", "fhir", "inference", "store") for path in (ROOT / "medflow" / name).rglob("*.py")
+    ]
+    codes = {code for path in [*sources, ROOT / "medflow/inputs.py"] for code in raised.findall(path.read_text())}
+    page = (ROOT / "docs/users/score.md").read_text()
+    assert {code for code in codes if f"`{code}`" not in page} == set()
+
+
 def test_every_setting_is_documented() -> None:
     settings = {f"MEDFLOW_{field.upper()}" for field in Settings.model_fields}
     assert settings == {row for row in rows("docs/operators/configuration.md") if row.startswith("MEDFLOW_")}
