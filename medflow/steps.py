@@ -148,8 +148,9 @@ def replay_rejects(site: Site, *, progress: Progress | None = None) -> Tally:
     with _recorded(site, "retry rejects") as run:
         started = now_us()
         for kind in dict.fromkeys(item.kind for item in found):
-            again = [_offer(site.store, item) for item in found if item.kind == kind]
-            total.add(_take(site, Source.model_construct(kind=kind, paths=tuple(again)), run.id, progress))
+            again = {offer.origin: offer for item in found if item.kind == kind for offer in [_offer(site.store, item)]}
+            paths = tuple(again.values())  # several entries of one file: the file once
+            total.add(_take(site, Source.model_construct(kind=kind, paths=paths), run.id, progress))
         with site.store.writing() as connection:
             settled = ledger.settle_rejects(connection, [item.id for item in found], before_us=started)
             ledger.record_audit(connection, run.id, "replay", "rejects", offered=len(found), settled=settled)
