@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 OK, COULD_NOT_RUN, PROBLEMS = 0, 1, 3
 PIPE_WIDTH = 160  # of tables that go to a file or another program
@@ -64,7 +64,7 @@ def _weight(value: object) -> float:
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
     """A table on stdout; cells wrap, nothing is cut."""
-    table = Table(*columns, title=title, title_justify="left", show_lines=False)
+    table = Table(*(Column(name, overflow="fold") for name in columns), title=title, title_justify="left", show_lines=False)
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
     out.print(table)
