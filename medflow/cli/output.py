@@ -64,7 +64,7 @@ def _weight(value: object) -> float:
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
     """A table on stdout; cells wrap, nothing is cut."""
-    table = Table(*(Column(name, overflow="fold") for name in columns), title=title, title_justify="left", show_lines=False)
+    table = Table(*(Column(name, overflow="fold") for name in columns), title=title, title_justify="left")
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
     out.print(table)
