@@ -159,8 +159,9 @@ def replay_rejects(site: Site, *, progress: Progress | None = None) -> Tally:
 
 
 def _offer(store: Store, reject: ledger.Reject) -> Offer:
-    if reject.payload and reject.sha256 and reject.sha256 in store.objects:
-        return Offer(origin=reject.origin, data=store.objects.get(reject.sha256), entry="#" in reject.origin)
+    kept = reject.sha256 if reject.payload else None
+    if kept and kept in store.objects and not reject.code.startswith("archive-"):
+        return Offer(origin=reject.origin, path=store.objects.path(kept), entry="#" in reject.origin)
     origin = reject.origin.partition("#")[0]  # of an entry whose bytes were not kept, the whole file
     return Offer(origin=origin, path=Path(origin))
 
