@@ -26,6 +26,8 @@ import numpy as np
 import orjson
 from fhir.resources.R4B import get_fhir_model_class
 
+# one thread a process, in the CLI and for its peer alike: with small networks more threads wait more than they work
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 from challenge2012 import convert
 

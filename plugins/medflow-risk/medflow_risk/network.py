@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from medflow_risk.features import STATIC_WIDTH, WIDTH
 
 CLIP = 4.0  # standard deviations
-SUMMARY = 9 * WIDTH + STATIC_WIDTH + 1
+PLAIN = 6 * WIDTH + STATIC_WIDTH  # what the networks read of the summary
+SUMMARY = PLAIN + 3 * WIDTH + 1  # what the ridge regression reads
 SHARE = 0.5  # of the ridge regression in the logit
 
 
@@ -37,7 +38,7 @@ class MortalityNet(nn.Module):
         self.lstm = nn.LSTM(3 * WIDTH + STATIC_WIDTH, hidden, batch_first=True)
         self.drop_in = nn.Dropout(dropout / 2)
         self.drop_summary = nn.Dropout(dropout)
-        self.summary = nn.Sequential(nn.Linear(SUMMARY, hidden), nn.ReLU())
+        self.summary = nn.Sequential(nn.Linear(PLAIN, hidden), nn.ReLU())
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(4 * hidden, 1))
 
     def standardise(self, filled: Tensor) -> None:
@@ -64,7 +65,7 @@ class MortalityNet(nn.Module):
 
     def _deep(self, hours: Tensor, summary: Tensor) -> Tensor:
         states, _ = self.lstm(self.drop_in(hours))
-        read = [states[:, -1], states.mean(1), states.amax(1), self.summary(self.drop_summary(summary))]
+        read = [states[:, -1], states.mean(1), states.amax(1), self.summary(self.drop_summary(summary[:, :PLAIN]))]
         return self.head(torch.cat(read, dim=1))[:, 0]
 
     def _read(self, series: Tensor, statics: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,8 +77,9 @@ class MortalityNet(nn.Module):
 
 
 def _summary(values: Tensor, measured: Tensor, statics: Tensor) -> Tensor:
-    """Of each channel the last, mean, lowest and highest value, its spread, its change, how often it was measured, and
-    what is far from usual on either side; and the statics.
+    """Of each channel the last, mean, lowest and highest value, its change and how often it was measured; the statics.
+
+    After these PLAIN columns: each channel's spread, and what is far from usual on either side, age included.
     """
     count = measured.sum(1)
     mean = (values * measured).sum(1) / count.clamp(min=1)
@@ -85,8 +87,8 @@ def _summary(values: Tensor, measured: Tensor, statics: Tensor) -> Tensor:
     lowest = values.masked_fill(measured == 0, torch.inf).amin(1).nan_to_num(posinf=0.0)
     highest = values.masked_fill(measured == 0, -torch.inf).amax(1).nan_to_num(neginf=0.0)
     last = values[:, -1]
-    columns = [last, mean, lowest, highest, spread, last - mean, torch.log1p(count) / 2, last.square(), mean.square()]
-    return torch.cat([*columns, statics, statics[:, :1].square()], dim=1)
+    plain = [last, mean, lowest, highest, last - mean, torch.log1p(count) / 2, statics]
+    return torch.cat([*plain, spread, last.square(), mean.square(), statics[:, :1].square()], dim=1)
 
 
 class Ensemble(nn.Module):
