@@ -14,6 +14,7 @@ import pytest
 from tests.distributions import environment, medflow, write_distribution
 
 SLOW_MODEL = """
+import os
 import time
 from dataclasses import replace
 from tests.models import GcContent
@@ -22,7 +23,7 @@ class SlowGc(GcContent):
     spec = replace(GcContent.spec, name="slow-gc")
 
     def predict(self, batch):
-        time.sleep(0.01)
+        time.sleep(float(os.environ.get("BATCH_TAKES_S", "0.01")))
         return super().predict(batch)
 """
 SEQUENCES = 600
@@ -127,7 +128,7 @@ def test_two_processes_scoring_at_once_score_nothing_twice(tmp_path, plugins, ho
 
 
 def test_a_process_that_is_asked_to_stop_gives_its_jobs_back(plugins, home):
-    env = environment(home, plugins)
+    env = environment(home, plugins, BATCH_TAKES_S="1")  # still at it when it is asked, however busy the machine
     command = [sys.executable, "-m", "medflow.cli", "score", "--model", "slow-gc"]
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
