@@ -19,7 +19,8 @@ from medflow.errors import RejectCode
 from medflow.plugin import Model, ModelSpec
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PLUGINS = sorted((ROOT / "plugins").glob("*/README.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *PLUGINS]
 BLOCK = re.compile(r"^```console(?: exit=(?P<status>\d+))?\n(?P<body>.*?)^```$", re.M | re.S)
 BEFORE = re.compile(r"^<!-- before: (?P<script>.*?) -->$", re.M)
 QUOTED = re.compile(r"<!-- file: (?P<path>\S+) -->\n+```\w*\n(?P<body>.*?)^```$", re.M | re.S)
