@@ -37,6 +37,9 @@ class Report:
 
 def convert(set_a: Path, loinc_csv: Path, out: Path, *, limit: int | None = None) -> Report:
     """Convert every ``<RecordID>.txt`` of ``set_a`` (the first ``limit`` by name)."""
+    stays = sorted(set_a.glob("[0-9]*.txt"))[:limit]
+    if not stays:
+        raise SystemExit(f"{set_a} holds no <RecordID>.txt: name the folder that does")
     out.mkdir(parents=True, exist_ok=True)
     report = Report()
     observed = _observed(loinc_csv)
@@ -45,7 +48,7 @@ def convert(set_a: Path, loinc_csv: Path, out: Path, *, limit: int | None = None
             name: stack.enter_context((out / f"{name}.ndjson").open("wb", buffering=1 << 20))
             for name in ("Patient", "Encounter", "Observation")
         }
-        for path in sorted(set_a.glob("[0-9]*.txt"))[:limit]:
+        for path in stays:
             _convert_stay(path.read_text(encoding="ascii"), observed, files, report)
     return report
 
