@@ -59,21 +59,19 @@ def test_masks_and_volumes_are_right_in_every_orientation(
         assert mask.shape == shape
         assert mask.dtype == bool
         assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.9, name
-        assert mask.sum() * voxel_ml == pytest.approx(truth_ml[name], rel=0.15), name
+        assert mask.sum() * voxel_ml == pytest.approx(truth_ml[name], rel=0.1), name
 
 
-def test_left_and_right_follow_the_affine_not_the_array(abdomen, phantom_case, case_of):
+def test_a_scan_that_says_it_is_mirrored_is_not_taken_for_the_same_patient(abdomen, phantom_case, case_of):
     case, _, _ = phantom_case(4)
     affine = case.image.affine.copy()
-    affine[:3, 0] *= -1  # the same pixels, said to run to the right: a patient with organs on the other side
-    affine[0, 3] *= -1
+    affine[0] *= -1  # the same pixels, said to run to the right: the liver would be on the left
 
     [straight] = abdomen.predict([abdomen.prepare(case)])
     [mirrored] = abdomen.predict([abdomen.prepare(case_of(case.image.array, affine))])
 
     assert straight.out_of_scope is None
-    kidney = mirrored.values.get("left_kidney")
-    assert mirrored.out_of_scope or not np.array_equal(kidney, straight.values["left_kidney"])
+    assert mirrored.out_of_scope
 
 
 def test_the_same_scan_stored_from_the_other_end_gives_the_same_masks(abdomen, phantom_case, case_of):

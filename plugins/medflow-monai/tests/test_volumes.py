@@ -47,7 +47,7 @@ def test_what_is_found_at_a_place_comes_back_there(orientation, shape, spacing, 
     found = to_input_grid(torch.stack([1 - ball, ball]), grid, shape, affine)
 
     assert found.shape == shape
-    assert _centre(found, affine) == pytest.approx(place_mm, abs=0.5)
+    assert _centre(found, affine) == pytest.approx(place_mm, abs=0.1 * max(spacing))  # a mask has steps
     radius_mm = SIGMA_MM * (2 * np.log(2)) ** 0.5  # where the ball falls to one half
     assert found.sum() * np.prod(spacing) == pytest.approx(4 / 3 * np.pi * radius_mm**3, rel=0.15)
 
