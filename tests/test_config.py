@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+
+from medflow.config import Source, load_settings
+from medflow.errors import ConfigurationError
+
+
+def test_settings_come_from_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("MEDFLOW_HOME", str(tmp_path))
+    monkeypatch.setenv("MEDFLOW_CHUNK_SIZE", "7")
+    monkeypatch.setenv("MEDFLOW_SOURCES", '{"pacs": {"kind": "dicom", "paths": ["/in"]}}')
+
+    settings = load_settings()
+
+    assert (settings.home, settings.chunk_size) == (tmp_path, 7)
+    assert settings.sources == {"pacs": Source(kind="dicom", paths=(Path("/in"),))}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MEDFLOW_CHUNK_SIZE", "0"),
+        ("MEDFLOW_TIMEZONE", "Nowhere/Town"),
+        ("MEDFLOW_SOURCES", '{"pacs": {"kind": "hl7", "paths": ["/in"]}}'),
+        ("MEDFLOW_SOURCES", "not json"),
+        ("MEDFLOW_RESULT_STATUS", "amended"),
+    ],
+)
+def test_a_wrong_value_is_named_by_its_variable_and_never_shown(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(ConfigurationError, match=name) as caught:
+        load_settings()
+
+    assert caught.value.__cause__ is None
+
+
+def test_a_password_is_in_no_repr():
+    settings = load_settings(database_url="postgresql://medflow:secret-word@host/db", fhir_token="secret-token")
+
+    assert "secret" not in repr(settings) + str(settings)
+    assert "secret-word" in settings.url
+
+
+def test_a_target_may_be_named_given_or_configured():
+    settings = load_settings(targets={"chart": "https://ehr.example/fhir"}, deliver_to="chart")
+
+    assert settings.target(None) == "https://ehr.example/fhir"
+    assert settings.target("chart") == "https://ehr.example/fhir"
+    assert settings.target("/some/folder") == "/some/folder"
+    with pytest.raises(ConfigurationError, match="MEDFLOW_DELIVER_TO"):
+        load_settings().target(None)
+
+
+def test_a_source_that_is_not_configured_names_those_that_are():
+    settings = load_settings(sources={"pacs": {"kind": "dicom", "paths": ["/in"]}})
+
+    assert list(settings.chosen_sources(None)) == ["pacs"]
+    with pytest.raises(ConfigurationError, match="no source is called 'lab'; MEDFLOW_SOURCES has: pacs"):
+        settings.chosen_sources(["lab"])
