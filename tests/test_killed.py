@@ -130,7 +130,13 @@ def test_two_processes_scoring_at_once_score_nothing_twice(tmp_path, plugins, ho
 def test_a_process_that_is_asked_to_stop_gives_its_jobs_back(plugins, home):
     env = environment(home, plugins, BATCH_TAKES_S="1")  # still at it when it is asked, however busy the machine
     command = [sys.executable, "-m", "medflow.cli", "score", "--model", "slow-gc"]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and b'"leased"' not in medflow(env, "status", "--json").stdout.encode():
         pass

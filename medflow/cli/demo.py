@@ -93,7 +93,7 @@ def _tell(root: Path, results: Path, counts: dict[str, Any], seconds: float) -> 
             ["refused by the input gate", "reason", "count", "for example"],
             [[model, code, count, reason[model, code]] for (model, code), count in codes.most_common()],
         )
-    out.print(f"[bold]Delivered[/]: {sent['delivered']} FHIR resources to {results}")
+    out.print(f"[bold]Delivered[/]: {sent['delivered']} FHIR resources to {results}", soft_wrap=True)
     for path in sorted(results.glob("*.ndjson")):
         out.print(f"  {path.name}: {sum(1 for _ in path.open('rb'))}")
     out.print(f"\nAll in {seconds:.0f} s. Try next:")
@@ -105,7 +105,7 @@ def _tell(root: Path, results: Path, counts: dict[str, Any], seconds: float) -> 
         "medflow plugin check medflow-risk",
         f"head -n 1 {results}/RiskAssessment.ndjson",
     ):
-        out.print(f"  {line}", markup=False)
+        out.print(f"  {line}", markup=False, soft_wrap=True)  # to be copied whole
 
 
 def _rows(name: str, found: list[tuple[str, str, float | None, str | None]]) -> list[list[object]]:
