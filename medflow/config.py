@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from platformdirs import user_data_path
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from medflow.errors import ConfigurationError
 
@@ -134,6 +134,9 @@ def load_settings(**overrides: object) -> Settings:
     """
     try:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]  # validated by pydantic
+    except SettingsError as error:  # the message names the field, its cause would quote the value
+        name = str(error).partition('"')[2].partition('"')[0]
+        raise ConfigurationError(f"MEDFLOW_{name.upper()} is not the JSON that it should be") from None
     except ValidationError as error:
         wrong = "; ".join(
             f"MEDFLOW_{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg']}"
