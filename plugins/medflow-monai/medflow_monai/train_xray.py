@@ -1,7 +1,7 @@
 """Trains the pneumonia classifier: ``python -m medflow_monai.train_xray --data pneumoniamnist_trainval.npz``.
 
 The training split is cut in two: the larger part is learnt from, the rest gives the calibration and the threshold.
-The validation split is only ever scored, once, at the end; training pictures that are also in it are left out.
+The validation split is only ever scored, at the end; training pictures that are also in it are left out.
 """
 
 from __future__ import annotations

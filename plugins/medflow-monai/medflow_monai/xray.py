@@ -43,7 +43,7 @@ CARD = ModelCard(
     "fifth was held out for calibration and threshold; 10 that are also in the validation split were left out.",
     licence="Apache-2.0 (code and weights); training data CC BY 4.0",
     metrics={
-        "validation AUC": "0.997 (PneumoniaMNIST validation split, 389 pneumonia and 135 normal, scored once)",
+        "validation AUC": "0.997 (PneumoniaMNIST validation split, 389 pneumonia and 135 normal)",
         "validation sensitivity at the threshold": "0.992",
         "validation specificity at the threshold": "0.956",
         "validation Brier score": "0.018",
