@@ -127,7 +127,8 @@ def test_two_processes_scoring_at_once_score_nothing_twice(tmp_path, plugins, ho
     assert delivered(tmp_path / "out") == undisturbed
 
 
-def test_a_process_that_is_asked_to_stop_gives_its_jobs_back(plugins, home):
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_is_asked_to_stop_gives_its_jobs_back(plugins, home, asked):
     env = environment(home, plugins, BATCH_TAKES_S="1")  # still at it when it is asked, however busy the machine
     command = [sys.executable, "-m", "medflow.cli", "score", "--model", "slow-gc"]
     process = subprocess.Popen(
@@ -140,7 +141,7 @@ def test_a_process_that_is_asked_to_stop_gives_its_jobs_back(plugins, home):
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and b'"leased"' not in medflow(env, "status", "--json").stdout.encode():
         pass
-    process.send_signal(signal.SIGINT)
+    process.send_signal(asked)
 
     assert process.wait(timeout=30) != 0
     states = orjson.loads(medflow(env, "status", "--json").stdout)["jobs"]["slow-gc"]

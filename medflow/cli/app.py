@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -29,7 +30,7 @@ from medflow.cli.output import (
 )
 from medflow.cli.site import Home, Json, Names, as_instant, here
 from medflow.config import load_settings
-from medflow.errors import ConfigurationError, MedflowError, TransientError
+from medflow.errors import MedflowError
 from medflow.store import Store, ledger, outbox
 from medflow.store import jobs as job_store
 
@@ -269,13 +270,15 @@ def _list(columns: list[str], rows: list[list[Any]], as_json: bool) -> None:
 
 def main() -> None:
     """Run the command line; errors become one sentence on stderr and an exit status."""
-    run: Callable[[], Any] = app
+    signal.signal(signal.SIGTERM, _stop)
     try:
-        run()
-    except (ConfigurationError, TransientError) as error:
-        err.print(f"medflow: {error.message}", style="red", markup=False, soft_wrap=True)
-        sys.exit(COULD_NOT_RUN)
+        app()
     except MedflowError as error:
         err.print(f"medflow: {error.message}", style="red", markup=False, soft_wrap=True)
         logging.getLogger(__name__).debug("details", exc_info=True)
         sys.exit(COULD_NOT_RUN)
+
+
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    """Asked to stop (a service manager, a container): leave through every `finally`, so that leases are given back."""
+    sys.exit(128 + number)
