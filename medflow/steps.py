@@ -22,7 +22,7 @@ from medflow import scoring
 from medflow.config import Settings, Source
 from medflow.delivery import DeliveryTally, target_name
 from medflow.delivery import deliver as deliver_pending
-from medflow.errors import ConfigurationError, PluginBroken
+from medflow.errors import ConfigurationError, PluginBroken, RejectCode
 from medflow.ingest.dicom import ingest_dicom
 from medflow.ingest.fhir import ingest_fhir
 from medflow.ingest.genomics import ingest_fasta, ingest_vcf
@@ -140,17 +140,27 @@ def deliver(site: Site, target: str | None = None, *, progress: Progress | None 
     return tally
 
 
-def replay_rejects(site: Site, *, progress: Progress | None = None) -> Tally:
-    """Offer every open reject again, from the bytes kept of it or from where it came; what is taken is settled."""
+def replay_rejects(site: Site, *, reference: Path | None = None, progress: Progress | None = None) -> Tally:
+    """Offer every open reject again, from the bytes kept of it or from where it came; what is taken is settled.
+
+    A VCF whose REF alleles were refused is offered only with a ``reference`` to check them against again: the one
+    given, else that of the configured VCF sources.
+    """
+    reference = reference or next((item.reference for item in site.settings.sources.values() if item.reference), None)
     with site.store.reading() as connection:
         found = ledger.list_rejects(connection)
     total = Tally()
+    if reference is None:
+        total.notes["left-without-reference"] = sum(item.code == RejectCode.REF_MISMATCH for item in found)
+        found = [item for item in found if item.code != RejectCode.REF_MISMATCH]
     with _recorded(site, "retry rejects") as run:
         started = now_us()
         for kind in dict.fromkeys(item.kind for item in found):
             again = {offer.origin: offer for item in found if item.kind == kind for offer in [_offer(site.store, item)]}
             paths = tuple(again.values())  # several entries of one file: the file once
-            total.add(_take(site, Source.model_construct(kind=kind, paths=paths), run.id, progress))
+            total.add(
+                _take(site, Source.model_construct(kind=kind, paths=paths, reference=reference), run.id, progress)
+            )
         with site.store.writing() as connection:
             settled = ledger.settle_rejects(connection, [item.id for item in found], before_us=started)
             ledger.record_audit(connection, run.id, "replay", "rejects", offered=len(found), settled=settled)

@@ -7,6 +7,7 @@ from medflow import scoring, steps
 from medflow.errors import InputNotUsable, PluginBroken
 from medflow.fhir.write import result_resources
 from medflow.registry import BrokenPlugin, RegisteredModel, Registry
+from medflow.sample import write_sample
 from medflow.store.jobs import list_jobs, predictions, retry_jobs
 from tests.models import Choosy, GcContent, renamed
 
@@ -197,3 +198,15 @@ def test_predictions_are_kept_beside_their_jobs(site, tmp_path):
         found = predictions(connection, "gc-content")
 
     assert [(output, value) for _, output, value, _ in found] == [("gc", 0.5), ("gc", 1.0), ("gc", 0.0)]
+
+
+def test_a_vcf_refused_for_its_reference_is_never_taken_without_one(site, tmp_path):
+    sample = write_sample(tmp_path / "sample", stays=4)
+    source = steps.source_of("vcf", [sample.vcf], reference=sample.reference)
+    assert steps.ingest(site, source).reasons["ref-mismatch"] == 1
+
+    without = steps.replay_rejects(site)
+    again = steps.replay_rejects(site, reference=sample.reference)
+
+    assert (without.offered, without.notes["left-without-reference"]) == (0, 1)
+    assert (again.stored, again.reasons["ref-mismatch"]) == (0, 1)

@@ -216,11 +216,14 @@ def jobs(
 
 
 @retry_app.command("rejects")
-def retry_rejects(as_json: Json = False) -> None:
+def retry_rejects(
+    reference: Annotated[Path | None, typer.Option(help="FASTA to check refused VCFs against again.")] = None,
+    as_json: Json = False,
+) -> None:
     """Offer every open reject again; what is taken now is settled."""
     site = here()
     with progress_bar("replaying rejects") as advance:
-        tally = steps.replay_rejects(site, progress=advance)
+        tally = steps.replay_rejects(site, reference=reference, progress=advance)
     finish(tally.as_json(), as_json=as_json, title="retry rejects")
 
 

@@ -29,6 +29,7 @@ def set_up_logging(verbose: bool) -> None:
     logger.handlers[:] = [RichHandler(console=err, show_path=False, show_time=verbose)]
     logger.setLevel(logging.INFO if verbose else logging.ERROR)
     logger.propagate = False
+    logging.getLogger("stamina").setLevel(logging.WARNING if verbose else logging.ERROR)  # announces each retry
 
 
 def finish(counts: Mapping[str, Any], *, as_json: bool, title: str) -> NoReturn:
