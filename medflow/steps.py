@@ -150,17 +150,16 @@ def replay_rejects(site: Site, *, reference: Path | None = None, progress: Progr
     with site.store.reading() as connection:
         found = ledger.list_rejects(connection)
     total = Tally()
-    if reference is None:
-        total.notes["left-without-reference"] = sum(item.code == RejectCode.REF_MISMATCH for item in found)
+    if reference is None and (left := [item for item in found if item.code == RejectCode.REF_MISMATCH]):
+        total.notes["left-without-reference"] = len(left)
         found = [item for item in found if item.code != RejectCode.REF_MISMATCH]
     with _recorded(site, "retry rejects") as run:
         started = now_us()
         for kind in dict.fromkeys(item.kind for item in found):
             again = {offer.origin: offer for item in found if item.kind == kind for offer in [_offer(site.store, item)]}
             paths = tuple(again.values())  # several entries of one file: the file once
-            total.add(
-                _take(site, Source.model_construct(kind=kind, paths=paths, reference=reference), run.id, progress)
-            )
+            source = Source.model_construct(kind=kind, paths=paths, reference=reference)
+            total.add(_take(site, source, run.id, progress))
         with site.store.writing() as connection:
             settled = ledger.settle_rejects(connection, [item.id for item in found], before_us=started)
             ledger.record_audit(connection, run.id, "replay", "rejects", offered=len(found), settled=settled)
