@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from prefect import State, flow
 
+from medflow.errors import TransientError
 from medflow.flows.deliver import Target, send
 from medflow.flows.ingest import Sources, take_in
 from medflow.flows.report import final_state, report
 from medflow.flows.score import AsOf, Models, run_models
+from medflow.flows.site import site
 
 
 @flow(name="nightly", flow_run_name="nightly", description="Take in what is new, score it, and send the results.")
 def nightly(sources: Sources = None, models: Models = None, as_of: AsOf = None, target: Target = None) -> State:
-    """Take in what is new, score it, and send the results; what one step cannot do does not stop the next."""
+    """Take in what is new, score it, and send the results; infrastructure that fails one step does not stop the next.
+
+    What is configured wrongly stops it before it begins.
+    """
+    here = site()
+    here.settings.target(target)
+    here.settings.chosen_sources(sources)
+    here.registry.choose(models or ())
     counts = {
-        "ingest": take_in(sources),
-        "score": run_models(models, as_of),
-        "deliver": send(target),
+        "ingest": _tried(lambda: take_in(sources)),
+        "score": _tried(lambda: run_models(models, as_of)),
+        "deliver": _tried(lambda: send(target)),
     }
     report("nightly", "What the night did", counts)
     return final_state(counts)
+
+
+def _tried(step: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return step()
+    except TransientError as error:
+        return {"failed": 1, "errors": {error.message: 1}}

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import typer
 
 from medflow.cli.flows import run_nightly
-from medflow.cli.output import OK, err, out, show_table
+from medflow.cli.output import OK, PROBLEMS, err, out, show_table
 from medflow.config import load_settings
 from medflow.registry import installed
 from medflow.sample import pydicom_files, write_sample
@@ -34,7 +34,7 @@ def run(home: Path | None, *, as_json: bool) -> NoReturn:
     with err.status("running the nightly flow (Prefect's temporary server takes some seconds to start)"):
         counts = run_nightly(sources=None, models=None, as_of=None, target=None)
     seconds = time.monotonic() - started
-    if as_json:
+    if as_json or not all({"offered", "done", "delivered"} & part.keys() for part in counts.values()):
         typer.echo(json.dumps({"home": str(root), "results": str(results), "seconds": round(seconds, 1), **counts}))
     else:
         _tell(root, results, counts, seconds)
@@ -63,8 +63,8 @@ def _configure(root: Path, results: Path, sample: Any) -> None:
 
 def _status(counts: dict[str, Any]) -> int:
     """The sample holds input that must be refused: rejects and dead jobs are what the demo shows, not a failure."""
-    failed = counts["score"]["failed"] or counts["score"]["broken"] or counts["deliver"]["failed"]
-    return 3 if failed or not counts["score"]["done"] else OK
+    failed = any(part.get("failed") or part.get("broken") for part in counts.values())
+    return PROBLEMS if failed or not counts["score"].get("done") else OK
 
 
 def _tell(root: Path, results: Path, counts: dict[str, Any], seconds: float) -> None:

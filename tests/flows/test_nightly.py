@@ -92,6 +92,19 @@ def test_a_second_night_finds_nothing_to_do(night):
     assert (counts["ingest"]["stored"], counts["score"]["selected"], counts["deliver"]["delivered"]) == (0, 0, 0)
 
 
+def test_a_target_that_is_away_fails_the_night_but_not_its_scoring(night):
+    env, _, _, root = night
+    away = env | {"MEDFLOW_HOME": str(root / "away"), "MEDFLOW_DELIVER_TO": "http://127.0.0.1:1/fhir"}
+
+    done = medflow(away, "nightly", "--source", "sequences", "--model", "gc-content", "--json", timeout=400)
+
+    counts = json.loads(done.stdout)
+    assert done.returncode == 3
+    assert counts["score"]["done"] > 0
+    assert counts["deliver"]["failed"] == 1
+    assert "cannot be reached" in next(iter(counts["deliver"]["errors"]))
+
+
 def test_a_source_that_is_not_configured_is_named(night):
     env, _, _, _ = night
 
