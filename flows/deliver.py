@@ -8,8 +8,8 @@ from prefect import State, flow, task
 from pydantic import Field
 
 from medflow import steps
+from medflow.flows.installation import TASK, site
 from medflow.flows.report import final_state, report
-from medflow.flows.site import TASK, site
 
 Target = Annotated[
     str | None,

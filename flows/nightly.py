@@ -10,9 +10,9 @@ from prefect import State, flow
 from medflow.errors import TransientError
 from medflow.flows.deliver import Target, send
 from medflow.flows.ingest import Sources, take_in
+from medflow.flows.installation import site
 from medflow.flows.report import final_state, report
 from medflow.flows.score import AsOf, Models, run_models
-from medflow.flows.site import site
 
 
 @flow(name="nightly", flow_run_name="nightly", description="Take in what is new, score it, and send the results.")

@@ -10,8 +10,8 @@ from pydantic import Field
 
 from medflow import scoring, steps
 from medflow.errors import ConfigurationError, PluginBroken
+from medflow.flows.installation import TASK, loaded_models, only_transient, site
 from medflow.flows.report import final_state, report
-from medflow.flows.site import TASK, loaded_models, only_transient, site
 from medflow.records import Instant
 from medflow.scoring import ScoreTally
 

@@ -64,6 +64,7 @@ def _configure(root: Path, results: Path, sample: Any) -> None:
 def _status(counts: dict[str, Any]) -> int:
     """The sample holds input that must be refused: rejects and dead jobs are what the demo shows, not a failure."""
     failed = any(part.get("failed") or part.get("broken") for part in counts.values())
+    failed = failed or "plugin-error" in counts["score"].get("reasons", {})
     return PROBLEMS if failed or not counts["score"].get("done") else OK
 
 
