@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     workers: int = Field(0, ge=0, description="Processes and threads for reading; 0 means one per core.")
-    chunk_size: int = Field(128, ge=1, le=4096, description="Cases in one leased chunk.")
+    chunk_size: int = Field(256, ge=1, le=4096, description="Cases in one leased chunk.")
     lease_seconds: int = Field(900, ge=10, description="How long a chunk may take before others may have it.")
     max_attempts: int = Field(5, ge=1, description="Tries of a job or delivery before it is dead.")
     result_status: Literal["preliminary", "final"] = Field("preliminary", description="Status of new results.")

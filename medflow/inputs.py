@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from threading import Lock
 
 from medflow.dicom.volume import read_image
 from medflow.errors import InputNotUsable
@@ -12,7 +14,6 @@ from medflow.plugin import (
     CaseInput,
     ImagingInput,
     ModelSpec,
-    NoteInput,
     SequenceInput,
     SequenceWindow,
     TimeSeriesInput,
@@ -42,20 +43,44 @@ def due_units(connection: Connection, spec: ModelSpec, *, as_of: Instant, model_
 def open_cases(store: Store, spec: ModelSpec, jobs: Sequence[Job]) -> list[CaseOpener]:
     """One opener per job, in order; calling it reads and checks the case, and is safe in any thread.
 
-    Records are read for the whole chunk at once; pixels only when their case is opened. An opener raises
-    `InputNotUsable` when its case cannot be scored.
+    Pixels are read case by case. Records are read a batch at a time, when the first case of the batch is opened, so
+    that reading goes on while the device works on the batch before. An opener raises `InputNotUsable` when its case
+    cannot be scored.
     """
     wanted = spec.accepts[0]
     if isinstance(wanted, ImagingInput):
         return [_image_opener(store, wanted, job) for job in jobs]
-    with store.reading() as connection:
-        if isinstance(wanted, TimeSeriesInput):
-            units = [(job.unit.id, job.prediction_time) for job in jobs]
-            found: Sequence[CaseInput | InputNotUsable] = load_time_series(connection, wanted, units)
-        else:
-            assert not isinstance(wanted, NoteInput)  # noqa: S101 - the registry admits no such model
-            found = _windows(connection, wanted, jobs)
-    return [_ready_opener(wanted.name, job, item) for job, item in zip(jobs, found, strict=True)]
+    assert isinstance(wanted, (TimeSeriesInput, SequenceInput))  # noqa: S101 - the registry admits no other
+    batches = [jobs[start : start + spec.batch_size] for start in range(0, len(jobs), spec.batch_size)]
+    return [opener for batch in batches for opener in _RecordBatch(store, wanted, batch).openers()]
+
+
+class _RecordBatch:
+    """The cases of one batch, read together by whichever thread first asks for one of them."""
+
+    def __init__(self, store: Store, wanted: TimeSeriesInput | SequenceInput, jobs: Sequence[Job]) -> None:
+        self._store, self._wanted, self._jobs = store, wanted, jobs
+        self._lock = Lock()
+        self._found: Sequence[CaseInput | InputNotUsable] | None = None
+
+    def openers(self) -> list[CaseOpener]:
+        return [partial(self._open, place) for place in range(len(self._jobs))]
+
+    def _open(self, place: int) -> Case:
+        with self._lock:
+            if self._found is None:
+                self._found = self._read()
+        found = self._found[place]
+        if isinstance(found, InputNotUsable):
+            raise found
+        return _case(self._jobs[place], self._wanted.name, found)
+
+    def _read(self) -> Sequence[CaseInput | InputNotUsable]:
+        with self._store.reading() as connection:
+            if isinstance(self._wanted, SequenceInput):
+                return _windows(connection, self._wanted, self._jobs)
+            units = [(job.unit.id, job.prediction_time) for job in self._jobs]
+            return load_time_series(connection, self._wanted, units)
 
 
 def _image_opener(store: Store, wanted: ImagingInput, job: Job) -> CaseOpener:
@@ -63,15 +88,6 @@ def _image_opener(store: Store, wanted: ImagingInput, job: Job) -> CaseOpener:
         with store.reading() as connection:
             instances = series_instances(connection, job.unit.id)
         return _case(job, wanted.name, read_image(instances, store.objects, wanted))
-
-    return open_case
-
-
-def _ready_opener(name: str, job: Job, found: CaseInput | InputNotUsable) -> CaseOpener:
-    def open_case() -> Case:
-        if isinstance(found, InputNotUsable):
-            raise found
-        return _case(job, name, found)
 
     return open_case
 
