@@ -30,7 +30,8 @@ def select_cases(model: str, as_of: datetime | None) -> dict[str, int]:
     here = site()
     registered = here.registry.get(model)
     selected = steps.select(here, registered, as_of=instant(as_of)).selected
-    return {"selected": selected, "waiting": scoring.waiting(here.store, registered)}
+    waiting, _ = scoring.waiting(here.store, registered)
+    return {"selected": selected, "waiting": waiting}
 
 
 @task(task_run_name="score {model}", retry_condition_fn=only_transient, **TASK)
@@ -62,6 +63,7 @@ def run_models(models: list[str] | None, as_of: datetime | None) -> dict[str, An
                 tally.add(_tally(counts))
         except PluginBroken as error:
             tally.broken[model.name] = error.message
+        steps.note_held(here, model, tally)
         by_model[f"{model.name}@{model.spec.version}"] = tally.as_json()
         total.add(tally)
     if not models:

@@ -38,7 +38,8 @@ SELECTED_AT_ONCE = 5000
 class ScoreTally:
     """Counts of one scoring: jobs newly selected, how many were leased, and how those ended.
 
-    ``broken`` names the models that could not be run at all, with the error. ``seconds`` are by stage.
+    ``notes`` says what is worth knowing and no failure; ``broken`` names the models that could not be run at all,
+    with the error; ``seconds`` are by stage.
     """
 
     selected: int = 0
@@ -47,6 +48,7 @@ class ScoreTally:
     failed: int = 0
     dead: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
     broken: dict[str, str] = field(default_factory=dict)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
@@ -58,6 +60,7 @@ class ScoreTally:
         self.failed += other.failed
         self.dead += other.dead
         self.reasons.update(other.reasons)
+        self.notes.update(other.notes)
         self.broken.update(other.broken)
         for stage, spent in other.seconds.items():
             self.seconds[stage] += spent
@@ -70,6 +73,7 @@ class ScoreTally:
             "failed": self.failed,
             "dead": self.dead,
             "reasons": dict(sorted(self.reasons.items())),
+            "notes": dict(sorted(self.notes.items())),
             "broken": dict(sorted(self.broken.items())),
         }
 
@@ -127,8 +131,8 @@ def select(store: Store, model: RegisteredModel, *, as_of: Instant) -> ScoreTall
     return tally
 
 
-def waiting(store: Store, model: RegisteredModel) -> int:
-    """How many cases of this model could be scored now."""
+def waiting(store: Store, model: RegisteredModel) -> tuple[int, int]:
+    """How many cases of this model could be scored now or soon, and how many other processes hold."""
     with store.writing() as connection:
         return queue.waiting(connection, _register(connection, model))
 

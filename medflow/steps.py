@@ -117,11 +117,19 @@ def _score_model(
     site: Site, model: RegisteredModel, loaded: LoadedModels, as_of: Instant | None, progress: ScoreProgress
 ) -> ScoreTally:
     total = select(site, model, as_of=as_of)
-    cases = scoring.waiting(site.store, model)
+    cases, _ = scoring.waiting(site.store, model)
     progress(model.name, 0, cases)
     while (chunk := score_chunk(site, model, loaded, progress=lambda count: progress(model.name, count, cases))).leased:
         total.add(chunk)
+    note_held(site, model, total)
     return total
+
+
+def note_held(site: Site, model: RegisteredModel, tally: ScoreTally) -> None:
+    """Say how many of a model's cases were left to other processes, which hold them now."""
+    _, held = scoring.waiting(site.store, model)
+    if held:
+        tally.notes["held-by-others"] += held
 
 
 def score_chunk(

@@ -8,7 +8,7 @@ from medflow.errors import InputNotUsable, PluginBroken
 from medflow.fhir.write import result_resources
 from medflow.registry import BrokenPlugin, RegisteredModel, Registry
 from medflow.sample import write_sample
-from medflow.store.jobs import list_jobs, predictions, retry_jobs
+from medflow.store.jobs import lease, list_jobs, predictions, retry_jobs
 from tests.models import Choosy, GcContent, renamed
 
 
@@ -152,6 +152,19 @@ def test_an_interrupted_chunk_gives_its_jobs_back(site, tmp_path):
 
     with site.store.reading() as connection:
         assert {job.state for job in list_jobs(connection, states=("leased", "ready"))} == {"ready"}
+
+
+def test_cases_that_other_processes_hold_are_left_to_them_and_noted(site, tmp_path):
+    take(site, tmp_path, THREE)
+    model = site.registry.get("gc-content")
+    steps.select(site, model)
+    with site.store.writing() as connection:
+        model_id = connection.exec_driver_sql("SELECT id FROM model").scalar()
+        lease(connection, model_id, "elsewhere|1|1|a", limit=2, seconds=60, max_attempts=3)
+
+    tally = steps.score(site)
+
+    assert (tally.done, dict(tally.notes)) == (1, {"held-by-others": 2})
 
 
 def test_a_dead_job_is_scored_after_a_replay(site, tmp_path):

@@ -221,8 +221,9 @@ def is_gone(owner: str) -> bool:
 def _started(pid: int) -> str:
     """When a process started, in the kernel's ticks; "gone" if it is not there, "unknown" where that is not told."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except FileNotFoundError:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "gone" if state in "ZX" else fields[18]  # a zombie has ended, though nobody has asked how
+    except (FileNotFoundError, ProcessLookupError):
         if not Path("/proc/self").exists():
             return "unknown"
         return "gone"
@@ -346,13 +347,15 @@ def fail(
     return state
 
 
-def waiting(connection: Connection, model_id: int) -> int:
-    """How many jobs could be leased now or are held by others."""
-    return connection.execute(
-        select(func.count()).where(
-            JobRow.model_id == model_id, JobRow.state.in_(("ready", "leased", "failed")), ~JobRow.superseded
-        )
-    ).scalar_one()
+def waiting(connection: Connection, model_id: int) -> tuple[int, int]:
+    """How many of a model's jobs could be leased now or soon, and how many others hold."""
+    query = (
+        select(JobRow.state, func.count())
+        .where(JobRow.model_id == model_id, JobRow.state.in_(("ready", "leased", "failed")), ~JobRow.superseded)
+        .group_by(JobRow.state)
+    )
+    found = {state: count for state, count in connection.execute(query)}
+    return found.get("ready", 0) + found.get("failed", 0), found.get("leased", 0)
 
 
 def count_jobs(connection: Connection) -> dict[str, dict[str, int]]:

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import threading
@@ -114,7 +115,7 @@ def test_a_lease_that_ran_out_is_taken_by_someone_else_and_the_first_owner_write
 
 def test_the_lease_of_a_process_that_was_killed_here_is_free_at_once(store):
     model = add_model(store)
-    enqueue(store, model, due(1))
+    enqueue(store, model, due(1), due(2))
     code = (
         "import time; from medflow.store.jobs import process_owner; print(process_owner(), flush=True); time.sleep(60)"
     )
@@ -123,7 +124,10 @@ def test_the_lease_of_a_process_that_was_killed_here_is_free_at_once(store):
         lease(store, model, owner, seconds=3600)
         assert lease(store, model, jobs.process_owner()) == []
         process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie from here on
+        zombie = lease(store, model, jobs.process_owner(), limit=1)
 
+    assert len(zombie) == 1
     assert len(lease(store, model, jobs.process_owner())) == 1
 
 
