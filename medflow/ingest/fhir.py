@@ -26,16 +26,9 @@ from medflow.ingest.fhir_inputs import Deletion, Input, Piece, inputs, parse
 from medflow.ingest.offers import Offer, offers
 from medflow.ingest.tally import Progress, Refused, Tally
 from medflow.store import Store
-from medflow.store.clinical import (
-    ClinicalWriter,
-    Outcome,
-    Packed,
-    absent_resources,
-    has_resources,
-    known_contents,
-    pack,
-)
+from medflow.store.clinical import ClinicalWriter, Outcome, absent_resources, has_resources, known_contents
 from medflow.store.ledger import Reject, record_rejects
+from medflow.store.packed import Packed, pack
 
 CHUNK = 2000  # inputs in one transaction
 CHUNK_BYTES = 4 << 20

@@ -4,24 +4,23 @@ A chunk of resources is written with a handful of bulk statements. Rows of a res
 version never overwrites a newer one; a deleted resource loses its content and its rows, and leaves a tombstone so that
 what was deleted does not come back with the next load of old files.
 
-`pack` does per resource what needs no database, in a form that crosses processes cheaply; `ClinicalWriter` does the
-rest in the process that writes.
+`medflow.store.packed` does per resource what needs no database, in any process; `ClinicalWriter` does the rest in the
+process that writes.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import BigInteger, Connection, bindparam, delete, func, insert, select, text, update
 
 from medflow.errors import InputRejected, RejectCode
-from medflow.records import CodedFact, Encounter, FhirResource, Measurement, Patient, fhir_identifier
+from medflow.records import Patient, fhir_identifier
+from medflow.store.packed import Code, Packed
 from medflow.store.patients import resolve_patients
 from medflow.store.tables import (
     CodedFactRow,
@@ -34,8 +33,6 @@ from medflow.store.tables import (
 
 CHUNK = 2000  # parameters in one IN list
 WRITER_LOCK = 0x6D656467  # advisory lock of PostgreSQL: one writer of records at a time
-MARK_BITS = 40  # sums of millions of marks stay within 63 bits
-Code = tuple[str, str]
 
 
 class Outcome(StrEnum):
@@ -44,111 +41,6 @@ class Outcome(StrEnum):
     STORED = "stored"
     UNCHANGED = "unchanged"
     OLDER = "older-version"  # unchanged: a newer version, or its deletion, is known
-
-
-class PackedMeasurement(NamedTuple):
-    """A `Measurement`, all but surrogate ids."""
-
-    subject: str
-    encounter: str | None
-    code: Code
-    effective_us: int
-    effective_offset: int
-    available_us: int
-    status: str
-    value: float | None
-    unit: str | None
-    value_code: Code | None
-    mark_1: int
-    mark_2: int
-
-
-class PackedFact(NamedTuple):
-    """A `CodedFact`, all but surrogate ids."""
-
-    kind: str
-    subject: str | None
-    encounter: str | None
-    code: Code
-    start_us: int | None
-    end_us: int | None
-    recorded_us: int | None
-    status: str | None
-
-
-class Packed(NamedTuple):
-    """A `FhirResource` made ready for the store."""
-
-    type: str
-    id: str
-    raw: bytes
-    sha256: str
-    version: str | None
-    last_updated_us: int | None
-    deleted: bool
-    subject: str | None
-    patient: Patient | None
-    encounter: Encounter | None
-    measurements: tuple[PackedMeasurement, ...]
-    facts: tuple[PackedFact, ...]
-    displays: tuple[tuple[str, str, str], ...]  # system, code, display
-
-
-def pack(resource: FhirResource) -> Packed:
-    """Make a resource ready for `ClinicalWriter.write`. Pure: may run in another process."""
-    codings = [item.code for item in (*resource.measurements, *resource.facts)]
-    codings += [item.value_code for item in resource.measurements if item.value_code is not None]
-    return Packed(
-        resource.type,
-        resource.id,
-        b"" if resource.deleted else resource.raw,
-        "" if resource.deleted else resource.sha256,
-        resource.version,
-        resource.last_updated.utc_us if resource.last_updated else None,
-        resource.deleted,
-        resource.subject,
-        resource.patient,
-        resource.encounter,
-        tuple(_pack_measurement(item) for item in resource.measurements if item.subject is not None),
-        tuple(_pack_fact(item) for item in resource.facts),
-        tuple((item.system, item.code, item.display) for item in codings if item.display),
-    )
-
-
-def _pack_measurement(item: Measurement) -> PackedMeasurement:
-    value_code = (item.value_code.system, item.value_code.code) if item.value_code else None
-    content = (
-        item.code.system,
-        item.code.code,
-        item.effective.utc_us,
-        item.available.utc_us,
-        item.status,
-        None if item.value is None else repr(float(item.value)),
-        item.unit,
-        value_code,
-    )
-    digest = blake2b(json.dumps(content).encode(), digest_size=2 * MARK_BITS // 8).digest()
-    half = MARK_BITS // 8
-    return PackedMeasurement(
-        item.subject or "",
-        item.encounter,
-        (item.code.system, item.code.code),
-        item.effective.utc_us,
-        item.effective.offset_min,
-        item.available.utc_us,
-        item.status,
-        item.value,
-        item.unit,
-        value_code,
-        int.from_bytes(digest[:half], "big"),
-        int.from_bytes(digest[half:], "big"),
-    )
-
-
-def _pack_fact(item: CodedFact) -> PackedFact:
-    start, end, recorded = (moment.utc_us if moment else None for moment in (item.start, item.end, item.recorded))
-    code = (item.code.system, item.code.code)
-    return PackedFact(item.kind, item.subject, item.encounter, code, start, end, recorded, item.status)
 
 
 def known_contents(

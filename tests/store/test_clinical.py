@@ -17,7 +17,8 @@ from medflow.records import (
     Patient,
     fhir_identifier,
 )
-from medflow.store.clinical import ClinicalWriter, Outcome, absent_resources, known_contents, pack
+from medflow.store.clinical import ClinicalWriter, Outcome, absent_resources, known_contents
+from medflow.store.packed import pack
 from medflow.store.tables import (
     Base,
     CodedFactRow,
