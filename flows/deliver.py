@@ -9,7 +9,7 @@ from pydantic import Field
 
 from medflow import steps
 from medflow.flows.installation import TASK, site
-from medflow.flows.report import final_state, report
+from medflow.flows.report import final_state, named, report
 
 Target = Annotated[
     str | None,
@@ -30,7 +30,9 @@ def send(target: str | None) -> dict[str, Any]:
     return counts
 
 
-@flow(name="deliver", flow_run_name="deliver", description="Send the results that a target has not been sent yet.")
+@flow(
+    name="deliver", flow_run_name=named("deliver"), description="Send the results that a target has not been sent yet."
+)
 def deliver(target: Target = None) -> State:
     """Send the results that a target has not been sent yet; running it twice sends nothing twice."""
     return final_state(send(target))

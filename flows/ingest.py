@@ -9,7 +9,7 @@ from pydantic import Field
 
 from medflow import steps
 from medflow.flows.installation import TASK, only_transient, site
-from medflow.flows.report import final_state, report
+from medflow.flows.report import final_state, named, report
 from medflow.ingest.tally import Tally
 
 Sources = Annotated[
@@ -42,7 +42,7 @@ def take_in(sources: list[str] | None) -> dict[str, Any]:
     return counts
 
 
-@flow(name="ingest", flow_run_name="ingest", description="Take in what the configured sources offer.")
+@flow(name="ingest", flow_run_name=named("ingest"), description="Take in what the configured sources offer.")
 def ingest(sources: Sources = None) -> State:
     """Take in what the configured sources offer; every input ends stored, unchanged or rejected with a reason."""
     return final_state(take_in(sources))

@@ -11,11 +11,13 @@ from medflow.errors import TransientError
 from medflow.flows.deliver import Target, send
 from medflow.flows.ingest import Sources, take_in
 from medflow.flows.installation import site
-from medflow.flows.report import final_state, report
+from medflow.flows.report import final_state, named, report
 from medflow.flows.score import AsOf, Models, run_models
 
 
-@flow(name="nightly", flow_run_name="nightly", description="Take in what is new, score it, and send the results.")
+@flow(
+    name="nightly", flow_run_name=named("nightly"), description="Take in what is new, score it, and send the results."
+)
 def nightly(sources: Sources = None, models: Models = None, as_of: AsOf = None, target: Target = None) -> State:
     """Take in what is new, score it, and send the results; infrastructure that fails one step does not stop the next.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from prefect import State
@@ -11,6 +12,11 @@ from prefect.states import Completed, Failed
 
 Counts = Mapping[str, Any]
 DETAILS = ("reasons", "notes", "errors", "seconds")  # maps whose names are not counts of a run
+
+
+def named(what: str) -> Callable[[], str]:
+    """A flow's run names: what it does and when it began, so that a list of runs can be read."""
+    return lambda: f"{what} {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def report(key: str, title: str, counts: Counts) -> None:

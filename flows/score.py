@@ -11,7 +11,7 @@ from pydantic import Field
 from medflow import scoring, steps
 from medflow.errors import ConfigurationError, PluginBroken
 from medflow.flows.installation import TASK, loaded_models, only_transient, site
-from medflow.flows.report import final_state, report
+from medflow.flows.report import final_state, named, report
 from medflow.records import Instant
 from medflow.scoring import ScoreTally
 
@@ -81,7 +81,7 @@ def _tally(counts: dict[str, Any]) -> ScoreTally:
     return tally
 
 
-@flow(name="score", flow_run_name="score", description="Run the models over what is new to them.")
+@flow(name="score", flow_run_name=named("score"), description="Run the models over what is new to them.")
 def score(models: Models = None, as_of: AsOf = None) -> State:
     """Run the models over what is new to them, and queue the results for delivery."""
     return final_state(run_models(models, as_of))

@@ -1,6 +1,7 @@
 """The nightly flow on Prefect's own temporary server: what it does, how it ends, and what Prefect gets to see."""
 
 import json
+import re
 import sqlite3
 from pathlib import Path
 
@@ -60,6 +61,7 @@ def test_its_state_says_that_something_needs_a_look(night):
 
     assert "CompletedWithProblems" in dump
     assert "What the night did" in dump  # the artifact
+    assert re.search(r"'nightly \d{4}-\d\d-\d\d \d\d:\d\d UTC'", dump)  # the run's name
 
 
 def test_prefect_knows_nothing_about_a_patient(night):
