@@ -21,7 +21,9 @@ cross process and task boundaries. No message carries anything about a patient.
 
 from __future__ import annotations
 
+import traceback
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 
@@ -94,6 +96,21 @@ class MedflowError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, self.fields)
+
+
+def place_of(error: BaseException) -> str:
+    """The file and line that raised an error: what may be told of one whose text may quote a patient's data."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
+
+
+def unforeseen(error: BaseException) -> MedflowError:
+    """A foreign error that nothing here expected, by its type and place; its own text is left behind."""
+    kind = type(error).__name__
+    return MedflowError(
+        f"an unforeseen {kind} at {place_of(error)}: nothing of this step was written; please report it as a defect",
+        kind=kind,
+    )
 
 
 def _rebuild(cls: type[MedflowError], message: str, fields: dict[str, Any]) -> MedflowError:

@@ -6,7 +6,6 @@ A plugin that cannot be read is named with its error and never stops the others.
 from __future__ import annotations
 
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from medflow.errors import ConfigurationError, PluginBroken, UnknownModel
+from medflow.errors import ConfigurationError, PluginBroken, UnknownModel, place_of
 from medflow.plugin import ImagingInput, Model, ModelSpec, NoteInput, SequenceInput, TimeSeriesInput
 from medflow.records import UnitKind
 
@@ -185,6 +184,4 @@ def _digest(factory: Callable[[], Model], spec: ModelSpec) -> str:
 
 def _describe(error: Exception) -> str:
     """The error and the line of the plugin that raised it, in one line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
+    return f"{type(error).__name__}: {error} ({place_of(error)})"

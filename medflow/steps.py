@@ -10,7 +10,9 @@ records a run in the store: who, when, which versions, which counts.
 from __future__ import annotations
 
 import getpass
+import logging
 import platform
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from medflow import scoring
 from medflow.config import Settings, Source
 from medflow.delivery import DeliveryTally, target_name
 from medflow.delivery import deliver as deliver_pending
-from medflow.errors import ConfigurationError, PluginBroken, RejectCode
+from medflow.errors import ConfigurationError, MedflowError, PluginBroken, RejectCode, unforeseen
 from medflow.ingest.dicom import ingest_dicom
 from medflow.ingest.fhir import ingest_fhir
 from medflow.ingest.genomics import ingest_fasta, ingest_vcf
@@ -34,6 +36,7 @@ from medflow.scoring import LoadedModels, ScoreTally
 from medflow.store import Store, jobs, ledger, outbox
 from medflow.store.ledger import begin_run, finish_run, now_us
 
+log = logging.getLogger(__name__)
 Progress = Callable[[int], None]
 ScoreProgress = Callable[[str, int, int], None]
 
@@ -82,7 +85,8 @@ def _take(site: Site, source: Source, run_id: int, progress: Progress | None) ->
 
 def select(site: Site, model: RegisteredModel, *, as_of: Instant | None = None) -> ScoreTally:
     """Make jobs of what is new to a model; ``as_of`` stands for the present where it is given."""
-    return scoring.select(site.store, model, as_of=as_of or Instant(utc_us=now_us()))
+    with _sealed():
+        return scoring.select(site.store, model, as_of=as_of or Instant(utc_us=now_us()))
 
 
 def score(
@@ -136,7 +140,8 @@ def score_chunk(
     site: Site, model: RegisteredModel, loaded: LoadedModels, *, progress: Progress | None = None
 ) -> ScoreTally:
     """Lease one chunk of a model's jobs and score it; ``leased`` is 0 when there was nothing to do."""
-    return scoring.score_chunk(site.store, site.settings, model, loaded, progress=progress)
+    with _sealed():
+        return scoring.score_chunk(site.store, site.settings, model, loaded, progress=progress)
 
 
 def deliver(site: Site, target: str | None = None, *, progress: Progress | None = None) -> DeliveryTally:
@@ -215,6 +220,18 @@ def source_of(kind: str, paths: Sequence[Path], *, reference: Path | None = None
     return Source.model_validate({"kind": kind, "paths": paths, "reference": reference, "in_place": in_place})
 
 
+@contextmanager
+def _sealed() -> Iterator[None]:
+    """Let no foreign error out with its text, which may quote what it was given: Prefect and terminals keep it."""
+    try:
+        yield
+    except MedflowError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a defect, wherever it is
+        log.error("unforeseen %s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
+        raise unforeseen(error) from None
+
+
 @dataclass(kw_only=True, slots=True)
 class _Run:
     id: int
@@ -228,7 +245,8 @@ def _recorded(site: Site, command: str) -> Iterator[_Run]:
         run = _Run(id=begin_run(connection, command=command, actor=_actor(), versions=versions), counts={})
     status = "failed"
     try:
-        yield run
+        with _sealed():
+            yield run
         status = "completed"
     finally:
         with site.store.writing() as connection:

@@ -1,10 +1,12 @@
 """The path in process, on both databases: what is selected, what becomes of it, and what is queued for delivery."""
 
+import traceback
+
 import orjson
 import pytest
 
 from medflow import scoring, steps
-from medflow.errors import InputNotUsable, PluginBroken
+from medflow.errors import InputNotUsable, MedflowError, PluginBroken
 from medflow.fhir.write import result_resources
 from medflow.registry import BrokenPlugin, RegisteredModel, Registry
 from medflow.sample import write_sample
@@ -223,3 +225,18 @@ def test_a_vcf_refused_for_its_reference_is_never_taken_without_one(site, tmp_pa
 
     assert (without.offered, without.notes["left-without-reference"]) == (0, 1)
     assert (again.stored, again.reasons["ref-mismatch"]) == (0, 1)
+
+
+def test_a_defect_is_told_by_its_place_and_never_by_its_text(site, tmp_path, monkeypatch):
+    def defective(*_args, **_kwargs):
+        raise ValueError("patient MRN-4711 born 1970-01-01")
+
+    take(site, tmp_path, THREE)
+    monkeypatch.setattr(scoring, "unit_facts", defective)
+
+    with pytest.raises(MedflowError, match=r"unforeseen ValueError at test_steps\.py:\d+") as caught:
+        steps.score(site)
+
+    assert "4711" not in "".join(traceback.format_exception(caught.value))
+    with site.store.reading() as connection:
+        assert {job.state for job in list_jobs(connection, states=("leased", "ready"))} == {"ready"}

@@ -7,7 +7,7 @@ from datetime import datetime
 from importlib import import_module
 from typing import Any
 
-from medflow.errors import MedflowError
+from medflow.errors import MedflowError, unforeseen
 
 NIGHTLY = "medflow.flows.nightly:nightly"
 
@@ -40,4 +40,6 @@ def run_nightly(
         return result
     if isinstance(result, MedflowError):
         raise result
-    raise MedflowError(f"the nightly flow did not run: {type(result).__name__}: {result}")
+    if isinstance(result, BaseException):
+        raise unforeseen(result)
+    raise MedflowError(f"the nightly flow ended without its counts, as {state.name}")

@@ -7,15 +7,13 @@ the case that fails it stands alone; a device out of memory gets smaller batches
 from __future__ import annotations
 
 import logging
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from medflow.errors import CaseError, DeviceExhausted, MedflowError, PluginBroken, TransientError
+from medflow.errors import CaseError, DeviceExhausted, MedflowError, PluginBroken, TransientError, place_of
 from medflow.inference.devices import free_cache, is_out_of_memory
 from medflow.plugin import Case, Model, Prediction
 
@@ -131,8 +129,7 @@ def as_medflow_error(error: Exception) -> MedflowError:
         return error
     if is_out_of_memory(error):
         return DeviceExhausted("the device has no memory left for a single case of this model")
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown place"
+    where = place_of(error)
     kind = type(error).__name__
     if isinstance(error, (OSError, ConnectionError, TimeoutError)) or "Accelerator" in kind:
         return TransientError(f"{kind} at {where}")

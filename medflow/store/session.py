@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, Operati
 from sqlalchemy.pool import NullPool
 
 from medflow.config import Settings
-from medflow.errors import ConfigurationError, StoreNotReady, StoreUnavailable
+from medflow.errors import ConfigurationError, StoreNotReady, StoreUnavailable, unforeseen
 from medflow.store.objects import ObjectStore
 
 log = logging.getLogger(__name__)
@@ -176,4 +176,4 @@ def _translated() -> Iterator[None]:
             raise StoreNotReady("the database has no medflow schema: run `medflow db upgrade`") from None
         if error.connection_invalidated:
             raise StoreUnavailable(f"the database connection broke ({type(error.orig).__name__})") from None
-        raise
+        raise unforeseen(error.orig or error) from None  # its text quotes the values of the statement

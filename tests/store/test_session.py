@@ -1,13 +1,15 @@
 import threading
+import traceback
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from sqlalchemy import insert
 
 from medflow.config import load_settings
-from medflow.errors import ConfigurationError, StoreNotReady, StoreUnavailable
+from medflow.errors import ConfigurationError, MedflowError, StoreNotReady, StoreUnavailable
 from medflow.store import Store, ledger
-from medflow.store.tables import Base
+from medflow.store.tables import Base, PatientIdentifierRow
 
 
 def test_the_embedded_store_is_made_and_migrated_by_itself(tmp_path):
@@ -102,3 +104,14 @@ def test_a_server_that_does_not_answer_is_transient_and_keeps_its_password():
 def test_a_url_that_cannot_be_is_explained(tmp_path, url, said):
     with pytest.raises(ConfigurationError, match=said):
         Store(load_settings(home=tmp_path, database_url=url))
+
+
+def test_an_error_of_the_database_never_quotes_the_values_of_its_statement(store):
+    statement = insert(PatientIdentifierRow).values(system="urn:mrn", value="MRN-4711", patient_id=999_999)
+
+    with pytest.raises(MedflowError) as caught, store.writing() as connection:  # there is no such patient
+        connection.execute(statement)
+
+    told = "".join(traceback.format_exception(caught.value))
+    assert "MRN-4711" not in told and "999999" not in told
+    assert "unforeseen" in caught.value.message
