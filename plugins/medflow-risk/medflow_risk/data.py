@@ -39,8 +39,17 @@ class Cohort:
 
 
 def read_cohort(folder: Path, loinc: Path, *, limit: int | None = None) -> Cohort:
-    """Set A from its folder (``*.txt`` at any depth, and Outcomes-a.txt) and the map of its parameters to codes."""
-    with next(folder.rglob("Outcomes-a.txt")).open(newline="") as file:
+    """Set A from its folder (``*.txt`` at any depth, and Outcomes-a.txt) and the map of its parameters to codes.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no Outcomes-a.txt in the folder or below it.
+    """
+    outcomes = next(folder.rglob("Outcomes-a.txt"), None)
+    if outcomes is None:
+        raise FileNotFoundError(f"{folder} holds no Outcomes-a.txt: name the folder that holds it and the stays")
+    with outcomes.open(newline="") as file:
         outcome = {int(row["RecordID"]): row["In-hospital_death"] == "1" for row in csv.DictReader(file)}
     paths = {int(path.stem): path for path in folder.rglob("*.txt") if path.stem.isdigit()}
     records = sorted(paths)[:limit]
