@@ -49,6 +49,12 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     workers: int = Field(0, ge=0, description="Processes and threads for reading; 0 means one per core.")
+    memory_mib: int = Field(0, ge=0, description="Device memory for models in MiB; 0 means what the device has free.")
+    executor: Literal["process", "workers", "dask"] = Field(
+        "process", description="Where chunks are scored: the flow's own process, `medflow worker`s, or Dask."
+    )
+    dask_address: str | None = Field(None, description="Address of the Dask scheduler; a local cluster otherwise.")
+    worker_wait_s: int = Field(300, ge=1, description="How long a run waits for a worker that serves its model.")
     chunk_size: int = Field(256, ge=1, le=4096, description="Cases in one leased chunk.")
     lease_seconds: int = Field(900, ge=10, description="How long a chunk may take before others may have it.")
     max_attempts: int = Field(5, ge=1, description="Tries of a job or delivery before it is dead.")

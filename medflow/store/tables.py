@@ -283,6 +283,51 @@ class JobRow(Base):
     )
 
 
+class ChunkRow(Base):
+    """A chunk of a model's jobs: who asked for it, who scores it, what became of it.
+
+    asked --> running --> done; or ``lost``: whoever asked or scored has gone. ``lease_until_us`` is held by the asking
+    run until somebody takes the chunk, and by that process from then on.
+    """
+
+    __tablename__ = "chunk"
+    id: Mapped[int] = _key()
+    run_id: Mapped[int | None] = _to("run.id", index=True)
+    model_id: Mapped[int] = _to("model.id")
+    state: Mapped[str]  # asked | running | done | lost
+    owner: Mapped[str | None]  # the process that scores it
+    worker: Mapped[str | None]  # its name, where it is a worker
+    lease_until_us: Mapped[int | None]
+    asked_us: Mapped[int]
+    started_us: Mapped[int | None]
+    finished_us: Mapped[int | None]
+    leased: Mapped[int] = mapped_column(default=0)
+    done: Mapped[int] = mapped_column(default=0)
+    failed: Mapped[int] = mapped_column(default=0)
+    dead: Mapped[int] = mapped_column(default=0)
+    reasons: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    seconds: Mapped[dict[str, Any]] = mapped_column(default=dict)  # by stage
+    error: Mapped[str | None]  # why the model could not be run at all
+    __table_args__ = (
+        Index("ix_chunk_queue", "model_id", "state", "id"),
+        Index("ix_chunk_finished", "finished_us"),
+    )
+
+
+class WorkerRow(Base):
+    """A worker that announced itself: what it serves, on what, and when it was last heard of."""
+
+    __tablename__ = "worker"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    device: Mapped[str]
+    models: Mapped[dict[str, Any]] = mapped_column(default=dict)  # name -> digest of what it serves
+    loaded: Mapped[list[Any]] = mapped_column(default=list)  # names of the models that are on the device now
+    started_us: Mapped[int]
+    seen_us: Mapped[int]
+    state: Mapped[str] = mapped_column(default="serving")  # serving | draining | gone
+
+
 class PredictionRow(Base):
     __tablename__ = "prediction"
     job_id: Mapped[int] = mapped_column(
@@ -368,6 +413,7 @@ class RunRow(Base):
     __tablename__ = "run"
     id: Mapped[int] = _key()
     command: Mapped[str]
+    source: Mapped[str | None]  # the configured source that was ingested
     actor: Mapped[str]
     started_us: Mapped[int]
     finished_us: Mapped[int | None]
