@@ -7,6 +7,7 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,7 +22,7 @@ from medflow.inputs import due_units, open_cases
 from medflow.plugin import Model
 from medflow.records import Instant, Outgoing, Result, Subject
 from medflow.registry import RegisteredModel, dump_spec
-from medflow.store import Connection, Store, outbox
+from medflow.store import Connection, Store, chunks, outbox
 from medflow.store import jobs as queue
 from medflow.store.jobs import Job
 from medflow.store.ledger import now_us
@@ -30,7 +31,8 @@ from medflow.store.units import UnitFacts, unit_facts
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int], None]
-COMMIT_EVERY = 64  # cases, rounded up to whole batches: what a killed process loses at most
+COMMIT_EVERY = 64  # cases, rounded up to whole batches: what a killed process loses at most,
+COMMIT_AFTER_S = 30  # or so many seconds of work, where cases are slow
 SELECTED_AT_ONCE = 5000
 
 
@@ -138,10 +140,32 @@ def waiting(store: Store, model: RegisteredModel) -> tuple[int, int]:
 
 
 def score_chunk(
-    store: Store, settings: Settings, model: RegisteredModel, loaded: LoadedModels, *, progress: Progress | None = None
+    store: Store,
+    settings: Settings,
+    model: RegisteredModel,
+    loaded: LoadedModels,
+    *,
+    run_id: int | None = None,
+    progress: Progress | None = None,
 ) -> ScoreTally:
     """Lease one chunk of the model's jobs and score it; an empty tally when there is nothing to lease."""
-    return _Chunk(store, settings, model, loaded, progress or (lambda _count: None)).run()
+    return _Chunk(store, settings, model, loaded, _Terms(run_id=run_id, progress=progress or (lambda _: None))).run()
+
+
+def score_asked(
+    store: Store,
+    settings: Settings,
+    model: RegisteredModel,
+    loaded: LoadedModels,
+    *,
+    worker: str,
+    stopping: Callable[[], bool] = lambda: False,
+) -> ScoreTally:
+    """Score the chunk that was asked for first; an empty tally when none is.
+
+    When ``stopping`` turns true, what is scored is committed after the batch at hand and the rest given back.
+    """
+    return _Chunk(store, settings, model, loaded, _Terms(asked=True, worker=worker, stopping=stopping)).run()
 
 
 def _whole_batches(chunk: int, batch: int) -> int:
@@ -157,14 +181,27 @@ class _Finished:
     outgoing: Sequence[Outgoing]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Terms:
+    """On what terms a chunk is scored: for which run, or because another process ``asked``; and until when."""
+
+    run_id: int | None = None
+    asked: bool = False
+    worker: str | None = None
+    progress: Progress = lambda _count: None
+    stopping: Callable[[], bool] = lambda: False
+
+
 class _Chunk:
     """One leased chunk on its way from jobs to committed results."""
 
     def __init__(
-        self, store: Store, settings: Settings, model: RegisteredModel, loaded: LoadedModels, progress: Progress
+        self, store: Store, settings: Settings, model: RegisteredModel, loaded: LoadedModels, terms: _Terms
     ) -> None:
-        self.store, self.settings, self.model, self.loaded, self.progress = store, settings, model, loaded, progress
+        self.store, self.settings, self.model, self.loaded, self.terms = store, settings, model, loaded, terms
+        self.id = 0
         self.owner = queue.process_owner()
+        self.committed = time.perf_counter()
         self.tally = ScoreTally()
         self.issued = Instant(utc_us=now_us())
         self.identity = _identity(model)
@@ -175,27 +212,53 @@ class _Chunk:
         self.subjects: dict[int, Subject] = {}
 
     def run(self) -> ScoreTally:
+        leased = self._lease()
+        if not leased:
+            return self.tally
+        try:
+            self._score(leased)
+        except BaseException as error:
+            with self.store.writing() as connection:
+                queue.release(connection, self.owner, list(self.open))
+                self._finish(connection, error)
+            raise
+        return self.tally
+
+    def _lease(self) -> list[Job]:
+        seconds, terms = self.settings.lease_seconds, self.terms
         with self.store.writing() as connection:
             model_id = _register(connection, self.model)
+            if terms.asked:
+                taken = chunks.take(connection, model_id, self.owner, terms.worker, seconds=seconds)
+                if taken is None:
+                    return []
+                self.id = taken
             leased = queue.lease(
                 connection,
                 model_id,
                 self.owner,
                 limit=_whole_batches(self.settings.chunk_size, self.model.spec.batch_size),
-                seconds=self.settings.lease_seconds,
+                seconds=seconds,
                 max_attempts=self.settings.max_attempts,
             )
-        if not leased:
-            return self.tally
-        self.tally.leased = len(leased)
-        self.open = {job.id: job for job in leased}
-        try:
-            self._score(leased)
-        except BaseException:
-            with self.store.writing() as connection:
-                queue.release(connection, self.owner, list(self.open))
-            raise
-        return self.tally
+            if leased and not terms.asked:
+                self.id = chunks.begin(connection, terms.run_id, model_id, self.owner, seconds=seconds)
+            self.tally.leased = len(leased)
+            self.open = {job.id: job for job in leased}
+            if leased:
+                chunks.record(connection, self.id, self.owner, seconds=seconds, counts=self._counts())
+            elif terms.asked:
+                self._finish(connection)
+        return leased
+
+    def _counts(self) -> dict[str, object]:
+        counted = {name: getattr(self.tally, name) for name in ("leased", "done", "failed", "dead")}
+        return {**counted, "reasons": dict(self.tally.reasons), "seconds": dict(self.tally.seconds)}
+
+    def _finish(self, connection: Connection, error: BaseException | None = None) -> None:
+        state = chunks.DONE if error is None else chunks.BROKEN if isinstance(error, PluginBroken) else chunks.FAILED
+        said = error.message if isinstance(error, MedflowError) else type(error).__name__ if error else None
+        chunks.finish(connection, self.id, self.owner, state=state, error=said, counts=self._counts())
 
     def _score(self, leased: Sequence[Job]) -> None:
         started = time.perf_counter()
@@ -205,13 +268,23 @@ class _Chunk:
         self.tally.seconds["read"] += time.perf_counter() - started
         started = time.perf_counter()
         runner = Runner(model, device=self.loaded.device, threads=self.settings.threads)
-        for batch in runner.run(openers):
-            for outcome in batch:
-                self._take(leased[outcome.index], outcome)
-            if len(self.finished) + len(self.failures) >= COMMIT_EVERY:
-                self._commit()
+        with closing(runner.run(openers)) as batches:
+            for batch in batches:
+                for outcome in batch:
+                    self._take(leased[outcome.index], outcome)
+                if self._commit_is_due():
+                    self._commit()
+                if self.terms.stopping():
+                    break
         self._commit()
         self.tally.seconds["score"] += time.perf_counter() - started
+        with self.store.writing() as connection:
+            queue.release(connection, self.owner, list(self.open))
+            self._finish(connection)
+
+    def _commit_is_due(self) -> bool:
+        waited = time.perf_counter() - self.committed
+        return len(self.finished) + len(self.failures) >= COMMIT_EVERY or waited >= COMMIT_AFTER_S
 
     def _read_facts(self, leased: Sequence[Job]) -> None:
         with self.store.reading() as connection:
@@ -254,12 +327,14 @@ class _Chunk:
             for job_id in (*self.finished, *self.failures):
                 del self.open[job_id]
             queue.renew(connection, self.owner, list(self.open), seconds=self.settings.lease_seconds)
-        self.tally.done += len(done)
-        self.tally.failed += ends.count("failed")
-        self.tally.dead += ends.count("dead")
-        self.progress(len(self.finished) + len(self.failures))
+            self.tally.done += len(done)
+            self.tally.failed += ends.count("failed")
+            self.tally.dead += ends.count("dead")
+            chunks.record(connection, self.id, self.owner, seconds=self.settings.lease_seconds, counts=self._counts())
+        self.terms.progress(len(self.finished) + len(self.failures))
         self.finished, self.failures = {}, {}
-        self.tally.seconds["commit"] += time.perf_counter() - started
+        self.committed = time.perf_counter()
+        self.tally.seconds["commit"] += self.committed - started
 
     def _fail(self, connection: Connection, job_id: int, error: CaseError | TransientError) -> str:
         code = str(error.fields.get("code") or ("out-of-memory" if isinstance(error, DeviceExhausted) else "transient"))

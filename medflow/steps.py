@@ -63,7 +63,7 @@ def open_site(settings: Settings) -> Site:
 
 def ingest(site: Site, source: Source, *, progress: Progress | None = None) -> Tally:
     """Take one source's inputs into the store; every one of them ends stored, unchanged or rejected."""
-    with _recorded(site, f"ingest {source.kind}") as run:
+    with recorded(site, f"ingest {source.kind}") as run:
         tally = _take(site, source, run.id, progress)
         run.counts = tally.as_json()
     return tally
@@ -103,10 +103,11 @@ def score(
     """
     total = ScoreTally()
     own = loaded or LoadedModels(site.settings)
-    with _recorded(site, "score") as run:
+    with recorded(site, "score") as run:
         for model in site.registry.choose(models):
             try:
-                total.add(_score_model(site, model, own, as_of, progress or (lambda _name, _count, _cases: None)))
+                tick = progress or (lambda _name, _count, _cases: None)
+                total.add(_score_model(site, model, own, as_of, run.id, tick))
             except PluginBroken as error:
                 total.broken[model.name] = error.message
         if not models:
@@ -118,12 +119,20 @@ def score(
 
 
 def _score_model(
-    site: Site, model: RegisteredModel, loaded: LoadedModels, as_of: Instant | None, progress: ScoreProgress
+    site: Site,
+    model: RegisteredModel,
+    loaded: LoadedModels,
+    as_of: Instant | None,
+    run_id: int,
+    progress: ScoreProgress,
 ) -> ScoreTally:
+    def advance(count: int) -> None:
+        progress(model.name, count, cases)
+
     total = select(site, model, as_of=as_of)
     cases, _ = scoring.waiting(site.store, model)
     progress(model.name, 0, cases)
-    while (chunk := score_chunk(site, model, loaded, progress=lambda count: progress(model.name, count, cases))).leased:
+    while (chunk := score_chunk(site, model, loaded, run_id=run_id, progress=advance)).leased:
         total.add(chunk)
     note_held(site, model, total)
     return total
@@ -137,17 +146,22 @@ def note_held(site: Site, model: RegisteredModel, tally: ScoreTally) -> None:
 
 
 def score_chunk(
-    site: Site, model: RegisteredModel, loaded: LoadedModels, *, progress: Progress | None = None
+    site: Site,
+    model: RegisteredModel,
+    loaded: LoadedModels,
+    *,
+    run_id: int | None = None,
+    progress: Progress | None = None,
 ) -> ScoreTally:
     """Lease one chunk of a model's jobs and score it; ``leased`` is 0 when there was nothing to do."""
     with _sealed():
-        return scoring.score_chunk(site.store, site.settings, model, loaded, progress=progress)
+        return scoring.score_chunk(site.store, site.settings, model, loaded, run_id=run_id, progress=progress)
 
 
 def deliver(site: Site, target: str | None = None, *, progress: Progress | None = None) -> DeliveryTally:
     """Send what the target (a name, a folder, or a FHIR base URL) has not been sent yet."""
     where = site.settings.target(target)
-    with _recorded(site, "deliver") as run:
+    with recorded(site, "deliver") as run:
         tally = deliver_pending(site.store, site.settings, where, run_id=run.id, progress=progress)
         run.counts = tally.as_json()
     return tally
@@ -166,7 +180,7 @@ def replay_rejects(site: Site, *, reference: Path | None = None, progress: Progr
     if reference is None and (left := [item for item in found if item.code == RejectCode.REF_MISMATCH]):
         total.notes["left-without-reference"] = len(left)
         found = [item for item in found if item.code != RejectCode.REF_MISMATCH]
-    with _recorded(site, "retry rejects") as run:
+    with recorded(site, "retry rejects") as run:
         started = now_us()
         for kind in dict.fromkeys(item.kind for item in found):
             again = {offer.origin: offer for item in found if item.kind == kind for offer in [_offer(site.store, item)]}
@@ -190,7 +204,7 @@ def _offer(store: Store, reject: ledger.Reject) -> Offer:
 
 def replay_jobs(site: Site, job_ids: Sequence[int] | None = None) -> int:
     """Make dead and failed jobs ready again; returns how many."""
-    with _recorded(site, "retry jobs") as run, site.store.writing() as connection:
+    with recorded(site, "retry jobs") as run, site.store.writing() as connection:
         count = jobs.retry_jobs(connection, job_ids)
         ledger.record_audit(connection, run.id, "replay", "jobs", ready=count)
         run.counts = {"ready": count}
@@ -200,7 +214,7 @@ def replay_jobs(site: Site, job_ids: Sequence[int] | None = None) -> int:
 def replay_deliveries(site: Site, target: str | None = None) -> int:
     """Make dead and failed deliveries pending again, of one target or all; returns how many."""
     where = target_name(site.settings.target(target)) if target else None
-    with _recorded(site, "retry deliveries") as run, site.store.writing() as connection:
+    with recorded(site, "retry deliveries") as run, site.store.writing() as connection:
         count = outbox.retry_deliveries(connection, where)
         ledger.record_audit(connection, run.id, "replay", "deliveries", pending=count)
         run.counts = {"pending": count}
@@ -233,16 +247,19 @@ def _sealed() -> Iterator[None]:
 
 
 @dataclass(kw_only=True, slots=True)
-class _Run:
+class Run:
+    """A run on record: what it counted is written when it ends."""
+
     id: int
     counts: dict[str, Any]
 
 
 @contextmanager
-def _recorded(site: Site, command: str) -> Iterator[_Run]:
+def recorded(site: Site, command: str) -> Iterator[Run]:
+    """Put a run on record: who, when, which versions; at the end of the block, how it went and its counts."""
     versions = {"medflow": version("medflow"), "python": platform.python_version()}
     with site.store.writing() as connection:  # a transaction of its own: the run is on record whatever happens next
-        run = _Run(id=begin_run(connection, command=command, actor=_actor(), versions=versions), counts={})
+        run = Run(id=begin_run(connection, command=command, actor=_actor(), versions=versions), counts={})
     status = "failed"
     try:
         with _sealed():

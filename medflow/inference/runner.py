@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +59,7 @@ class Runner:
         self._threads = max(1, threads)
         self.batch_size = model.spec.batch_size
 
-    def run(self, openers: Sequence[CaseOpener]) -> Iterator[list[Outcome]]:
+    def run(self, openers: Sequence[CaseOpener]) -> Generator[list[Outcome]]:
         """Score every case; gives the outcomes of ``spec.batch_size`` consecutive cases at a time, in order.
 
         Which cases share a batch depends on their places alone, not on which of them fail: scoring the rest of an

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, and_, func, literal, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, and_, func, literal, or_, select, tuple_, update
 
 from medflow.records import DueUnit, Instant, Result, Unit, UnitKind
 from medflow.store.ledger import now_us, upsert
@@ -153,12 +153,7 @@ def lease(
     longer lives. A job that was leased ``max_attempts`` times without ending is dead: it may be what kills them.
     """
     now = now_us()
-    mine = JobRow.model_id == model_id
-    lost = and_(
-        mine,
-        JobRow.state == "leased",
-        or_(JobRow.lease_until_us < now, JobRow.lease_owner.in_(_dead_owners(connection, model_id))),
-    )
+    lost = _lost(connection, model_id, now)
     connection.execute(
         update(JobRow)
         .where(lost, JobRow.attempts >= max_attempts)
@@ -170,8 +165,7 @@ def lease(
             lease_owner=None,
         )
     )
-    free = or_(JobRow.state == "ready", and_(JobRow.state == "failed", JobRow.not_before_us <= now), lost.self_group())
-    query = select(JobRow.id).where(mine, free, ~JobRow.superseded).order_by(JobRow.id).limit(limit)
+    query = select(JobRow.id).where(_free(model_id, lost, now)).order_by(JobRow.id).limit(limit)
     chosen = connection.execute(query.with_for_update(skip_locked=True)).scalars().all()
     statement = (
         update(JobRow)
@@ -202,6 +196,25 @@ def lease(
         for row in connection.execute(statement)
     ]
     return sorted(jobs, key=lambda job: job.id)
+
+
+def leasable(connection: Connection, model_id: int) -> int:
+    """How many jobs of a model `lease` would give out now."""
+    now = now_us()
+    free = _free(model_id, _lost(connection, model_id, now), now)
+    return connection.execute(select(func.count()).select_from(JobRow).where(free)).scalar_one()
+
+
+def _lost(connection: Connection, model_id: int, now: int) -> ColumnElement[bool]:
+    gone = JobRow.lease_owner.in_(_dead_owners(connection, model_id))
+    leased = and_(JobRow.model_id == model_id, JobRow.state == "leased")
+    return and_(leased, or_(JobRow.lease_until_us < now, gone))
+
+
+def _free(model_id: int, lost: ColumnElement[bool], now: int) -> ColumnElement[bool]:
+    back_off_over = and_(JobRow.state == "failed", JobRow.not_before_us <= now)
+    free = or_(JobRow.state == "ready", back_off_over, lost.self_group())
+    return and_(JobRow.model_id == model_id, free, ~JobRow.superseded)
 
 
 def _dead_owners(connection: Connection, model_id: int) -> list[str]:

@@ -1,0 +1,140 @@
+r"""Chunks: what was scored together, for which run, by whom, and how long it took. A run is the sum of its chunks.
+
+asked --> running --> done | failed (infrastructure) | broken (the model cannot be run at all)
+  \----------\------> lost: whoever asked for it, or scored it, has gone
+
+A chunk's counts are written in the transactions that end its jobs, so that they agree with the jobs whatever is killed.
+Whoever asks holds an asked chunk alive; the process that takes it, from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, and_, func, insert, or_, select, update
+
+from medflow.store.jobs import SECOND_US, is_gone
+from medflow.store.ledger import now_us
+from medflow.store.tables import ChunkRow
+
+ASKED, RUNNING, DONE, FAILED, BROKEN, LOST = "asked", "running", "done", "failed", "broken", "lost"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """One chunk as it stands. ``seconds`` are by stage; ``error`` says why it ended failed or broken."""
+
+    id: int
+    model_id: int
+    state: str
+    asked_us: int
+    worker: str | None = None
+    leased: int = 0
+    done: int = 0
+    failed: int = 0
+    dead: int = 0
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+
+def ask(connection: Connection, run_id: int, model_id: int, count: int, *, seconds: int) -> None:
+    """Ask for ``count`` chunks of a model to be scored by whoever can; they are void after ``seconds`` unless held."""
+    now = now_us()
+    row = {"run_id": run_id, "model_id": model_id, "state": ASKED, "asked_us": now}
+    connection.execute(insert(ChunkRow), [{**row, "lease_until_us": now + seconds * SECOND_US}] * count)
+
+
+def hold(connection: Connection, run_id: int, *, seconds: int) -> None:
+    """Keep what a run has asked for alive for ``seconds`` from now; note what is lost of what others took."""
+    now = now_us()
+    of_run = ChunkRow.run_id == run_id
+    connection.execute(
+        update(ChunkRow).where(of_run, ChunkRow.state == ASKED).values(lease_until_us=now + seconds * SECOND_US)
+    )
+    running = select(ChunkRow.owner).where(of_run, ChunkRow.state == RUNNING).distinct()
+    gone = [owner for owner in connection.execute(running).scalars() if owner and is_gone(owner)]
+    connection.execute(
+        update(ChunkRow)
+        .where(of_run, ChunkRow.state == RUNNING, or_(ChunkRow.lease_until_us < now, ChunkRow.owner.in_(gone)))
+        .values(state=LOST, finished_us=now)
+    )
+
+
+def withdraw(connection: Connection, run_id: int, model_id: int | None = None) -> int:
+    """Take back what a run asked for and nobody took; returns how many."""
+    asked = and_(ChunkRow.run_id == run_id, ChunkRow.state == ASKED)
+    if model_id is not None:
+        asked = and_(asked, ChunkRow.model_id == model_id)
+    return connection.execute(update(ChunkRow).where(asked).values(state=LOST, finished_us=now_us())).rowcount
+
+
+def take(connection: Connection, model_id: int, owner: str, worker: str | None, *, seconds: int) -> int | None:
+    """Become the one who scores the oldest asked chunk of a model; its id, or None when nothing is asked."""
+    now = now_us()
+    query = (
+        select(ChunkRow.id)
+        .where(ChunkRow.model_id == model_id, ChunkRow.state == ASKED, ChunkRow.lease_until_us >= now)
+        .order_by(ChunkRow.id)
+        .limit(1)
+    )
+    chunk_id = connection.execute(query.with_for_update(skip_locked=True)).scalar_one_or_none()
+    if chunk_id is not None:
+        mine = {"state": RUNNING, "owner": owner, "worker": worker, "started_us": now}
+        until = now + seconds * SECOND_US
+        connection.execute(update(ChunkRow).where(ChunkRow.id == chunk_id).values(**mine, lease_until_us=until))
+    return chunk_id
+
+
+def begin(connection: Connection, run_id: int | None, model_id: int, owner: str, *, seconds: int) -> int:
+    """Note a chunk that nobody asked for, taken by its own run; returns its id."""
+    now = now_us()
+    statement = insert(ChunkRow).values(
+        run_id=run_id,
+        model_id=model_id,
+        state=RUNNING,
+        owner=owner,
+        asked_us=now,
+        started_us=now,
+        lease_until_us=now + seconds * SECOND_US,
+    )
+    return int(connection.execute(statement).inserted_primary_key[0])  # type: ignore[index]  # one row was inserted
+
+
+def record(connection: Connection, chunk_id: int, owner: str, *, seconds: int, counts: Mapping[str, Any]) -> None:
+    """Set a running chunk's counts to what they are by now, and hold it for ``seconds`` more."""
+    mine = and_(ChunkRow.id == chunk_id, ChunkRow.owner == owner)
+    until = now_us() + seconds * SECOND_US
+    connection.execute(update(ChunkRow).where(mine).values(**counts, lease_until_us=until))
+
+
+def finish(
+    connection: Connection,
+    chunk_id: int,
+    owner: str,
+    *,
+    state: str,
+    error: str | None = None,
+    counts: Mapping[str, Any] | None = None,
+) -> None:
+    """Note how a chunk ended: done, failed or broken."""
+    mine = and_(ChunkRow.id == chunk_id, ChunkRow.owner == owner)
+    ended = {"state": state, "error": error, "finished_us": now_us(), "lease_until_us": None}
+    connection.execute(update(ChunkRow).where(mine).values(**ended, **(counts or {})))
+
+
+def of_run(connection: Connection, run_id: int) -> list[Chunk]:
+    """The chunks of a run, in the order they were asked for."""
+    columns = [getattr(ChunkRow, name) for name in Chunk.__dataclass_fields__]
+    query = select(*columns).where(ChunkRow.run_id == run_id).order_by(ChunkRow.id)
+    return [Chunk(**row) for row in connection.execute(query).mappings()]
+
+
+def any_running(connection: Connection, model_ids: Sequence[int]) -> bool:
+    """Whether a chunk of one of these models is being scored now, for whichever run."""
+    query = select(func.count(ChunkRow.id)).where(
+        ChunkRow.model_id.in_(model_ids), ChunkRow.state == RUNNING, ChunkRow.lease_until_us >= now_us()
+    )
+    return connection.execute(query).scalar_one() > 0
