@@ -280,6 +280,7 @@ class JobRow(Base):
         UniqueConstraint("model_id", "unit_kind", "unit_id", "input_key"),
         Index("ix_job_queue", "model_id", "state", "not_before_us"),
         Index("ix_job_state", "state"),
+        Index("ix_job_finished", "model_id", "finished_us"),
     )
 
 
