@@ -324,7 +324,9 @@ class ModelSpec:
 
     ``unit`` is what one job is about (a series, an encounter, a sequence ...). ``batch_size`` is the largest batch
     `Model.predict` is given; ``memory_mib`` is what the loaded model and one such batch need on the device.
-    ``tolerance`` is how far scores may differ between batch sizes and runs (conformance kit).
+    ``tolerance`` is how far scores may differ between batch sizes, runs and devices (conformance kit).
+    ``batch_grows``: on an accelerator `predict` may be given 2, 4, ... 64 times ``batch_size``, while that many times
+    ``memory_mib`` are free. ``mixed_precision``: on CUDA `predict` may run under autocast to a 16-bit type.
     """
 
     name: str
@@ -338,6 +340,8 @@ class ModelSpec:
     batch_size: int = 1
     memory_mib: int = 512
     tolerance: float = 1e-4
+    batch_grows: bool = False
+    mixed_precision: bool = False
 
     def input(self, name: str) -> InputSpec:
         """The input declared under ``name``; KeyError otherwise."""
@@ -366,7 +370,10 @@ class Model(ABC, Generic[Ready]):
 
     @abstractmethod
     def predict(self, batch: Sequence[Ready]) -> list[Prediction]:
-        """Score a batch of 1 to ``spec.batch_size`` prepared cases: one `Prediction` each, in order."""
+        """Score a batch of 1 to ``spec.batch_size`` prepared cases: one `Prediction` each, in order.
+
+        The batch may be larger where ``spec.batch_grows``. Where torch is loaded, it runs in its inference mode.
+        """
 
     def explain(self, batch: Sequence[Ready], predictions: Sequence[Prediction]) -> list[Mapping[str, np.ndarray]]:
         """Attributions or heat maps by name for each prediction; none unless a model overrides this."""

@@ -15,11 +15,13 @@ import numpy as np
 from medflow.config import Settings
 from medflow.errors import CaseError, DeviceExhausted, MedflowError, PluginBroken, TransientError
 from medflow.fhir.write import ModelIdentity, ResultContext, catalog_resources, result_resources
-from medflow.inference.devices import resolve_device
+from medflow.inference.loaded import LoadedModel
+from medflow.inference.memory import largest_batch
+from medflow.inference.resident import LoadedModels
 from medflow.inference.results import results_of
-from medflow.inference.runner import Outcome, Runner, as_medflow_error
+from medflow.inference.runner import Outcome, Runner
 from medflow.inputs import due_units, open_cases
-from medflow.plugin import Model
+from medflow.plugin import ModelSpec
 from medflow.records import Instant, Outgoing, Result, Subject
 from medflow.registry import RegisteredModel, dump_spec
 from medflow.store import Connection, Store, chunks, outbox
@@ -80,44 +82,6 @@ class ScoreTally:
         }
 
 
-class LoadedModels:
-    """The models that this process has loaded, each once, on one device."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.device = resolve_device(settings.device)
-        self._loaded: dict[str, Model] = {}
-
-    def get(self, model: RegisteredModel) -> Model:
-        """The loaded model; loading happens at the first call.
-
-        Raises
-        ------
-        MedflowError
-            The model does not load: `PluginBroken` for a defect, `TransientError` for a device in trouble.
-        """
-        if model.digest not in self._loaded:
-            started = time.perf_counter()
-            try:
-                loaded = model.factory()
-                loaded.load(self.device)
-            except MedflowError:
-                raise
-            except Exception as error:  # noqa: BLE001 - a plugin's code
-                found = as_medflow_error(error)
-                if isinstance(found, TransientError):
-                    raise found from None
-                raise PluginBroken(f"{model.name} of {model.distribution} does not load: {found.message}") from None
-            self._loaded[model.digest] = loaded
-            log.info("loaded %s on %s in %.1f s", model.name, self.device, time.perf_counter() - started)
-        return self._loaded[model.digest]
-
-    def close(self) -> None:
-        """Free the device."""
-        for model in self._loaded.values():
-            model.close()
-        self._loaded.clear()
-
-
 def select(store: Store, model: RegisteredModel, *, as_of: Instant) -> ScoreTally:
     """Make jobs of the units whose input has no job of this model yet, and queue the model's own resources."""
     spec = model.spec
@@ -168,8 +132,9 @@ def score_asked(
     return _Chunk(store, settings, model, loaded, _Terms(asked=True, worker=worker, stopping=stopping)).run()
 
 
-def _whole_batches(chunk: int, batch: int) -> int:
+def _whole_batches(chunk: int, spec: ModelSpec) -> int:
     """A chunk is a whole number of batches, so that batches are the same wherever an interrupted run is taken up."""
+    batch = largest_batch(spec, chunk)
     return max(batch, chunk // batch * batch)
 
 
@@ -237,7 +202,7 @@ class _Chunk:
                 connection,
                 model_id,
                 self.owner,
-                limit=_whole_batches(self.settings.chunk_size, self.model.spec.batch_size),
+                limit=_whole_batches(self.settings.chunk_size, self.model.spec),
                 seconds=seconds,
                 max_attempts=self.settings.max_attempts,
             )
@@ -262,12 +227,17 @@ class _Chunk:
 
     def _score(self, leased: Sequence[Job]) -> None:
         started = time.perf_counter()
-        model = self.loaded.get(self.model)
+        with self.loaded.using(self.model) as model:
+            self.tally.seconds["load"] += time.perf_counter() - started
+            self._score_with(model, leased)
+
+    def _score_with(self, model: LoadedModel, leased: Sequence[Job]) -> None:
+        started = time.perf_counter()
         self._read_facts(leased)
         openers = open_cases(self.store, self.model.spec, leased)
         self.tally.seconds["read"] += time.perf_counter() - started
         started = time.perf_counter()
-        runner = Runner(model, device=self.loaded.device, threads=self.settings.threads)
+        runner = Runner(model, threads=self.settings.threads)
         with closing(runner.run(openers)) as batches:
             for batch in batches:
                 for outcome in batch:
@@ -278,6 +248,8 @@ class _Chunk:
                     break
         self._commit()
         self.tally.seconds["score"] += time.perf_counter() - started
+        for stage, spent in runner.seconds.items():
+            self.tally.seconds[stage] += spent
         with self.store.writing() as connection:
             queue.release(connection, self.owner, list(self.open))
             self._finish(connection)

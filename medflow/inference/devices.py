@@ -40,8 +40,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_cache(device: str) -> None:
-    """Give cached blocks back to the device after it ran out of memory."""
+    """Give blocks that torch keeps for later back to the device."""
     if device.startswith("cuda"):
         import torch
 
         torch.cuda.empty_cache()
+    elif device == "mps":
+        import torch
+
+        torch.mps.empty_cache()

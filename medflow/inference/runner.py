@@ -6,7 +6,7 @@ the case that fails it stands alone; a device out of memory gets smaller batches
 
 from __future__ import annotations
 
-import logging
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,9 +15,9 @@ from typing import Any
 
 from medflow.errors import CaseError, DeviceExhausted, MedflowError, PluginBroken, TransientError, place_of
 from medflow.inference.devices import free_cache, is_out_of_memory
-from medflow.plugin import Case, Model, Prediction
+from medflow.inference.loaded import LoadedModel
+from medflow.plugin import Case, Prediction
 
-log = logging.getLogger(__name__)
 AHEAD = 3  # batches that are read and prepared ahead of the device
 
 CaseOpener = Callable[[], Case]
@@ -43,29 +43,29 @@ class _Prepared:
 class Runner:
     """Runs one loaded model over cases.
 
+    ``seconds`` are those spent so far: "wait", in which the device waited for a batch to be read and prepared, and
+    "predict", in which it worked on one.
+
     Parameters
     ----------
-    model
-        Already loaded on ``device``.
-    device
-        Its torch device, to free the cache after it ran out of memory.
+    loaded
+        The model on its device.
     threads
         How many threads read and prepare.
     """
 
-    def __init__(self, model: Model, *, device: str, threads: int) -> None:
-        self._model = model
-        self._device = device
+    def __init__(self, loaded: LoadedModel, *, threads: int) -> None:
+        self._loaded = loaded
         self._threads = max(1, threads)
-        self.batch_size = model.spec.batch_size
+        self.seconds = {"wait": 0.0, "predict": 0.0}
 
     def run(self, openers: Sequence[CaseOpener]) -> Generator[list[Outcome]]:
-        """Score every case; gives the outcomes of ``spec.batch_size`` consecutive cases at a time, in order.
+        """Score every case; gives the outcomes of one planned batch of consecutive cases at a time, in order.
 
         Which cases share a batch depends on their places alone, not on which of them fail: scoring the rest of an
         interrupted run forms the same batches, and so the same numbers to the last bit.
         """
-        size = self._model.spec.batch_size
+        size = self._loaded.planned_batch
         with ThreadPoolExecutor(self._threads, thread_name_prefix="prepare") as pool:
             waiting: deque[Future[_Prepared | Outcome]] = deque()
             upcoming = iter(enumerate(openers))
@@ -73,7 +73,9 @@ class Runner:
                 for start in range(0, len(openers), size):
                     while len(waiting) < AHEAD * size and (item := next(upcoming, None)) is not None:
                         waiting.append(pool.submit(self._prepare, *item))
+                    asked = time.perf_counter()
                     block = [waiting.popleft().result() for _ in range(min(size, len(openers) - start))]
+                    self.seconds["wait"] += time.perf_counter() - asked
                     ready = [item for item in block if isinstance(item, _Prepared)]
                     outcomes = [item for item in block if isinstance(item, Outcome)]
                     outcomes += self._score(ready) if ready else ()
@@ -85,34 +87,42 @@ class Runner:
     def _prepare(self, index: int, opener: CaseOpener) -> _Prepared | Outcome:
         try:
             case = opener()
-            return _Prepared(index=index, case=case, ready=self._model.prepare(case))
+            return _Prepared(index=index, case=case, ready=self._loaded.model.prepare(case))
         except Exception as error:  # noqa: BLE001 - a plugin's code; whatever it raises is this case's outcome
             return Outcome(index=index, error=as_medflow_error(error))
 
     def _score(self, batch: Sequence[_Prepared]) -> Iterator[Outcome]:
-        if len(batch) > self.batch_size:  # memory ran out meanwhile
+        if len(batch) > self._loaded.batch_size:  # memory ran out meanwhile
             yield from self._halves(batch)
             return
-        try:
-            predictions = self._model.predict([item.ready for item in batch])
-            if len(predictions) != len(batch):
-                raise PluginBroken(
-                    f"{self._model.spec.name} gave {len(predictions)} predictions for a batch of {len(batch)}"
-                )
-        except PluginBroken:
-            raise
-        except Exception as error:  # noqa: BLE001 - a plugin's code; sorted out below
-            if is_out_of_memory(error):
-                free_cache(self._device)
-                self.batch_size = max(1, len(batch) // 2)
-                log.warning("out of device memory at a batch of %d; going on with %d", len(batch), self.batch_size)
-            if len(batch) == 1:
-                yield Outcome(index=batch[0].index, case=batch[0].case, error=as_medflow_error(error))
-            else:
-                yield from self._halves(batch)
-            return
-        for item, prediction in zip(batch, predictions, strict=True):
-            yield Outcome(index=item.index, case=item.case, prediction=prediction)
+        answer = self._predict(batch)
+        if not isinstance(answer, MedflowError):
+            for item, prediction in zip(batch, answer, strict=True):
+                yield Outcome(index=item.index, case=item.case, prediction=prediction)
+        elif len(batch) == 1:
+            yield Outcome(index=batch[0].index, case=batch[0].case, error=answer)
+        else:
+            yield from self._halves(batch)
+
+    def _predict(self, batch: Sequence[_Prepared]) -> list[Prediction] | MedflowError:
+        """The predictions of a batch, or what went wrong, without the traceback: it would keep the batch's tensors."""
+        loaded, exhausted = self._loaded, False
+        with loaded.lane.predicting(loaded.spec):
+            started = time.perf_counter()
+            try:
+                return loaded.predict([item.ready for item in batch])
+            except PluginBroken:
+                raise
+            except Exception as error:  # noqa: BLE001 - a plugin's code; sorted out by the caller
+                exhausted = is_out_of_memory(error)
+                failure = as_medflow_error(error).with_traceback(None)
+            finally:
+                self.seconds["predict"] += time.perf_counter() - started
+            if exhausted:
+                free_cache(loaded.lane.device)
+        if exhausted:
+            loaded.shrink(len(batch))
+        return failure
 
     def _halves(self, batch: Sequence[_Prepared]) -> Iterator[Outcome]:
         middle = len(batch) // 2

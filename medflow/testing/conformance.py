@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from medflow.errors import CaseError, MedflowError
+from medflow.inference.lane import Lane
+from medflow.inference.loaded import LoadedModel
 from medflow.inference.results import results_of
 from medflow.inference.runner import Runner, as_medflow_error
 from medflow.inference.weights import read_weights
@@ -151,7 +153,7 @@ def _isolation(model: Model, cases: Sequence[Case], device: str) -> None:
 
     openers: list[Callable[[], Case]] = [lambda case=case: case for case in cases]
     openers.insert(1, bad)
-    batches = Runner(model, device=device, threads=2).run(openers)
+    batches = Runner(LoadedModel(model, Lane(device)), threads=2).run(openers)
     outcomes = {item.index: item for batch in batches for item in batch}
     if sorted(outcomes) != list(range(len(openers))):
         raise _Broken("not every case came out exactly once")

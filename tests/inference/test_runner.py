@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medflow.errors import CaseError, DeviceExhausted, PluginBroken, TransientError
+from medflow.inference.lane import Lane
+from medflow.inference.loaded import LoadedModel
 from medflow.inference.runner import Outcome, Runner, as_medflow_error
 from medflow.plugin import Model
 from tests.models import Choosy, GcContent, SmallDevice, sequence_case
@@ -15,7 +17,7 @@ def run(model: Model, sequences: list[str]) -> list[Outcome]:
     openers = [
         lambda number=number, bases=bases: sequence_case(number, bases) for number, bases in enumerate(sequences)
     ]
-    runner = Runner(model, device="cpu", threads=2)
+    runner = Runner(LoadedModel(model, Lane("cpu")), threads=2)
     return list(chain.from_iterable(runner.run(openers)))
 
 
@@ -60,14 +62,14 @@ def test_which_cases_share_a_batch_depends_on_their_places_not_on_failures():
 
 
 def test_out_of_memory_halves_the_batch_and_keeps_it_small():
-    model = SmallDevice()
-    runner = Runner(model, device="cpu", threads=1)
+    loaded = LoadedModel(SmallDevice(), Lane("cpu"))
+    runner = Runner(loaded, threads=1)
 
     outcomes = list(chain.from_iterable(runner.run([lambda: sequence_case(1, "ACGTACGT")] * 9)))
 
     assert all(outcome.error is None for outcome in outcomes)
     assert len(outcomes) == 9
-    assert runner.batch_size == 2
+    assert (loaded.planned_batch, loaded.batch_size) == (4, 2)
 
 
 def test_out_of_memory_with_one_case_is_worth_another_try_later():
@@ -85,7 +87,7 @@ def test_a_reader_that_fails_takes_only_its_case_down():
         raise OSError("disk")
 
     openers = [lambda: sequence_case(1, "ACGTACGT"), unreadable, lambda: sequence_case(3, "ACGTACGT")]
-    outcomes = list(chain.from_iterable(Runner(GcContent(), device="cpu", threads=2).run(openers)))
+    outcomes = list(chain.from_iterable(Runner(LoadedModel(GcContent(), Lane("cpu")), threads=2).run(openers)))
 
     assert isinstance(outcomes[1].error, TransientError)
     assert outcomes[0].prediction and outcomes[2].prediction

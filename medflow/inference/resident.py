@@ -1,0 +1,225 @@
+"""The models that one process keeps on its device, so that a chunk finds its model loaded.
+
+A model is loaded once and stays. When the next one needs the memory, the models used longest ago go first, and none
+that is in use. Threads may ask at once: a model is loaded by the first of them, and their calls into the device follow
+one another.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from medflow.config import Settings
+from medflow.errors import DeviceExhausted, MedflowError, PluginBroken, TransientError
+from medflow.inference.devices import free_cache, is_out_of_memory, resolve_device
+from medflow.inference.lane import Lane
+from medflow.inference.loaded import LoadedModel
+from medflow.inference.memory import DeviceMemory, batch_that_fits
+from medflow.inference.runner import as_medflow_error
+from medflow.plugin import Model, ModelSpec
+
+log = logging.getLogger(__name__)
+
+
+class Loadable(Protocol):
+    """What loading needs to know of an installed model: `medflow.registry.RegisteredModel` is one."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Its declaration."""
+        ...
+
+    @property
+    def distribution(self) -> str:
+        """Where it comes from, with the version."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Tells it from every other model and version."""
+        ...
+
+    @property
+    def factory(self) -> Callable[[], Model]:
+        """Makes the object to load."""
+        ...
+
+
+class LoadedModels:
+    """The models that this process has loaded, each once, on one device."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.device = resolve_device(settings.device)
+        self._memory = DeviceMemory(self.device, settings.memory_mib)
+        self._chunk_size = settings.chunk_size
+        self._patience_s = settings.lease_seconds  # a chunk that waits for longer has lost its lease
+        self._lane = Lane(self.device)
+        self._resident: OrderedDict[str, LoadedModel] = OrderedDict()  # by digest, the one used longest ago first
+        self._users: Counter[str] = Counter()
+        self._changed = threading.Condition()  # guards the two above, and tells of a model that fell idle
+        self._one_loads = threading.Lock()
+        self._crowded = False  # somebody waits for memory: models in use get no new users, or they would never go
+
+    @contextmanager
+    def using(self, model: Loadable) -> Iterator[LoadedModel]:
+        """The loaded model, which stays loaded for as long as it is used; loading happens at the first call.
+
+        Raises
+        ------
+        PluginBroken
+            The model does not load, or needs more memory than the device has for models.
+        TransientError
+            The device is in trouble, or has no memory free that other programs or other threads do not hold.
+        """
+        loaded = self._resident_one(model) or self._load_in_turn(model)
+        try:
+            yield loaded
+        finally:
+            with self._changed:
+                self._users[model.digest] -= 1
+                self._resident.move_to_end(model.digest)
+                self._changed.notify_all()
+
+    def names(self) -> list[str]:
+        """The names of the models that are loaded now."""
+        with self._changed:
+            return sorted(loaded.spec.name for loaded in self._resident.values())
+
+    def close(self) -> None:
+        """Free the device of every model that is not in use."""
+        with self._lane.loading():
+            while (oldest := self._take_idle()) is not None:
+                self._unload(oldest)
+
+    def _resident_one(self, model: Loadable) -> LoadedModel | None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._crowded)
+            return self._claim(model.digest)
+
+    def _claim(self, digest: str) -> LoadedModel | None:
+        loaded = self._resident.get(digest)
+        if loaded is not None:
+            self._users[digest] += 1
+            self._resident.move_to_end(digest)
+        return loaded
+
+    def _load_in_turn(self, model: Loadable) -> LoadedModel:
+        with self._one_loads:
+            with self._changed:
+                if (loaded := self._claim(model.digest)) is not None:  # another thread was faster
+                    return loaded
+            try:
+                return self._load_when_it_fits(model)
+            finally:
+                with self._changed:
+                    self._crowded = False
+                    self._changed.notify_all()
+
+    def _load_when_it_fits(self, model: Loadable) -> LoadedModel:
+        spec, until = model.spec, time.monotonic() + self._patience_s
+        if spec.memory_mib > self._memory.most_mib:
+            raise PluginBroken(_too_large(spec, self._memory))
+        while True:
+            with self._lane.loading():
+                room = self._make_room(spec)
+                if spec.memory_mib <= room:
+                    return self._load(model, room)
+            if not self._one_fell_idle(until - time.monotonic()):
+                raise DeviceExhausted(
+                    f"{spec.name} needs {spec.memory_mib} MiB, and {self.device} has {max(0, int(room))} MiB free "
+                    "beside other programs and the models in use: try again when they have ended"
+                )
+
+    def _one_fell_idle(self, patience_s: float) -> bool:
+        with self._changed:
+            self._crowded = True
+            if not self._resident:  # nothing of this process is in the way
+                return False
+            return self._changed.wait_for(lambda: self._an_idle_one() is not None, timeout=patience_s)
+
+    def _make_room(self, spec: ModelSpec) -> float:
+        """Unload idle models, the one used longest ago first, until ``spec`` fits; gives the room there is then."""
+        free_cache(self.device)
+        while spec.memory_mib > (room := self._memory.room_mib(self._specs())):
+            if (oldest := self._take_idle()) is None:
+                break
+            log.info("unloading %s to make room for %s", oldest.spec.name, spec.name)
+            self._unload(oldest)
+        return room
+
+    def _specs(self) -> list[ModelSpec]:
+        with self._changed:
+            return [loaded.spec for loaded in self._resident.values()]
+
+    def _an_idle_one(self) -> str | None:
+        return next((digest for digest in self._resident if not self._users[digest]), None)
+
+    def _take_idle(self) -> LoadedModel | None:
+        with self._changed:
+            digest = self._an_idle_one()
+            return self._resident.pop(digest) if digest is not None else None
+
+    def _unload(self, loaded: LoadedModel) -> None:
+        loaded.close()
+        gc.collect()  # modules that refer to one another would keep their tensors until some later collection
+        free_cache(self.device)
+
+    def _load(self, model: Loadable, room_mib: float) -> LoadedModel:
+        started = time.perf_counter()
+        batch = model.spec.batch_size
+        if self.device != "cpu":
+            batch = batch_that_fits(model.spec, self._chunk_size, room_mib)
+        loaded = LoadedModel(load(model, self.device), self._lane, planned_batch=batch)
+        log.info(
+            "loaded %s on %s in %.1f s, batches of %d",
+            model.spec.name,
+            self.device,
+            time.perf_counter() - started,
+            batch,
+        )
+        with self._changed:
+            self._resident[model.digest] = loaded
+            self._users[model.digest] += 1
+        return loaded
+
+
+def load(model: Loadable, device: str) -> Model:
+    """A new object of the model, loaded on ``device``.
+
+    Raises
+    ------
+    MedflowError
+        It does not load: `PluginBroken` for a defect, `TransientError` for a device in trouble.
+    """
+    try:
+        made = model.factory()
+        made.load(device)
+        return made
+    except MedflowError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a plugin's code
+        found = as_medflow_error(error)
+        if is_out_of_memory(error):
+            found = DeviceExhausted(
+                f"{device} ran out of memory while {model.spec.name} was loading, "
+                f"which declares {model.spec.memory_mib} MiB"
+            )
+    if isinstance(found, TransientError):
+        raise found
+    raise PluginBroken(f"{model.spec.name} of {model.distribution} does not load: {found.message}")
+
+
+def _too_large(spec: ModelSpec, memory: DeviceMemory) -> str:
+    message = (
+        f"{spec.name} declares {spec.memory_mib} MiB, and {memory.device} has {int(memory.most_mib)} MiB for models"
+    )
+    if memory.limit_mib and spec.memory_mib > memory.limit_mib:
+        return f"{message}: set MEDFLOW_MEMORY_MIB to {spec.memory_mib} or more, or to 0 for all that is free"
+    return f"{message}: score it on a larger device, or on the CPU"
