@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from medflow.config import load_settings
 from medflow.errors import TransientError
 from medflow.scoring import LoadedModels
-from medflow.steps import Site, open_site
+from medflow.steps import Site, open_site, with_workers
 
 # Arguments are names and results are counts: there is nothing worth hashing or keeping.
 TASK = {"cache_policy": NO_CACHE, "retries": 3, "retry_delay_seconds": [5, 30, 120], "persist_result": False}
@@ -26,9 +26,16 @@ def only_transient(_task, _run, state) -> bool:  # noqa: ANN001 - Prefect's type
     return False
 
 
+@lru_cache(maxsize=1)
 def site() -> Site:
     """The installation that the environment describes."""
     return open_site(load_settings())
+
+
+def scoring_site() -> Site:
+    """The installation with every model that a flow may have scored: where workers do it, theirs as well."""
+    here = site()
+    return with_workers(here) if here.settings.executor == "workers" else here
 
 
 @lru_cache(maxsize=1)

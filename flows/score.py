@@ -8,9 +8,11 @@ from typing import Annotated, Any
 from prefect import State, flow, task
 from pydantic import Field
 
-from medflow import scoring, steps
-from medflow.errors import ConfigurationError, PluginBroken
-from medflow.flows.installation import TASK, loaded_models, only_transient, site
+from medflow import steps
+from medflow.errors import ConfigurationError
+from medflow.flows.chunks import score_chunks
+from medflow.flows.deliver import send
+from medflow.flows.installation import TASK, only_transient, scoring_site, site
 from medflow.flows.report import final_state, named, report
 from medflow.records import Instant
 from medflow.scoring import ScoreTally
@@ -22,24 +24,20 @@ AsOf = Annotated[
     datetime | None,
     Field(title="As of", description="Score as if it were this moment (with a time zone); empty means now."),
 ]
+DeliverTo = Annotated[
+    str | None,
+    Field(
+        title="Deliver to",
+        description="Name of a configured target that gets the results at once; empty leaves them in the outbox.",
+    ),
+]
 
 
 @task(task_run_name="select {model}", retry_condition_fn=only_transient, **TASK)
-def select_cases(model: str, as_of: datetime | None) -> dict[str, int]:
-    """Make jobs of what is new to a model; returns how many are new, and how many wait in all."""
-    here = site()
-    registered = here.registry.get(model)
-    selected = steps.select(here, registered, as_of=instant(as_of)).selected
-    waiting, _ = scoring.waiting(here.store, registered)
-    return {"selected": selected, "waiting": waiting}
-
-
-@task(task_run_name="score {model}", retry_condition_fn=only_transient, **TASK)
-def score_chunk(model: str) -> dict[str, Any]:
-    """Lease and score one chunk; returns its counts."""
-    here = site()
-    tally = steps.score_chunk(here, here.registry.get(model), loaded_models())
-    return {**tally.as_json(), "leased": tally.leased, "seconds": dict(tally.seconds)}
+def select_cases(model: str, as_of: datetime | None) -> int:
+    """Make jobs of what is new to a model; returns how many are new."""
+    here = scoring_site()
+    return steps.select(here, here.registry.get(model), as_of=instant(as_of)).selected
 
 
 def instant(moment: datetime | None) -> Instant | None:
@@ -52,36 +50,35 @@ def instant(moment: datetime | None) -> Instant | None:
 
 
 def run_models(models: list[str] | None, as_of: datetime | None) -> dict[str, Any]:
-    """Every model in turn, chunk by chunk until nothing is left; a broken one does not stop the others."""
-    here = site()
+    """Select for every model, have all of it scored, and report; a broken model does not stop the others."""
+    here = scoring_site()
+    chosen = here.registry.choose(models or ())
     total = ScoreTally()
-    by_model: dict[str, Any] = {}
-    for model in here.registry.choose(models or ()):
-        tally = ScoreTally(selected=select_cases(model.name, as_of)["selected"])
-        try:
-            while (counts := score_chunk(model.name))["leased"]:
-                tally.add(_tally(counts))
-        except PluginBroken as error:
-            tally.broken[model.name] = error.message
-        steps.note_held(here, model, tally)
-        by_model[f"{model.name}@{model.spec.version}"] = tally.as_json()
-        total.add(tally)
     if not models:
         total.broken.update({plugin.entry_point: plugin.error for plugin in here.registry.broken})
+    with steps.recorded(here, "score") as run:
+        selected = {model.name: select_cases(model.name, as_of) for model in chosen}
+        given_up = score_chunks(here, run, chosen)
+        tallies = steps.scored(here, run)
+        by_model: dict[str, Any] = {}
+        for model in chosen:
+            tally = tallies.get(model.name, ScoreTally())
+            tally.selected = selected[model.name]
+            if error := given_up.get(model.name):
+                tally.broken[model.name] = error.message
+            steps.note_held(here, model, tally)
+            by_model[f"{model.name}@{model.spec.version}"] = tally.as_json()
+            total.add(tally)
+        run.counts = total.as_json()
     seconds = {name: round(value, 2) for name, value in total.seconds.items()}
     report("score", "What was scored", {**total.as_json(), "seconds": seconds, **by_model})
     return total.as_json()
 
 
-def _tally(counts: dict[str, Any]) -> ScoreTally:
-    numbers = {name: counts[name] for name in ("leased", "done", "failed", "dead")}
-    tally = ScoreTally(**numbers)
-    tally.reasons.update(counts["reasons"])
-    tally.seconds.update(counts["seconds"])
-    return tally
-
-
 @flow(name="score", flow_run_name=named("score"), description="Run the models over what is new to them.")
-def score(models: Models = None, as_of: AsOf = None) -> State:
-    """Run the models over what is new to them, and queue the results for delivery."""
-    return final_state(run_models(models, as_of))
+def score(models: Models = None, as_of: AsOf = None, deliver_to: DeliverTo = None) -> State:
+    """Run the models over what is new to them; the results are queued for delivery, or delivered at once."""
+    if deliver_to is not None:
+        site().settings.target(deliver_to)
+    counts = run_models(models, as_of)
+    return final_state({"score": counts, "deliver": send(deliver_to)} if deliver_to is not None else counts)

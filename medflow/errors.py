@@ -13,6 +13,7 @@
     `-- TransientError          worth another try: the infrastructure is the cause
         |-- StoreUnavailable
         |-- TargetUnavailable   `retry_after_s` when the server named one
+        |-- WorkerMissing       nobody takes chunks of a model
         `-- DeviceExhausted     out of device memory
 
 Whether something is retried is its type, never the text of its message. All of them survive pickling, so they can
@@ -194,3 +195,7 @@ class TargetUnavailable(TransientError):
 
 class DeviceExhausted(TransientError):
     """The device has no memory left for a batch of this size, even of one case."""
+
+
+class WorkerMissing(TransientError):
+    """No worker takes chunks of a model now."""

@@ -185,3 +185,19 @@ def _digest(factory: Callable[[], Model], spec: ModelSpec) -> str:
 def _describe(error: Exception) -> str:
     """The error and the line of the plugin that raised it, in one line."""
     return f"{type(error).__name__}: {error} ({place_of(error)})"
+
+
+def with_announced(registry: Registry, announced: Iterable[RegisteredModel]) -> Registry:
+    """The registry with models that others run; where both have a model, theirs counts, for they are who runs it."""
+    return Registry(models={**registry.models, **{model.name: model for model in announced}}, broken=registry.broken)
+
+
+def elsewhere(*, spec: Mapping[str, Any], distribution: str, digest: str) -> RegisteredModel:
+    """A model that is not installed here, from its stored spec: it can be selected for and delivered, not run."""
+
+    def factory() -> Model:
+        raise PluginBroken(f"{spec['name']} of {distribution} is not installed in this process")
+
+    return RegisteredModel(
+        spec=load_spec(spec), distribution=distribution, entry_point=spec["name"], digest=digest, factory=factory
+    )

@@ -21,7 +21,6 @@ from medflow.inference.resident import LoadedModels
 from medflow.inference.results import results_of
 from medflow.inference.runner import Outcome, Runner
 from medflow.inputs import due_units, open_cases
-from medflow.plugin import ModelSpec
 from medflow.records import Instant, Outgoing, Result, Subject
 from medflow.registry import RegisteredModel, dump_spec
 from medflow.store import Connection, Store, chunks, outbox
@@ -69,6 +68,13 @@ class ScoreTally:
         for stage, spent in other.seconds.items():
             self.seconds[stage] += spent
 
+    def add_chunk(self, chunk: chunks.Chunk) -> None:
+        """Count a chunk's cases as well."""
+        numbers = {name: getattr(chunk, name) for name in ("leased", "done", "failed", "dead")}
+        other = ScoreTally(**numbers, reasons=Counter(chunk.reasons))
+        other.seconds.update(chunk.seconds)
+        self.add(other)
+
     def as_json(self) -> dict[str, object]:
         """The counts as ``medflow score --json`` prints them."""
         return {
@@ -95,6 +101,12 @@ def select(store: Store, model: RegisteredModel, *, as_of: Instant) -> ScoreTall
         with store.writing() as connection:
             tally.selected += queue.enqueue(connection, model_id, due[start : start + SELECTED_AT_ONCE])
     return tally
+
+
+def model_id(store: Store, model: RegisteredModel) -> int:
+    """The model's id in the store."""
+    with store.writing() as connection:
+        return _register(connection, model)
 
 
 def waiting(store: Store, model: RegisteredModel) -> tuple[int, int]:
@@ -132,10 +144,10 @@ def score_asked(
     return _Chunk(store, settings, model, loaded, _Terms(asked=True, worker=worker, stopping=stopping)).run()
 
 
-def _whole_batches(chunk: int, spec: ModelSpec) -> int:
-    """A chunk is a whole number of batches, so that batches are the same wherever an interrupted run is taken up."""
-    batch = largest_batch(spec, chunk)
-    return max(batch, chunk // batch * batch)
+def chunk_cases(settings: Settings, model: RegisteredModel) -> int:
+    """Cases in a chunk: whole batches, so that they are the same wherever an interrupted run is taken up."""
+    batch = largest_batch(model.spec, settings.chunk_size)
+    return max(batch, settings.chunk_size // batch * batch)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,7 +214,7 @@ class _Chunk:
                 connection,
                 model_id,
                 self.owner,
-                limit=_whole_batches(self.settings.chunk_size, self.model.spec),
+                limit=chunk_cases(self.settings, self.model),
                 seconds=seconds,
                 max_attempts=self.settings.max_attempts,
             )

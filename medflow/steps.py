@@ -15,7 +15,7 @@ import platform
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from medflow import scoring
 from medflow.config import Settings, Source
 from medflow.delivery import DeliveryTally, target_name
 from medflow.delivery import deliver as deliver_pending
+from medflow.dispatch import Dispatch, Wake
 from medflow.errors import ConfigurationError, MedflowError, PluginBroken, RejectCode, unforeseen
 from medflow.ingest.dicom import ingest_dicom
 from medflow.ingest.fhir import ingest_fhir
@@ -31,9 +32,9 @@ from medflow.ingest.genomics import ingest_fasta, ingest_vcf
 from medflow.ingest.offers import Offer
 from medflow.ingest.tally import Tally
 from medflow.records import Instant
-from medflow.registry import RegisteredModel, Registry, installed
+from medflow.registry import RegisteredModel, Registry, elsewhere, installed, with_announced
 from medflow.scoring import LoadedModels, ScoreTally
-from medflow.store import Store, jobs, ledger, outbox
+from medflow.store import Store, chunks, jobs, ledger, outbox, workers
 from medflow.store.ledger import begin_run, finish_run, now_us
 
 log = logging.getLogger(__name__)
@@ -138,6 +139,24 @@ def _score_model(
     return total
 
 
+def with_workers(site: Site) -> Site:
+    """The site with the models that living workers announce: what can be scored when they do it.
+
+    Selecting and delivering need a model's stored spec only, so it need not be installed in this process.
+    """
+    with site.store.reading() as connection:
+        digests = {digest for found in workers.served(connection).values() for digest in found}
+        stored = workers.models_of(connection, sorted(digests))
+    here = {model.digest for model in site.registry.models.values()}
+    announced = {
+        model.name: elsewhere(spec=model.spec, distribution=model.distribution, digest=model.digest)
+        for model in reversed(stored)  # the one registered last wins
+    }
+    served_here = {model.name for model in stored if model.digest in here}
+    others = [model for model in announced.values() if model.name not in served_here]
+    return replace(site, registry=with_announced(site.registry, others))
+
+
 def note_held(site: Site, model: RegisteredModel, tally: ScoreTally) -> None:
     """Say how many of a model's cases were left to other processes, which hold them now."""
     _, held = scoring.waiting(site.store, model)
@@ -156,6 +175,43 @@ def score_chunk(
     """Lease one chunk of a model's jobs and score it; ``leased`` is 0 when there was nothing to do."""
     with _sealed():
         return scoring.score_chunk(site.store, site.settings, model, loaded, run_id=run_id, progress=progress)
+
+
+def score_asked(
+    site: Site,
+    model: RegisteredModel,
+    loaded: LoadedModels,
+    *,
+    worker: str,
+    stopping: Callable[[], bool] = lambda: False,
+) -> ScoreTally:
+    """Score the chunk of a model that some run asked for first; ``leased`` is 0 when none is asked for.
+
+    Raises
+    ------
+    PluginBroken, TransientError
+        The run that asked is told as well.
+    """
+    with _sealed():
+        return scoring.score_asked(site.store, site.settings, model, loaded, worker=worker, stopping=stopping)
+
+
+def dispatch(
+    site: Site, run: Run, models: Sequence[RegisteredModel], wake: Wake, *, announced: bool = True
+) -> dict[str, MedflowError]:
+    """Have others score what is waiting for these models; returns, by name, why a model was given up."""
+    with _sealed():
+        return Dispatch(site.store, site.settings, run.id, wake, announced=announced).run(models)
+
+
+def scored(site: Site, run: Run) -> dict[str, ScoreTally]:
+    """What a run's chunks came to, by model name, whoever scored them."""
+    with site.store.reading() as connection:
+        found = chunks.of_run(connection, run.id)
+    tallies: dict[str, ScoreTally] = {}
+    for chunk in found:
+        tallies.setdefault(chunk.model, ScoreTally()).add_chunk(chunk)
+    return tallies
 
 
 def deliver(site: Site, target: str | None = None, *, progress: Progress | None = None) -> DeliveryTally:

@@ -16,6 +16,7 @@ import typer
 from medflow import steps
 from medflow.cli import demo as demo_command
 from medflow.cli import plugins as plugin_commands
+from medflow.cli import services
 from medflow.cli.flows import run_nightly
 from medflow.cli.output import (
     COULD_NOT_RUN,
@@ -42,6 +43,7 @@ app.add_typer(ingest_app, name="ingest")
 app.add_typer(retry_app, name="retry")
 app.add_typer(db_app, name="db")
 app.add_typer(plugin_commands.app, name="plugin")
+app.command()(services.worker)
 
 Paths = Annotated[list[Path], typer.Argument(help="Files and folders.", show_default=False)]
 

@@ -12,6 +12,24 @@ from medflow.errors import MedflowError, unforeseen
 NIGHTLY = "medflow.flows.nightly:nightly"
 
 
+def quiet_prefect() -> None:
+    """Prefect's own logs and calls home, turned down unless the environment says otherwise."""
+    for name, value in {
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def load(entry_point: str) -> Any:
+    """The object that an entry point of medflow.flows names."""
+    module, _, name = entry_point.partition(":")
+    return getattr(import_module(module), name)
+
+
 def run_nightly(
     *, sources: list[str] | None, models: list[str] | None, as_of: datetime | None, target: str | None
 ) -> dict[str, Any]:
@@ -24,16 +42,8 @@ def run_nightly(
     MedflowError
         The flow could not run.
     """
-    for name, value in {
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-        "PREFECT_LOGGING_LEVEL": "WARNING",
-        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-    }.items():
-        os.environ.setdefault(name, value)
-    module, _, name = NIGHTLY.partition(":")
-    flow = getattr(import_module(module), name)
+    quiet_prefect()
+    flow = load(NIGHTLY)
     state = flow(sources=sources, models=models, as_of=as_of, target=target, return_state=True)
     result = state.result(raise_on_failure=False)
     if isinstance(result, dict):

@@ -9,15 +9,16 @@ Whoever asks holds an asked chunk alive; the process that takes it, from then on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, func, insert, select, update
 
-from medflow.store.jobs import SECOND_US, is_gone
+from medflow.store.jobs import SECOND_US, is_gone, void_leases
 from medflow.store.ledger import now_us
-from medflow.store.tables import ChunkRow
+from medflow.store.tables import ChunkRow, ModelRow
+from medflow.store.workers import listed
 
 ASKED, RUNNING, DONE, FAILED, BROKEN, LOST = "asked", "running", "done", "failed", "broken", "lost"
 
@@ -27,7 +28,8 @@ class Chunk:
     """One chunk as it stands. ``seconds`` are by stage; ``error`` says why it ended failed or broken."""
 
     id: int
-    model_id: int
+    model: str
+    version: str
     state: str
     asked_us: int
     worker: str | None = None
@@ -48,19 +50,25 @@ def ask(connection: Connection, run_id: int, model_id: int, count: int, *, secon
 
 
 def hold(connection: Connection, run_id: int, *, seconds: int) -> None:
-    """Keep what a run has asked for alive for ``seconds`` from now; note what is lost of what others took."""
+    """Keep what a run has asked for alive for ``seconds`` from now, and note what is lost of what others took.
+
+    Lost is a chunk whose lease ran out, whose process on this host ended, or whose worker has fallen silent. Its jobs
+    are free at once: should its process live after all, it finds that it no longer holds them.
+    """
     now = now_us()
     of_run = ChunkRow.run_id == run_id
-    connection.execute(
-        update(ChunkRow).where(of_run, ChunkRow.state == ASKED).values(lease_until_us=now + seconds * SECOND_US)
-    )
-    running = select(ChunkRow.owner).where(of_run, ChunkRow.state == RUNNING).distinct()
-    gone = [owner for owner in connection.execute(running).scalars() if owner and is_gone(owner)]
-    connection.execute(
-        update(ChunkRow)
-        .where(of_run, ChunkRow.state == RUNNING, or_(ChunkRow.lease_until_us < now, ChunkRow.owner.in_(gone)))
-        .values(state=LOST, finished_us=now)
-    )
+    asked = update(ChunkRow).where(of_run, ChunkRow.state == ASKED)
+    connection.execute(asked.values(lease_until_us=now + seconds * SECOND_US))
+    query = select(ChunkRow.id, ChunkRow.owner, ChunkRow.worker, ChunkRow.lease_until_us)
+    running = connection.execute(query.where(of_run, ChunkRow.state == RUNNING)).all()
+    if not running:
+        return
+    silent = {worker.name for worker in listed(connection) if not worker.alive}
+    lost = [row for row in running if row.lease_until_us < now or row.worker in silent or is_gone(row.owner)]
+    if lost:
+        which = ChunkRow.id.in_([row.id for row in lost])
+        connection.execute(update(ChunkRow).where(which).values(state=LOST, finished_us=now))
+        void_leases(connection, [row.owner for row in lost])
 
 
 def withdraw(connection: Connection, run_id: int, model_id: int | None = None) -> int:
@@ -127,14 +135,17 @@ def finish(
 
 def of_run(connection: Connection, run_id: int) -> list[Chunk]:
     """The chunks of a run, in the order they were asked for."""
-    columns = [getattr(ChunkRow, name) for name in Chunk.__dataclass_fields__]
-    query = select(*columns).where(ChunkRow.run_id == run_id).order_by(ChunkRow.id)
+    columns = [getattr(ChunkRow, name) for name in Chunk.__dataclass_fields__ if name not in ("model", "version")]
+    query = (
+        select(ModelRow.name.label("model"), ModelRow.version, *columns)
+        .join(ModelRow, ModelRow.id == ChunkRow.model_id)
+        .where(ChunkRow.run_id == run_id)
+        .order_by(ChunkRow.id)
+    )
     return [Chunk(**row) for row in connection.execute(query).mappings()]
 
 
-def any_running(connection: Connection, model_ids: Sequence[int]) -> bool:
-    """Whether a chunk of one of these models is being scored now, for whichever run."""
-    query = select(func.count(ChunkRow.id)).where(
-        ChunkRow.model_id.in_(model_ids), ChunkRow.state == RUNNING, ChunkRow.lease_until_us >= now_us()
-    )
+def any_running(connection: Connection) -> bool:
+    """Whether any chunk is being scored now, for whichever run."""
+    query = select(func.count(ChunkRow.id)).where(ChunkRow.state == RUNNING, ChunkRow.lease_until_us >= now_us())
     return connection.execute(query).scalar_one() > 0

@@ -253,6 +253,14 @@ def renew(connection: Connection, owner: str, job_ids: Sequence[int], *, seconds
         )
 
 
+def void_leases(connection: Connection, owners: Sequence[str]) -> None:
+    """Let the leases of these owners run out now: others may have their jobs."""
+    for part in _parts(owners, IN_LIST):
+        connection.execute(
+            update(JobRow).where(JobRow.lease_owner.in_(part), JobRow.state == "leased").values(lease_until_us=0)
+        )
+
+
 def release(connection: Connection, owner: str, job_ids: Sequence[int]) -> None:
     """Give leases back untouched: they count as no attempt."""
     for part in _parts(job_ids, IN_LIST):

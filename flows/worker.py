@@ -1,0 +1,156 @@
+"""`medflow worker`: a Prefect task worker that keeps its models on one device, chunk after chunk, run after run.
+
+Two chunks are in hand at once, so that one is read and prepared while the device works on the other. Asked to stop
+(SIGTERM, SIGINT), it commits the batch at hand, gives the rest of its chunks back, and leaves; killed, its leases run
+out and others take what it held.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import signal
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+from prefect.task_worker import TaskWorker
+
+from medflow import steps
+from medflow.config import load_settings
+from medflow.errors import ConfigurationError, MedflowError
+from medflow.flows.chunks import worker_task
+from medflow.registry import RegisteredModel
+from medflow.scoring import LoadedModels, model_id
+from medflow.steps import Site
+from medflow.store import workers
+from medflow.store.jobs import process_owner
+
+log = logging.getLogger(__name__)
+IN_HAND = 2  # chunks at once
+AGAIN_S = 2.0  # before subscribing again after Prefect's server was lost
+
+
+class Worker:
+    """One device, its models, and the chunks it has in hand.
+
+    Parameters
+    ----------
+    models
+        Names of the models to serve, which are loaded at once; all that are installed otherwise, each when it is
+        first asked for.
+
+    Raises
+    ------
+    ConfigurationError
+        No Prefect server is configured, no model is installed, or a name or the device is unknown.
+    """
+
+    def __init__(self, site: Site, models: Sequence[str] = (), *, name: str | None = None) -> None:
+        if not os.environ.get("PREFECT_API_URL"):
+            raise ConfigurationError(
+                "a worker needs a Prefect server to listen to: set PREFECT_API_URL, for example http://127.0.0.1:4200/api"
+            )
+        self.site = site
+        self.models = {model.name: model for model in site.registry.choose(models)}
+        if not self.models:
+            raise ConfigurationError("no model is installed that this worker could serve: install a plugin")
+        self.loaded = LoadedModels(site.settings)
+        self.name = name or f"{platform.node()}/{self.loaded.device}"
+        self.owner = process_owner()
+        self.stopping = threading.Event()
+        self._preload = list(self.models.values()) if models else []
+        self._listener: _Listener | None = None
+
+    def serve(self) -> None:
+        """Serve until asked to stop."""
+        ids = {model.digest: model_id(self.site.store, model) for model in self.models.values()}
+        log.info("worker %s serves %s", self.name, ", ".join(self.models), extra={"models": len(ids)})
+        heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        try:
+            for model in self._preload:
+                self._load(model)
+            self._announce()
+            heart.start()
+            anyio.run(self._listen)
+        finally:
+            self.stopping.set()
+            with self.site.store.writing() as connection:
+                workers.leave(connection, self.name, self.owner)
+            self.loaded.close()
+
+    def score(self, name: str) -> dict[str, Any] | None:
+        """Score one asked chunk of a model, if one is asked for still."""
+        if self.stopping.is_set():
+            return None
+        tally = steps.score_asked(
+            self.site, self.models[name], self.loaded, worker=self.name, stopping=self.stopping.is_set
+        )
+        return tally.as_json() if tally.leased else None
+
+    def _load(self, model: RegisteredModel) -> None:
+        with self.loaded.using(model):
+            log.info("%s is loaded", model.name)
+
+    def _announce(self) -> None:
+        digests = {model.name: model.digest for model in self.models.values()}
+        with self.site.store.writing() as connection:
+            workers.announce(connection, self.name, self.owner, self.loaded.device, digests)
+
+    def _beat(self) -> None:
+        while True:
+            state = workers.DRAINING if self.stopping.is_set() else workers.SERVING
+            try:
+                with self.site.store.writing() as connection:
+                    workers.beat(connection, self.name, self.owner, loaded=self.loaded.names(), state=state)
+            except MedflowError as error:
+                log.warning("no heartbeat: %s", error.message)
+            if self.stopping.wait(workers.HEARTBEAT_S):
+                return
+
+    async def _listen(self) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._subscribe)
+            while not self.stopping.is_set() or self._in_hand():
+                await anyio.sleep(0.05)
+            group.cancel_scope.cancel()
+
+    def _in_hand(self) -> bool:
+        return self._listener is not None and any(self._listener.in_flight_task_runs.values())
+
+    async def _subscribe(self) -> None:
+        """Listen to Prefect's server; when it is lost, again and again until it is back."""
+        while not self.stopping.is_set():
+            self._listener = _Listener(self)
+            try:
+                await self._listener.astart()
+            except Exception as error:  # noqa: BLE001 - whatever ended the subscription, the server may come back
+                log.warning("Prefect's server is lost (%s); listening again", type(error).__name__)
+                await anyio.sleep(AGAIN_S)
+
+
+class _Listener(TaskWorker):
+    """Prefect's task worker, with tasks that keep no results, and a stop that lets chunks end."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        made = [worker_task(name, worker.score) for name in worker.models]
+        super().__init__(*made, limit=IN_HAND)
+        self.tasks = list(made)  # the base class would have every result written to disk
+
+    def handle_sigterm(self, signum: int, frame: object) -> None:
+        """Stop taking chunks; those in hand end at their next batch."""
+        log.info("asked to stop: chunks in hand are given back")
+        self._worker.stopping.set()
+
+    async def astart(self, timeout: float | None = None) -> None:
+        """Subscribe, and take interrupts as it takes SIGTERM."""
+        signal.signal(signal.SIGINT, self.handle_sigterm)
+        await super().astart(timeout)
+
+
+def serve(models: Sequence[str] = (), *, name: str | None = None) -> None:
+    """Serve the named models (default: all that are installed) on the configured device until asked to stop."""
+    Worker(steps.open_site(load_settings()), models, name=name).serve()

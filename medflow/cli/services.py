@@ -1,0 +1,26 @@
+"""The commands that stay: a worker that scores, a server that runs flows."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from medflow.cli.flows import load, quiet_prefect
+from medflow.cli.site import Names
+
+
+def worker(
+    device: Annotated[str | None, typer.Option(help="cpu, cuda:0, mps ...; MEDFLOW_DEVICE otherwise.")] = None,
+    model: Names = None,
+    name: Annotated[str | None, typer.Option(help="What this worker is called; host and device otherwise.")] = None,
+) -> None:
+    """Score chunks for flows on one device, its models kept loaded, until asked to stop (SIGTERM).
+
+    Models that are named are loaded at once, and only they are served; otherwise all that are installed.
+    """
+    quiet_prefect()
+    if device is not None:
+        os.environ["MEDFLOW_DEVICE"] = device  # what the settings are read from
+    load("medflow.flows.worker:serve")(model or (), name=name)
