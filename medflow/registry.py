@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -100,11 +101,17 @@ def load_spec(data: Mapping[str, Any]) -> ModelSpec:
         raise ConfigurationError(f"a stored model spec does not fit this version of medflow (at: {fields})") from None
 
 
-def installed(points: Iterable[EntryPoint] | None = None) -> Registry:
-    """Read every installed model's spec. Torch is not imported unless a plugin does so against its contract."""
+@cache
+def installed() -> Registry:
+    """The models installed beside this process; read once, as modules that are imported stay what they were."""
+    return read_models(entry_points(group=GROUP))
+
+
+def read_models(points: Iterable[EntryPoint]) -> Registry:
+    """Read every model's spec. Torch is not imported unless a plugin does so against its contract."""
     models: dict[str, RegisteredModel] = {}
     broken: list[BrokenPlugin] = []
-    for point in sorted(points if points is not None else entry_points(group=GROUP), key=lambda item: item.name):
+    for point in sorted(points, key=lambda item: item.name):
         distribution = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown distribution"
         try:
             found = [_register(factory, point, distribution) for factory in _factories(point)]

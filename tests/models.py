@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import ClassVar
 
 from medflow.errors import InputNotUsable
@@ -22,6 +24,7 @@ from medflow.plugin import (
     UnitKind,
 )
 from medflow.records import Unit
+from medflow.registry import RegisteredModel
 
 GC = Coding(system=LOINC, code="69548-6", display="Genetic variant assessment")
 CARD = ModelCard(
@@ -87,6 +90,23 @@ class Choosy(GcContent):
 def renamed(model: type[Model], name: str) -> type[Model]:
     """The same model under another name."""
     return type(name, (model,), {"spec": replace(model.spec, name=name), "__module__": model.__module__})
+
+
+def registered(model: type[Model], *, digest: str = "d1") -> RegisteredModel:
+    """The model as an installed distribution's entry point would give it."""
+    return RegisteredModel(
+        spec=model.spec, distribution="tests 1", entry_point=model.spec.name, digest=digest, factory=model
+    )
+
+
+def sequences(path: Path, count: int) -> Path:
+    """A FASTA file of so many sequences, of patients of their own."""
+    letters = random.Random(1)
+    lines = (
+        f">s{number} patient=urn:test|{number}\n{''.join(letters.choices('ACGT', k=12))}" for number in range(count)
+    )
+    path.write_text("\n".join(lines) + "\n")
+    return path
 
 
 def sequence_case(number: int, bases: str) -> Case:

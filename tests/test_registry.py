@@ -3,7 +3,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from medflow.errors import ConfigurationError, PluginBroken, UnknownModel
-from medflow.registry import dump_spec, installed, load_spec
+from medflow.registry import dump_spec, load_spec, read_models
 from tests.models import GcContent, renamed
 
 
@@ -19,7 +19,7 @@ def point(name: str, value: str) -> EntryPoint:
 
 
 def test_a_broken_plugin_is_named_and_stops_nobody():
-    found = installed([point("bad", "no_such_module:Model"), point("gc-content", "tests.models:GcContent")])
+    found = read_models([point("bad", "no_such_module:Model"), point("gc-content", "tests.models:GcContent")])
 
     assert list(found.models) == ["gc-content"]
     assert found.broken[0].entry_point == "bad"
@@ -27,32 +27,32 @@ def test_a_broken_plugin_is_named_and_stops_nobody():
 
 
 def test_an_entry_point_may_give_several_models():
-    found = installed([point("many", "tests.test_registry:several")])
+    found = read_models([point("many", "tests.test_registry:several")])
 
     assert sorted(found.models) == ["one", "two"]
 
 
 def test_two_models_of_one_name_are_reported():
-    found = installed([point("a", "tests.models:GcContent"), point("b", "tests.models:GcContent")])
+    found = read_models([point("a", "tests.models:GcContent"), point("b", "tests.models:GcContent")])
 
     assert "is taken by" in found.broken[0].error
 
 
 def test_what_is_no_model_is_reported():
-    found = installed([point("x", "tests.test_registry:NOT_A_MODEL")])
+    found = read_models([point("x", "tests.test_registry:NOT_A_MODEL")])
 
     assert "neither a Model subclass nor a callable" in found.broken[0].error
 
 
 def test_asking_for_a_model_that_is_not_there_names_those_that_are():
-    found = installed([point("gc-content", "tests.models:GcContent")])
+    found = read_models([point("gc-content", "tests.models:GcContent")])
 
     with pytest.raises(UnknownModel, match="no model is called 'gcc'; installed: gc-content"):
         found.get("gcc")
 
 
 def test_asking_for_a_broken_one_says_why():
-    found = installed([point("bad", "no_such_module:Model")])
+    found = read_models([point("bad", "no_such_module:Model")])
 
     with pytest.raises(PluginBroken, match="No module named"):
         found.get("bad")
@@ -70,6 +70,6 @@ def test_a_stored_spec_of_another_version_is_refused_by_field():
 
 
 def test_the_digest_changes_with_the_spec():
-    found = installed([point("many", "tests.test_registry:several")])
+    found = read_models([point("many", "tests.test_registry:several")])
 
     assert found.models["one"].digest != found.models["two"].digest

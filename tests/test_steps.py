@@ -11,13 +11,7 @@ from medflow.fhir.write import result_resources
 from medflow.registry import BrokenPlugin, RegisteredModel, Registry
 from medflow.sample import write_sample
 from medflow.store.jobs import lease, list_jobs, predictions, retry_jobs
-from tests.models import Choosy, GcContent, renamed
-
-
-def registered(model, *, digest: str = "d1") -> RegisteredModel:
-    return RegisteredModel(
-        spec=model.spec, distribution="tests 1", entry_point=model.spec.name, digest=digest, factory=model
-    )
+from tests.models import Choosy, GcContent, registered, renamed
 
 
 @pytest.fixture

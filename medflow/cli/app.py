@@ -44,6 +44,7 @@ app.add_typer(retry_app, name="retry")
 app.add_typer(db_app, name="db")
 app.add_typer(plugin_commands.app, name="plugin")
 app.command()(services.worker)
+app.command()(services.serve)
 
 Paths = Annotated[list[Path], typer.Argument(help="Files and folders.", show_default=False)]
 

@@ -24,3 +24,14 @@ def worker(
     if device is not None:
         os.environ["MEDFLOW_DEVICE"] = device  # what the settings are read from
     load("medflow.flows.worker:serve")(model or (), name=name)
+
+
+def serve(
+    pool: Annotated[str, typer.Option(help="The work pool whose flow runs to run.")] = "medflow",
+    limit: Annotated[int | None, typer.Option(min=1, help="Flow runs at once; no limit otherwise.")] = None,
+    name: Annotated[str | None, typer.Option(help="What this server is called.")] = None,
+) -> None:
+    """Run scheduled and triggered flow runs until asked to stop (SIGTERM); each in a process that starts warm."""
+    quiet_prefect()
+    os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "0.5")  # how soon a run that was triggered begins
+    load("medflow.flows.serve:serve")(pool, limit=limit, name=name)
