@@ -23,10 +23,12 @@ from medflow.store import Store
 from tests.services import missing
 from tests.services.fhir_server import fhir_server as start_fhir_server
 from tests.services.postgres import PostgresServer, postgres_server
+from tests.services.prefect_server import PrefectServer
+from tests.services.prefect_server import prefect_server as start_prefect_server
 
 REPOSITORY = Path(__file__).parent.parent
 REALDATA = Path(os.environ.get("MEDFLOW_REALDATA") or REPOSITORY.parent / "shared" / "data")
-MARKS = ("realdata", "fhir_server", "postgres")  # fixtures whose tests carry the mark of the same name
+MARKS = ("realdata", "fhir_server", "postgres", "prefect_server")  # fixtures whose tests carry a mark of that name
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -162,3 +164,10 @@ def fhir_server(_fhir_server_process: str) -> str:
     """The base URL of an empty FHIR R4 server that validates what it is sent."""
     httpx.post(_fhir_server_process.removesuffix("/fhir/R4") + "/$reset", timeout=30).raise_for_status()
     return _fhir_server_process
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[PrefectServer]:
+    """A Prefect server on SQLite for this session; its tests tell their runs apart by names of their own."""
+    with start_prefect_server() as server:
+        yield server
