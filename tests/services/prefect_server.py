@@ -115,7 +115,7 @@ class PrefectServer:
 
     def _wait(self) -> None:
         deadline = time.monotonic() + START_S
-        credentials = tuple(self.auth.split(":", 1)) if self.auth else None
+        credentials = httpx.BasicAuth(*self.auth.split(":", 1)) if self.auth else None
         while time.monotonic() < deadline:
             assert self._process is not None
             if self._process.poll() is not None:
