@@ -6,6 +6,7 @@ They are made once at the edge (CLI or flow) and passed in; nothing below reads 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,11 @@ from medflow.errors import ConfigurationError
 
 
 class Source(BaseModel):
-    """A named place that inputs come from. ``reference`` is the FASTA that a VCF's REF alleles are checked against."""
+    """A named place that inputs come from.
+
+    ``reference`` is the FASTA that a VCF's REF alleles are checked against. ``remove_received`` ends the life of what
+    `medflow receive` spooled there, once the store has it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,6 +32,28 @@ class Source(BaseModel):
     paths: tuple[Path, ...]
     reference: Path | None = None
     in_place: bool = False
+    remove_received: bool = False
+
+
+LABEL_UNITS = ("unit", "encounter", "patient", "series", "sequence")
+
+
+class LabelTable(BaseModel):
+    """A CSV file of outcomes, to hold a model's predictions against.
+
+    ``unit`` says what ``column`` names (default: the one column that is called so): ``unit`` a surrogate id of the
+    store, ``encounter`` and ``patient`` a FHIR id or ``system|value`` (or the value alone, of ``system``), ``series`` a
+    SeriesInstanceUID, ``sequence`` its name. ``known`` is the column that says when an outcome became known.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path
+    unit: Literal["unit", "encounter", "patient", "series", "sequence"] | None = None
+    column: str | None = None
+    system: str | None = None
+    outcome: str = "outcome"
+    known: str | None = None
 
 
 class Settings(BaseSettings):
@@ -36,6 +63,10 @@ class Settings(BaseSettings):
 
     home: Path = Field(default_factory=lambda: user_data_path("medflow"), description="Folder of database and objects.")
     database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; default is SQLite under home.")
+    objects: str | None = Field(
+        None, min_length=1, description="Folder or fsspec URL (s3://bucket/prefix) of the objects; default under home."
+    )
+    cache_mib: int = Field(10240, ge=1, description="Local copies of objects fetched from a remote store, in MiB.")
     timezone: str | None = Field(None, description="IANA zone that places times written without one; else a reject.")
     source: str = Field("local", pattern=r"^[a-z0-9][a-z0-9.-]*$", description="Name of the system records come from.")
     issuer_systems: dict[str, str] = Field(
@@ -58,16 +89,34 @@ class Settings(BaseSettings):
     chunk_size: int = Field(256, ge=1, le=4096, description="Cases in one leased chunk.")
     lease_seconds: int = Field(900, ge=10, description="How long a chunk may take before others may have it.")
     max_attempts: int = Field(5, ge=1, description="Tries of a job or delivery before it is dead.")
+    pictures: bool = Field(False, description="Show pictures in Prefect, whose database then has them.")
     result_status: Literal["preliminary", "final"] = Field("preliminary", description="Status of new results.")
     deliver_to: str | None = Field(None, description="Default target: a name in targets, a folder, or a FHIR base URL.")
     fhir_token: SecretStr | None = Field(None, description="Bearer token for the FHIR target.")
     http_timeout_s: float = Field(30.0, gt=0)
     max_input_bytes: int = Field(8 << 30, gt=0, description="A larger single input is rejected.")
+    receive_aet: str = Field(
+        "MEDFLOW", max_length=16, pattern=r"^ *[!-\[\]-~][ -\[\]-~]*$", description="AE title that `medflow receive` answers to."
+    )
+    receive_host: str = Field("127.0.0.1", description="Address that `medflow receive` listens at.")
+    receive_port: int = Field(11112, ge=0, le=65535, description="TCP port of `medflow receive`; 0 takes any.")
+    receive_into: Path | None = Field(None, description="Folder that received files lie in; default received/ at home.")
+    receive_allow: tuple[str, ...] = Field((), description="JSON list of calling AE titles taken; empty means all.")
+    receive_associations: int = Field(16, ge=1, description="Associations at a time.")
+    receive_timeout_s: float = Field(120.0, gt=0, description="How long a sender may be silent.")
+    receive_grace_s: float = Field(30.0, ge=0, description="How long running associations have when asked to stop.")
+    receive_min_free_mib: int = Field(1024, ge=0, description="Disk space in MiB below which objects are refused.")
+    receive_tls_cert: Path | None = Field(None, description="Certificate (PEM) of `medflow receive`; TLS only with it.")
+    receive_tls_key: Path | None = Field(None, description="The certificate's key (PEM, unencrypted).")
+    receive_tls_ca: Path | None = Field(None, description="Authority that senders' certificates must be of (PEM).")
     sources: dict[str, Source] = Field(
         default_factory=dict, description='JSON map of what nightly ingests: {"name": {"kind": ..., "paths": [...]}}.'
     )
     targets: dict[str, str] = Field(
         default_factory=dict, description="JSON map of named delivery targets: a folder or a FHIR base URL each."
+    )
+    labels: dict[str, LabelTable] = Field(
+        default_factory=dict, description='JSON map of tables of outcomes: {"name": {"path": ..., ...}}.'
     )
 
     @field_validator("timezone")
@@ -75,6 +124,16 @@ class Settings(BaseSettings):
     def _known_zone(cls, value: str | None) -> str | None:
         if value is not None and value not in available_timezones():
             raise ValueError(f"{value!r} is not an IANA time zone, for example Europe/Berlin")
+        return value
+
+    @field_validator("objects")
+    @classmethod
+    def _without_credentials(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value and re.search(r"\?|://[^@]*:[^@]*@", value):
+            raise ValueError(
+                "a URL here holds no credentials and no query, as it is shown in messages: give those to the file "
+                "system in its own environment variables, for example AWS_ACCESS_KEY_ID"
+            )
         return value
 
     def target(self, wanted: str | None) -> str:
@@ -106,6 +165,19 @@ class Settings(BaseSettings):
                 known = ", ".join(sorted(self.sources)) or "none"
                 raise ConfigurationError(f"no source is called {name!r}; MEDFLOW_SOURCES has: {known}")
         return {name: self.sources[name] for name in chosen}
+
+    def label_table(self, name: str) -> LabelTable:
+        """The configured label table of this name.
+
+        Raises
+        ------
+        ConfigurationError
+            None is; the message lists those that are configured.
+        """
+        if name not in self.labels:
+            known = ", ".join(sorted(self.labels)) or "none"
+            raise ConfigurationError(f"no label table is called {name!r}; MEDFLOW_LABELS has: {known}")
+        return self.labels[name]
 
     @property
     def zone(self) -> ZoneInfo | None:
