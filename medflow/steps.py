@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from medflow import scoring
-from medflow.config import Settings, Source
+from medflow.config import LabelTable, Settings, Source
 from medflow.delivery import DeliveryTally, target_name
 from medflow.delivery import deliver as deliver_pending
 from medflow.dispatch import Dispatch, Wake
 from medflow.errors import ConfigurationError, MedflowError, PluginBroken, RejectCode, unforeseen
+from medflow.evaluation.result import Evaluation
 from medflow.ingest.dicom import ingest_dicom
 from medflow.ingest.fhir import ingest_fhir
 from medflow.ingest.genomics import ingest_fasta, ingest_vcf
@@ -221,6 +222,22 @@ def deliver(site: Site, target: str | None = None, *, progress: Progress | None 
         tally = deliver_pending(site.store, site.settings, where, run_id=run.id, progress=progress)
         run.counts = tally.as_json()
     return tally
+
+
+def evaluate(site: Site, model: str, *, output: str | None = None, labels: LabelTable | None = None) -> Evaluation:
+    """Hold a model's live predictions against a table of outcomes, or else against the records that came later."""
+    from medflow.evaluation.run import evaluate as hold  # with scikit-learn, which no other step should wait for
+
+    registered = site.registry.get(model)
+    with recorded(site, "evaluate") as run:
+        found = hold(site.store, site.settings, registered, output=output, labels=labels)
+        run.counts = found.counts()
+        detail = {"version": found.version, "output": found.output, "cases": found.cases}
+        with site.store.writing() as connection:
+            ledger.record_audit(
+                connection, run.id, "evaluate", found.model, **detail, labels_sha256=found.labels_sha256
+            )
+    return found
 
 
 def replay_rejects(site: Site, *, reference: Path | None = None, progress: Progress | None = None) -> Tally:

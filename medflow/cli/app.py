@@ -15,6 +15,7 @@ import typer
 
 from medflow import steps
 from medflow.cli import demo as demo_command
+from medflow.cli import evaluate as evaluate_command
 from medflow.cli import plugins as plugin_commands
 from medflow.cli import services
 from medflow.cli.flows import run_nightly
@@ -43,6 +44,7 @@ app.add_typer(ingest_app, name="ingest")
 app.add_typer(retry_app, name="retry")
 app.add_typer(db_app, name="db")
 app.add_typer(plugin_commands.app, name="plugin")
+app.command()(evaluate_command.evaluate)
 app.command()(services.worker)
 app.command()(services.serve)
 

@@ -1,0 +1,189 @@
+"""Predictions and outcomes put together: which count as cases, and why the others are left out."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+import numpy as np
+
+from medflow.errors import ConfigurationError
+from medflow.evaluation.labels import Labels
+from medflow.evaluation.observed import KNOWN_BEFORE, UNKNOWN, Found
+from medflow.fhir.vital import identifiers_of
+from medflow.records import EPOCH, Identifier, UnitKind, fhir_identifier
+from medflow.store import Connection
+from medflow.store.outcomes import Person, Scored, patient_identifiers, records, unit_names
+
+AGE_BANDS = ((0, 17), (18, 39), (40, 64), (65, 79), (80, None))
+UNIT_OF = {"encounter": UnitKind.ENCOUNTER, "series": UnitKind.SERIES, "sequence": UnitKind.SEQUENCE}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cases:
+    """Predictions with their outcomes, as arrays; ``patients`` tells whose each is, for drawing by patient.
+
+    ``truth`` (n,) is 0 or 1, or a class index; ``score`` (n,) or (n, classes). ``groups`` holds for each dimension
+    the group that each case belongs to.
+    """
+
+    truth: np.ndarray
+    score: np.ndarray
+    patients: np.ndarray
+    groups: Mapping[str, np.ndarray]
+
+
+def by_label(
+    connection: Connection,
+    labels: Labels,
+    kind: UnitKind,
+    scored: Sequence[Scored],
+    patients: Mapping[int, int | None],
+    *,
+    source: str,
+) -> tuple[list[Found], int]:
+    """The labelled outcome of each prediction, in order, and how many lines of the table name none of them.
+
+    Raises
+    ------
+    ConfigurationError
+        The table names another kind of unit than the model scores.
+    """
+    units = _units_by_name(connection, labels, kind, [item.unit_id for item in scored], patients, source=source)
+    times = {item.unit_id: item.time_us for item in scored}
+    found: defaultdict[int, set[Found]] = defaultdict(set)
+    unmatched = 0
+    for line in labels.lines:
+        named = units.get(line.name, ())
+        unmatched += not named
+        for unit in named:
+            if len(named) > 1:
+                found[unit].add("several-units-of-that-name")
+            elif line.outcome is None:
+                found[unit].add(UNKNOWN)
+            elif line.known_us is not None and line.known_us <= times[unit]:
+                found[unit].add(KNOWN_BEFORE)
+            else:
+                found[unit].add(line.outcome)
+    return [_agreed(found.get(item.unit_id)) for item in scored], unmatched
+
+
+def _agreed(found: set[Found] | None) -> Found:
+    if not found:
+        return "no-label"
+    return found.pop() if len(found) == 1 else "contradictory-labels"
+
+
+def _units_by_name(
+    connection: Connection,
+    labels: Labels,
+    kind: UnitKind,
+    ids: Sequence[int],
+    patients: Mapping[int, int | None],
+    *,
+    source: str,
+) -> Mapping[str, Sequence[int]]:
+    """The scored units that each name in the table stands for."""
+    names: defaultdict[str, set[int]] = defaultdict(set)
+    if labels.by == "unit":
+        for unit in ids:
+            names[str(unit)].add(unit)
+            names[f"{kind}/{unit}"].add(unit)
+    elif labels.by == "patient":
+        of_patient: defaultdict[int, set[int]] = defaultdict(set)
+        for unit, patient in patients.items():
+            if patient is not None:
+                of_patient[patient].add(unit)
+        for identifier, patient in patient_identifiers(connection, of_patient).items():
+            for name in _spellings(identifier, labels.system, fhir_identifier(source, "").system, "Patient"):
+                names[name] |= of_patient[patient]
+    elif UNIT_OF[labels.by] is not kind:
+        raise ConfigurationError(f"the label table names each {labels.by}, but the model scores each {kind}")
+    else:
+        _name_units(connection, names, labels, kind, ids, patients, source=source)
+    return {name: tuple(units) for name, units in names.items()}
+
+
+def _name_units(
+    connection: Connection,
+    names: defaultdict[str, set[int]],
+    labels: Labels,
+    kind: UnitKind,
+    ids: Sequence[int],
+    patients: Mapping[int, int | None],
+    *,
+    source: str,
+) -> None:
+    stored = unit_names(connection, kind, ids)
+    for its_source, name, unit in stored:
+        if its_source in ("", source) and labels.system is None:
+            names[name].add(unit)
+            names[f"Encounter/{name}"].add(unit)
+    wants_identifiers = labels.system is not None or any("|" in line.name for line in labels.lines)
+    if kind is UnitKind.ENCOUNTER and wants_identifiers:
+        by_fhir_id = {(its_source, name): unit for its_source, name, unit in stored}
+        known = {patient for patient in patients.values() if patient is not None}
+        for record in records(connection, "Encounter", known):
+            unit = by_fhir_id.get((record.source, record.fhir_id))
+            if unit is None:
+                continue
+            for identifier in identifiers_of(record.raw):
+                for name in _spellings(identifier, labels.system, "", ""):
+                    names[name].add(unit)
+
+
+def _spellings(identifier: Identifier, system: str | None, fhir_system: str, kind: str) -> tuple[str, ...]:
+    """How a table may write an identifier: ``system|value``; the value alone, of the table's system or as FHIR id."""
+    full = f"{identifier.system}|{identifier.value}"
+    if system is not None:
+        return (full, identifier.value) if identifier.system == system else (full,)
+    if identifier.system == fhir_system:
+        return full, identifier.value, f"{kind}/{identifier.value}"
+    return (full,)
+
+
+def join(
+    scored: Sequence[Scored],
+    outcomes: Sequence[Found],
+    patients: Mapping[int, int | None],
+    people: Mapping[int, Person],
+    *,
+    classes: bool,
+) -> tuple[Cases, Counter[str]]:
+    """The cases whose outcome is known, and how many predictions are left out for which reason."""
+    left_out = Counter(outcome for outcome in outcomes if isinstance(outcome, str))
+    kept = [(item, outcome) for item, outcome in zip(scored, outcomes, strict=True) if not isinstance(outcome, str)]
+    whose = [patients.get(item.unit_id) for item, _ in kept]
+    who = [people.get(patient) if patient is not None else None for patient in whose]
+    cases = Cases(
+        truth=np.array([outcome for _, outcome in kept], dtype=np.int64),
+        score=np.array([item.probabilities if classes else item.value for item, _ in kept], dtype=np.float64),
+        patients=np.array(
+            [patient if patient is not None else -1 - place for place, patient in enumerate(whose)], dtype=np.int64
+        ),
+        groups={
+            "sex": np.array([person.sex or "unknown" if person else "unknown" for person in who], dtype=object),
+            "age": np.array(
+                [
+                    age_band(person.birth_date if person else None, item.time_us)
+                    for person, (item, _) in zip(who, kept, strict=True)
+                ],
+                dtype=object,
+            ),
+        },
+    )
+    return cases, left_out
+
+
+def age_band(born: date | None, time_us: int) -> str:
+    """The age band that somebody was in at a moment (UTC's day: a birthday's error at most)."""
+    if born is None:
+        return "unknown"
+    then = date.fromordinal(EPOCH.toordinal() + time_us // 86_400_000_000)
+    years = then.year - born.year - ((then.month, then.day) < (born.month, born.day))
+    for low, high in AGE_BANDS:
+        if low <= years and (high is None or years <= high):
+            return f"{low}-{high}" if high is not None else f"{low} and older"
+    return "unknown"

@@ -1,0 +1,127 @@
+"""Evaluating a model: what it predicted, what came of it, and how well the two agree."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from medflow.config import LabelTable, Settings
+from medflow.errors import ConfigurationError
+from medflow.evaluation.join import by_label, join
+from medflow.evaluation.labels import Labels, read_labels
+from medflow.evaluation.measure import Joined, measured, several
+from medflow.evaluation.observed import Found, check_observable, observe
+from medflow.evaluation.result import SMALLEST, Evaluation
+from medflow.plugin import Classification, OutputSpec, Risk
+from medflow.registry import RegisteredModel
+from medflow.store import Connection, Store
+from medflow.store.outcomes import Scored, live_predictions, people
+from medflow.store.units import unit_facts
+
+
+def evaluate(
+    store: Store,
+    settings: Settings,
+    model: RegisteredModel,
+    *,
+    output: str | None = None,
+    labels: LabelTable | None = None,
+) -> Evaluation:
+    """Hold a model's live predictions against labels, or against what the store's records say where none are given.
+
+    Raises
+    ------
+    ConfigurationError
+        There is no such output, no way to know its outcomes, or fewer than ten predictions have one.
+    """
+    chosen = choose_output(model, output)
+    table = read_labels(labels, chosen, settings.zone) if labels is not None else None
+    if table is None:
+        check_observable(chosen, model.spec.unit)
+    with store.reading() as connection:
+        found = live_predictions(connection, model.name, chosen.name)
+        scored, left_out = _usable(found, model)
+        if not scored:
+            raise ConfigurationError(
+                f"there are no predictions of {chosen.name} by {model.name} {model.spec.version}: "
+                f"run `medflow score --model {model.name}` first"
+            )
+        facts = unit_facts(connection, model.spec.unit, [item.unit_id for item in scored])
+        patients = {unit: fact.patient_id for unit, fact in facts.items()}
+        outcomes, unmatched = _outcomes(connection, settings, model, chosen, table, scored, patients)
+        who = people(connection, [patient for patient in patients.values() if patient is not None])
+    cases, unknown = join(scored, outcomes, patients, who, classes=several(chosen))
+    left_out += unknown
+    if len(cases.truth) < SMALLEST:
+        raise ConfigurationError(_too_few(model, chosen, len(found), len(cases.truth), left_out, unmatched))
+    return measured(
+        model.spec,
+        chosen,
+        Joined(
+            cases=cases,
+            left_out=left_out,
+            predictions=len(found),
+            digests=tuple(sorted({item.digest for item in scored})),
+            labels_sha256=None if table is None else table.sha256,
+            labels_unmatched=unmatched,
+        ),
+    )
+
+
+def choose_output(model: RegisteredModel, name: str | None) -> Risk | Classification:
+    """The output to evaluate: the one named, or the only one that has a yes, no or class to compare with.
+
+    Raises
+    ------
+    ConfigurationError
+        None, or several; the message lists them.
+    """
+    known = [item for item in model.spec.outputs if isinstance(item, (Risk, Classification))]
+    names = ", ".join(item.name for item in known) or "none"
+    if name is None and len(known) == 1:
+        return known[0]
+    if name is None:
+        raise ConfigurationError(
+            f"{model.name} has {len(known)} outputs that can be evaluated; name one (--output): {names}"
+        )
+    for item in known:
+        if item.name == name:
+            return item
+    raise ConfigurationError(f"{model.name} has no risk or classification called {name!r}; it has: {names}")
+
+
+def _usable(found: Sequence[Scored], model: RegisteredModel) -> tuple[list[Scored], Counter[str]]:
+    """The predictions of the installed version that have a value; the others are counted."""
+    scored: list[Scored] = []
+    left_out: Counter[str] = Counter()
+    for item in found:
+        if item.version != model.spec.version:
+            left_out["of-another-version"] += 1
+        elif item.out_of_scope or item.value is None:
+            left_out["out-of-scope-of-the-model"] += 1
+        else:
+            scored.append(item)
+    return scored, left_out
+
+
+def _outcomes(
+    connection: Connection,
+    settings: Settings,
+    model: RegisteredModel,
+    output: Risk | Classification,
+    table: Labels | None,
+    scored: Sequence[Scored],
+    patients: Mapping[int, int | None],
+) -> tuple[list[Found], int]:
+    if table is not None:
+        return by_label(connection, table, model.spec.unit, scored, patients, source=settings.source)
+    return observe(connection, check_observable(output, model.spec.unit), scored, patients, settings.zone), 0
+
+
+def _too_few(
+    model: RegisteredModel, output: OutputSpec, found: int, cases: int, left_out: Mapping[str, int], unmatched: int
+) -> str:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
+    beside = f"; {unmatched} lines of the label table name no prediction" if unmatched else ""
+    many = "none" if not cases else f"fewer than {SMALLEST}"
+    return f"of {found} predictions of {output.name} by {model.name}, {many} has a known outcome ({reasons}{beside})"
