@@ -53,6 +53,7 @@ class Lane:
         import torch
 
         if self._stream is None:
+            torch.cuda.synchronize(self.device)  # what was put there before this stream was, it may rely on
             self._stream = torch.cuda.Stream(self.device)
         around.enter_context(torch.cuda.stream(self._stream))
 

@@ -19,6 +19,7 @@ from medflow.inference.loaded import LoadedModel
 from medflow.plugin import Case, Prediction
 
 AHEAD = 3  # batches that are read and prepared ahead of the device
+AHEAD_GROWN = 2  # of batches that grew: the host holds them all
 
 CaseOpener = Callable[[], Case]
 
@@ -66,12 +67,13 @@ class Runner:
         interrupted run forms the same batches, and so the same numbers to the last bit.
         """
         size = self._loaded.planned_batch
+        ahead = max(AHEAD * self._loaded.spec.batch_size, AHEAD_GROWN * size)
         with ThreadPoolExecutor(self._threads, thread_name_prefix="prepare") as pool:
             waiting: deque[Future[_Prepared | Outcome]] = deque()
             upcoming = iter(enumerate(openers))
             try:
                 for start in range(0, len(openers), size):
-                    while len(waiting) < AHEAD * size and (item := next(upcoming, None)) is not None:
+                    while len(waiting) < ahead and (item := next(upcoming, None)) is not None:
                         waiting.append(pool.submit(self._prepare, *item))
                     asked = time.perf_counter()
                     block = [waiting.popleft().result() for _ in range(min(size, len(openers) - start))]

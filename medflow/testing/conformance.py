@@ -67,11 +67,13 @@ def check_model(model: type[Model], cases: Sequence[Case] | None = None, *, devi
 
 
 def _running(model: Model, cases: Sequence[Case], device: str) -> Iterator[Check]:
-    yield _check("outputs lie inside the declaration", lambda: _declared(model, cases))
+    yield _check("outputs lie inside the declaration", lambda: _declared(model, cases, device))
     yield _check("the same input gives the same output", lambda: _same(model, _ready(model, cases), cases))
     yield _check("a batch equals its cases one by one", lambda: _batching(model, cases))
     yield _check("prepare is safe in threads", lambda: _threads(model, cases))
     yield _check("a bad case does not spoil its batch", lambda: _isolation(model, cases, device))
+    if model.spec.mixed_precision and device.startswith("cuda"):
+        yield _check("mixed precision stays within the tolerance", lambda: _mixed(model, cases, device))
 
 
 def _check(name: str, run: Callable[[], None]) -> Check:
@@ -125,9 +127,15 @@ def _ready(model: Model, cases: Sequence[Case]) -> list:
     return [model.prepare(case) for case in cases]
 
 
-def _declared(model: Model, cases: Sequence[Case]) -> None:
-    for case, prediction in zip(cases, _predict(model, _ready(model, cases)), strict=True):
+def _declared(model: Model, cases: Sequence[Case], device: str) -> None:
+    for case, prediction in zip(cases, _in_service(model, cases, device), strict=True):
         results_of(model.spec, case, prediction)
+
+
+def _in_service(model: Model, cases: Sequence[Case], device: str) -> list[Prediction]:
+    """The predictions under what medflow puts around them: torch's inference mode, autocast on CUDA."""
+    with Lane(device).predicting(model.spec):
+        return _predict(model, _ready(model, cases))
 
 
 def _same(model: Model, ready: list, cases: Sequence[Case]) -> None:
@@ -164,8 +172,13 @@ def _isolation(model: Model, cases: Sequence[Case], device: str) -> None:
         error = outcomes[lost[0]].error
         raise _Broken(f"{len(lost)} good cases went down with the bad one ({error})")
     good = [outcomes[index].prediction for index in sorted(outcomes) if index != 1]
-    alone = _predict(model, _ready(model, cases))
+    alone = _in_service(model, cases, device)
     _compare(model, alone, [item for item in good if item is not None], "beside a bad case")
+
+
+def _mixed(model: Model, cases: Sequence[Case], device: str) -> None:
+    full = _predict(model, _ready(model, cases))
+    _compare(model, full, _in_service(model, cases, device), "computed in mixed precision")
 
 
 def _predict(model: Model, ready: list) -> list[Prediction]:

@@ -18,12 +18,3 @@ def test_torchs_own_out_of_memory_is_known():
 
     assert is_out_of_memory(torch.OutOfMemoryError("x"))
     assert not is_out_of_memory(RuntimeError("x"))
-
-
-@pytest.mark.gpu
-def test_auto_takes_the_gpu():
-    import torch
-
-    if not torch.cuda.is_available():
-        pytest.skip("torch sees no CUDA device")
-    assert resolve_device("auto") == "cuda:0"

@@ -1,4 +1,6 @@
 import pickle
+import time
+import weakref
 from itertools import chain
 
 import pytest
@@ -10,7 +12,7 @@ from medflow.inference.lane import Lane
 from medflow.inference.loaded import LoadedModel
 from medflow.inference.runner import Outcome, Runner, as_medflow_error
 from medflow.plugin import Model
-from tests.models import Choosy, GcContent, SmallDevice, sequence_case
+from tests.models import Choosy, GcContent, OutOfMemoryError, SmallDevice, sequence_case
 
 
 def run(model: Model, sequences: list[str]) -> list[Outcome]:
@@ -70,6 +72,65 @@ def test_out_of_memory_halves_the_batch_and_keeps_it_small():
     assert all(outcome.error is None for outcome in outcomes)
     assert len(outcomes) == 9
     assert (loaded.planned_batch, loaded.batch_size) == (4, 2)
+
+
+@pytest.mark.parametrize("fail", [lambda: OutOfMemoryError("device"), lambda: CaseError("odd", "an odd case")])
+def test_what_a_failed_batch_held_is_free_before_its_halves_are_tried(fail):
+    alive: list[weakref.ref] = []
+
+    class Tensor:
+        """Stands for memory of the device: gone when nobody knows it any more."""
+
+    class Hoarding(GcContent):
+        def predict(self, batch):
+            assert not any(reference() for reference in alive), "a traceback keeps the tensors of the batch that failed"
+            tensor = Tensor()
+            alive.append(weakref.ref(tensor))
+            if len(batch) > 2:
+                raise fail()
+            return super().predict(batch)
+
+    outcomes = run(Hoarding(), ["ACGTACGT"] * 4)
+
+    assert [outcome.error for outcome in outcomes] == [None] * 4
+    assert len(alive) == 3
+
+
+def test_seconds_tell_waiting_for_input_from_working_on_it():
+    class Slow(GcContent):
+        def prepare(self, case):
+            time.sleep(0.03)
+            return super().prepare(case)
+
+        def predict(self, batch):
+            time.sleep(0.1)
+            return super().predict(batch)
+
+    runner = Runner(LoadedModel(Slow(), Lane("cpu")), threads=4)
+    list(runner.run([lambda: sequence_case(1, "ACGTACGT")] * 8))
+
+    assert runner.seconds["predict"] >= 0.2
+    assert 0.03 <= runner.seconds["wait"] < 0.15  # the second batch was prepared while the first was worked on
+
+
+def test_a_grown_batch_is_formed_of_more_cases_and_prepared_one_batch_ahead():
+    prepared: list[int] = []
+    sizes: list[tuple[int, int]] = []
+
+    class Noting(GcContent):
+        def prepare(self, case):
+            prepared.append(1)
+            return super().prepare(case)
+
+        def predict(self, batch):
+            time.sleep(0.05)
+            sizes.append((len(batch), len(prepared)))
+            return super().predict(batch)
+
+    loaded = LoadedModel(Noting(), Lane("cpu"), planned_batch=16)
+    list(Runner(loaded, threads=4).run([lambda: sequence_case(1, "ACGTACGT")] * 64))
+
+    assert sizes == [(16, 32), (16, 48), (16, 64), (16, 64)]
 
 
 def test_out_of_memory_with_one_case_is_worth_another_try_later():
