@@ -37,7 +37,7 @@ def take_in(sources: list[str] | None) -> dict[str, Any]:
         total.notes.update(counts["notes"])
     if not by_source:
         total.notes["no-source-configured"] = 1
-    counts = total.as_json()
+    counts = {**total.as_json(), "sources": by_source}
     report("ingest", "What was taken in", counts)
     return counts
 

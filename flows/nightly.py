@@ -11,8 +11,11 @@ from medflow.errors import TransientError
 from medflow.flows.deliver import Target, send
 from medflow.flows.ingest import Sources, take_in
 from medflow.flows.installation import site
-from medflow.flows.report import final_state, named, report
+from medflow.flows.report import final_state, named, report_night
 from medflow.flows.score import AsOf, Models, run_models
+from medflow.steps import recorded
+from medflow.store.history import NIGHTLY
+from medflow.store.ledger import now_us
 
 
 @flow(
@@ -27,12 +30,15 @@ def nightly(sources: Sources = None, models: Models = None, as_of: AsOf = None, 
     here.settings.target(target)
     here.settings.chosen_sources(sources)
     here.registry.choose(models or ())
-    counts = {
-        "ingest": _tried(lambda: take_in(sources)),
-        "score": _tried(lambda: run_models(models, as_of)),
-        "deliver": _tried(lambda: send(target)),
-    }
-    report("nightly", "What the night did", counts)
+    started_us = now_us()
+    with recorded(here, NIGHTLY) as run:
+        counts = {
+            "ingest": _tried(lambda: take_in(sources)),
+            "score": _tried(lambda: run_models(models, as_of)),
+            "deliver": _tried(lambda: send(target)),
+        }
+        run.counts = counts
+    report_night(here, counts, started_us)
     return final_state(counts)
 
 

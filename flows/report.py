@@ -1,17 +1,43 @@
-"""What a run did, as Prefect artifacts and a final state: counts, timings and reasons, never anything of a patient."""
+"""What a run did, as Prefect artifacts and a final state: counts, timings and reasons, never anything of a patient.
+
+Each artifact has a key of its own that stays the same, so that the UI's page of it shows its history.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from prefect import State
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.states import Completed, Failed
 
+from medflow.delivery import target_name
+from medflow.drawing import data_uri
+from medflow.errors import CaseError, MedflowError, place_of
+from medflow.flows import drift, pages, plots, timings
+from medflow.flows.drift import Drift
+from medflow.flows.timings import Stage
+from medflow.pictures import picture_of
+from medflow.steps import Site
+from medflow.store import history, outbox
+from medflow.store.history import ChunkLine, RunLine
+from medflow.store.ledger import now_us
+
+log = logging.getLogger(__name__)
 Counts = Mapping[str, Any]
-DETAILS = ("reasons", "notes", "errors", "seconds")  # maps whose names are not counts of a run
+DETAILS = ("reasons", "notes", "errors", "seconds", "models", "sources")  # maps whose names are not counts of a run
+NIGHTS = 30
+PICTURES = 6
+VERDICTS = {
+    "Completed": "All is well, after",
+    "CompletedWithProblems": "Somebody should look, after",
+    "Failed": "Not everything got through, after",
+}
 
 
 def named(what: str) -> Callable[[], str]:
@@ -19,19 +45,127 @@ def named(what: str) -> Callable[[], str]:
     return lambda: f"{what} {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
 
 
+def key_of(*words: str) -> str:
+    """An artifact's key: lower case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(("medflow", *words)).lower()).strip("-")
+
+
 def report(key: str, title: str, counts: Counts) -> None:
-    """A Markdown artifact of one step's counts and reasons."""
-    create_markdown_artifact(key=key, markdown=f"# {title}\n\n{table(counts)}", description=title)
+    """A page of one step, by what it counted; a table of its models besides, where it has any."""
+    create_markdown_artifact(key=key_of(key), markdown=pages.step(title, counts), description=title)
+    if models := pages.model_rows(counts):
+        create_table_artifact(key=key_of("models"), table=models, description="What was scored, by model")
 
 
-def table(counts: Counts) -> str:
-    """Counts as a Markdown table; nested maps (reasons) become tables of their own below."""
-    plain = {name: value for name, value in counts.items() if not isinstance(value, Mapping)}
-    nested = {name: value for name, value in counts.items() if isinstance(value, Mapping) and value}
-    lines = ["| what | count |", "| --- | ---: |", *(f"| {name} | {value} |" for name, value in plain.items())]
-    for name, values in nested.items():
-        lines += ["", f"**{name}**", "", table(values)]
-    return "\n".join(lines)
+# --- a whole night -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Record:
+    """What the store has on record of this night and those before."""
+
+    runs: Sequence[RunLine] = ()
+    chunks: Sequence[ChunkLine] = ()
+    nights: Sequence[RunLine] = ()
+    drifts: Sequence[Drift] = ()
+    targets: Mapping[str, Counts] = field(default_factory=dict)
+
+
+def report_night(here: Site, counts: Mapping[str, Counts], started_us: int) -> None:
+    """The pages, tables, plots and, if enabled, pictures of the night that began at ``started_us``.
+
+    What the store cannot tell now is left out: the night's own account is in ``counts``.
+    """
+    try:
+        found = _look_back(here, started_us)
+    except MedflowError as error:
+        log.warning("the night's report is short: %s", error.message)
+        found = _Record()
+    score = dict(counts.get("score", {}))
+    if "done" in score and not pages.models_of(score):
+        score["models"] = history.totals(found.chunks)
+    stages = timings.stages(found.runs, found.chunks, int(score.get("selected", 0)))
+    page = pages.night(
+        {**counts, "score": score},
+        verdict=f"{VERDICTS[str(final_state(counts).name)]} {_duration(now_us() - started_us)}.",
+        waiting=found.targets,
+        more=[pages.timings(stages), pages.drifts(found.drifts)],
+    )
+    create_markdown_artifact(key=key_of("night"), markdown=page, description=summary(counts))
+    _tables(stages, found.drifts)
+    _plots(here, found, started_us)
+    if here.settings.pictures:
+        _pictures(here, started_us)
+
+
+def _duration(us: int) -> str:
+    minutes, seconds = divmod(round(us / timings.SECOND_US), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def _look_back(here: Site, started_us: int) -> _Record:
+    with here.store.reading() as connection:
+        targets = outbox.counts(connection)
+        found = _Record(
+            runs=history.runs(connection, since_us=started_us),
+            chunks=history.chunks(connection, since_us=started_us),
+            nights=history.nights(connection, last=NIGHTS),
+            targets=_named_targets(here, targets),
+            drifts=drift.drifts(connection, since_us=started_us),
+        )
+    return found
+
+
+def _named_targets(here: Site, counts: Mapping[str, Counts]) -> dict[str, Counts]:
+    """By configured name: a path or address is nothing for Prefect."""
+    names = {target_name(where): name for name, where in here.settings.targets.items()}
+    if here.settings.deliver_to is not None:
+        names.setdefault(target_name(here.settings.target(None)), "the default")
+    return {names[where]: found for where, found in counts.items() if where in names}
+
+
+def _tables(stages: Sequence[Stage], drifts: Sequence[Drift]) -> None:
+    if stages:
+        rows = pages.timing_rows(stages)
+        create_table_artifact(key=key_of("timings"), table=rows, description="How long each stage took")
+    if drifts:
+        rows = drift.as_rows(drifts)
+        create_table_artifact(key=key_of("drift"), table=rows, description="Scores beside those of the nights before")
+
+
+def _plots(here: Site, found: _Record, started_us: int) -> None:
+    drawn = {
+        "throughput": ("Cases per second by model", plots.throughput(found.chunks, started_us)),
+        "nights": (f"The last {NIGHTS} nights", plots.nights(found.nights, here.settings.zone or UTC)),
+    }
+    for model in dict.fromkeys(item.model for item in found.drifts):
+        spread = plots.spread([item for item in found.drifts if item.model == model])
+        drawn[f"scores-{model}"] = (f"Scores of {model}, tonight and before", spread)
+    for name, (said, png) in drawn.items():
+        if png is not None:
+            create_image_artifact(key=key_of(name), image_url=data_uri(png), description=said)
+
+
+def _pictures(here: Site, started_us: int) -> None:
+    """The last cases with an image, each under a key of its own."""
+    with here.store.reading() as connection:
+        jobs = history.scored_series(connection, since_us=started_us, last=PICTURES)
+    for number, job in enumerate(jobs, 1):
+        try:
+            picture = picture_of(here.store, job, published=True)
+        except CaseError as error:
+            log.warning("no picture of job %d: %s", job, error.message)
+        except Exception as error:  # noqa: BLE001 - a picture less must not fail a night that is done
+            log.error("no picture of job %d: %s at %s", job, type(error).__name__, place_of(error))
+        else:
+            address = data_uri(picture.png)
+            create_image_artifact(key=key_of("picture", str(number)), image_url=address, description=picture.title)
+
+
+# --- how a run ended ---------------------------------------------------------------------------------------------
 
 
 def final_state(counts: Counts) -> State:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Column, Table
 
 OK, COULD_NOT_RUN, PROBLEMS = 0, 1, 3
+PARTS = ("sources", "models", "seconds")  # the same counts again, taken apart: for --json and for Prefect
 PIPE_WIDTH = 160  # of tables that go to a file or another program
 out = Console(highlight=False)
 if not out.is_terminal and "COLUMNS" not in os.environ:
@@ -54,7 +55,7 @@ def say(counts: Mapping[str, Any], title: str) -> None:
     plain = [f"{value} {name}" for name, value in counts.items() if not isinstance(value, Mapping)]
     out.print(f"[bold]{title}[/]: {', '.join(plain)}")
     for name, value in counts.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and name not in PARTS:
             for reason, count in sorted(value.items(), key=lambda item: (-_weight(item[1]), item[0])):
                 out.print(f"  {name}: {reason} - {count}" if name == "broken" else f"  {count} {reason}")
 

@@ -1,6 +1,6 @@
-"""What runs did, for whoever looks back: runs and their chunks, nights side by side, and how scores were spread.
+"""What runs did, for whoever looks back: runs and their chunks, nights side by side, how scores were spread, one job.
 
-A score leaves here as a count in a bin of its output's declared range, never as a value.
+Where many scores are asked for, each leaves here as a count in a bin of its output's declared range, not as a value.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Integer, case, cast, func, select
 
+from medflow.records import Instant, Result, Unit, UnitKind
+from medflow.store.jobs import Job
 from medflow.store.tables import ChunkRow, JobRow, ModelRow, PredictionRow, RunRow
 
 DAY_US = 86_400_000_000
@@ -38,6 +40,7 @@ class ChunkLine:
     model: str
     version: str
     state: str
+    asked_us: int
     started_us: int
     finished_us: int
     done: int = 0
@@ -93,6 +96,7 @@ def chunks(connection: Connection, *, since_us: int) -> list[ChunkLine]:
             ModelRow.name.label("model"),
             ModelRow.version.label("version"),
             ChunkRow.state,
+            ChunkRow.asked_us,
             ChunkRow.started_us,
             ChunkRow.finished_us,
             ChunkRow.done,
@@ -169,6 +173,69 @@ def _binned(
     for row in connection.execute(query):
         counted.setdefault(int(row.night), {})[int(row.place)] = int(row.cases)
     return counted
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobView:
+    """One job with its model's stored declaration and its results: what is needed to show it."""
+
+    job: Job
+    model: str
+    version: str
+    spec: Mapping[str, Any]
+    state: str
+    error: str | None
+    results: tuple[Result, ...]
+
+
+def job_view(connection: Connection, job_id: int) -> JobView | None:
+    """The job of this id, superseded or not; None when there is none."""
+    query = select(JobRow, ModelRow).join(ModelRow, ModelRow.id == JobRow.model_id).where(JobRow.id == job_id)
+    columns = (ModelRow.name, ModelRow.version, ModelRow.spec, JobRow.__table__)
+    row = connection.execute(query.with_only_columns(*columns)).one_or_none()
+    if row is None:
+        return None
+    found = connection.execute(select(PredictionRow.__table__).where(PredictionRow.job_id == job_id))
+    results = tuple(
+        Result(
+            output=item.output,
+            value=item.value,
+            probabilities=tuple(item.detail.get("probabilities") or ()),
+            voxels=item.detail.get("voxels"),
+            mask=item.mask,
+            out_of_scope=item.out_of_scope,
+        )
+        for item in found
+    )
+    job = Job(
+        id=row.id,
+        unit=Unit(kind=UnitKind(row.unit_kind), id=row.unit_id),
+        revision=row.unit_revision,
+        input_key=row.input_key,
+        prediction_time=Instant(utc_us=row.prediction_time_us, offset_min=row.prediction_time_offset),
+        attempts=row.attempts,
+    )
+    return JobView(
+        job=job,
+        model=row.name,
+        version=row.version,
+        spec=row.spec,
+        state=row.state,
+        error=row.error,
+        results=results,
+    )
+
+
+def scored_series(connection: Connection, *, since_us: int, last: int) -> list[int]:
+    """The ids of the jobs that scored a picture or volume since then, the last ones, oldest first."""
+    query = (
+        select(JobRow.id)
+        .where(JobRow.model_id.in_(select(ModelRow.id)))  # the index begins with the model
+        .where(JobRow.finished_us >= since_us, JobRow.state == "done", JobRow.unit_kind == str(UnitKind.SERIES))
+        .order_by(JobRow.finished_us.desc(), JobRow.id.desc())
+        .limit(last)
+    )
+    return sorted(connection.execute(query).scalars())
 
 
 def totals(lines: Sequence[ChunkLine]) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ def model(connection, name="gc-content", digest="d1", version="1.0.0"):
 def score(connection, model_id, values, finished_us, output="gc"):
     """Jobs of one model that were done at one moment, one for each value."""
     first = connection.exec_driver_sql("SELECT count(*) FROM job").scalar()
-    for number, value in enumerate(values, first + 1):
+    for number in range(first + 1, first + 1 + len(values)):
         unit = Unit(kind=UnitKind.SEQUENCE, id=number)
         due = DueUnit(unit=unit, revision=1, input_key=f"key-{number}", prediction_time=Instant(utc_us=1))
         jobs.enqueue(connection, model_id, [due])

@@ -1,0 +1,33 @@
+"""`medflow show`: what a model saw of one case, and what it said, as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medflow.cli.output import out
+from medflow.cli.site import here
+from medflow.errors import CaseError, ConfigurationError
+from medflow.pictures import picture_of
+
+
+def show(
+    job: Annotated[int, typer.Argument(help="A job's id, as `medflow jobs` lists it.")],
+    to: Annotated[Path | None, typer.Option(help="The PNG file to write; job-<id>.png here otherwise.")] = None,
+) -> None:
+    """What a model saw of one case, and what it said, as a PNG file."""
+    path = to or Path(f"job-{job}.png")
+    if path.suffix.lower() != ".png":
+        raise ConfigurationError(f"--to {path.name} is no PNG file: give it a name that ends with .png")
+    try:
+        picture = picture_of(here().store, job)
+    except CaseError as error:
+        raise ConfigurationError(f"job {job} cannot be shown, as it could not be scored: {error.message}") from None
+    try:
+        path.write_bytes(picture.png)
+    except OSError as error:
+        raise ConfigurationError(f"{path.name} cannot be written ({error.strerror}): name another place") from None
+    out.print(f"{picture.title}: {picture.answer}", markup=False, soft_wrap=True)
+    out.print(f"written to {path}", markup=False, soft_wrap=True)

@@ -1,0 +1,226 @@
+"""What a model saw and said of one case, as a picture titled by surrogate ids only.
+
+The case is read as the model's was, from what is stored; nothing of a header is drawn, and no plugin is imported.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from medflow.dicom.burned_in import may_have_burned_in_text
+from medflow.drawing import COLOURS, INK, figure, png
+from medflow.errors import ConfigurationError, InputNotUsable
+from medflow.inputs import open_cases
+from medflow.plugin import (
+    Case,
+    Classification,
+    Image,
+    ImagingInput,
+    Measure,
+    ModelSpec,
+    OutputSpec,
+    Risk,
+    SequenceInput,
+    SequenceWindow,
+    TimeSeries,
+    TimeSeriesInput,
+)
+from medflow.records import Result, UnitKind
+from medflow.registry import load_spec
+from medflow.store import Store, history
+from medflow.store.history import JobView
+from medflow.store.imaging import series_instances
+
+CT_HU = (-160.0, 240.0)  # soft tissue
+SLICES = ("axial", "coronal", "sagittal")
+PER_LINE = 60  # letters of a sequence
+LETTERS = {"A": COLOURS[2], "C": COLOURS[0], "G": COLOURS[1], "T": COLOURS[4]}
+MAX_LINES = 40
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A PNG file, its title (``series/12 · model 1.0.0``), and what the model said in words."""
+
+    title: str
+    answer: str
+    png: bytes
+
+
+def picture_of(store: Store, job_id: int, *, published: bool = False) -> Picture:
+    """What the model of this job saw, and said if it has.
+
+    A picture that is to be ``published`` is refused where its pixels may have a name burned in (PS3.3 C.7.6.1.1.5).
+
+    Raises
+    ------
+    ConfigurationError
+        There is no such job, or its model was stored by an incompatible version.
+    InputNotUsable
+        Its input cannot be read: the reason why the job is dead, most often.
+    """
+    with store.reading() as connection:
+        view = history.job_view(connection, job_id)
+    if view is None:
+        raise ConfigurationError(f"there is no job {job_id}: `medflow jobs --state done` lists those that were scored")
+    spec = load_spec(view.spec)
+    (opener,) = open_cases(store, spec, [view.job])
+    if published and view.job.unit.kind == UnitKind.SERIES:
+        _check_no_text(store, view.job.unit.id)
+    title = f"{view.job.unit} · {view.model} {view.version}"
+    said = answer(spec, view)
+    masks = {result.output: _mask(store, result.mask) for result in view.results if result.mask}
+    drawn = _draw(opener(), spec, masks)
+    drawn.suptitle(f"{title}\n{said}", color=INK, fontsize=10)
+    return Picture(title=title, answer=said, png=png(drawn))
+
+
+def _check_no_text(store: Store, series_id: int) -> None:
+    with store.reading() as connection:
+        instances = series_instances(connection, series_id)
+    if may_have_burned_in_text(instances, store.objects):
+        raise InputNotUsable("burned-in-text", "the pixels may have text burned in, so they are shown nowhere")
+
+
+def answer(spec: ModelSpec, view: JobView) -> str:
+    """The results of a job in words."""
+    if not view.results:
+        return f"not scored: {view.state}"
+    declared = {output.name: output for output in spec.outputs}
+    return ", ".join(_said(declared[result.output], result) for result in view.results if result.output in declared)
+
+
+def _said(output: OutputSpec, result: Result) -> str:
+    if result.value is None:
+        return f"{output.name}: no answer ({result.out_of_scope})"
+    if isinstance(output, Classification):
+        best = int(np.argmax(result.probabilities))
+        return f"{output.classes[best].name} {result.probabilities[best]:.2f}"
+    if isinstance(output, Risk):
+        return f"{output.name} {100 * result.value:.1f} %"
+    return f"{output.name} {result.value:.4g} {output.unit if isinstance(output, Measure) else 'mL'}"
+
+
+def _mask(store: Store, digest: str) -> np.ndarray:
+    """A mask as scoring keeps it: packed bits and their shape."""
+    with np.load(io.BytesIO(store.objects.get(digest)), allow_pickle=False) as file:
+        shape = tuple(int(length) for length in file["shape"])
+        return np.unpackbits(file["bits"], count=int(np.prod(shape))).reshape(shape).astype(bool)
+
+
+def _draw(case: Case, spec: ModelSpec, masks: Mapping[str, np.ndarray]) -> Any:
+    wanted = spec.accepts[0]
+    if isinstance(wanted, ImagingInput):
+        return _radiograph(case.image, masks) if case.image.array.ndim == 2 else _volume(case.image, masks)
+    if isinstance(wanted, TimeSeriesInput):
+        return _channels(case.series, wanted)
+    assert isinstance(wanted, SequenceInput)  # noqa: S101 - the registry admits no other
+    return _letters(case.sequence)
+
+
+# --- images ------------------------------------------------------------------------------------------------------
+
+
+def _radiograph(image: Image, masks: Mapping[str, np.ndarray]) -> Any:
+    drawn = figure(5.0, 5.4)
+    _slice(drawn.add_subplot(), image.array, image.spacing_mm or (1.0, 1.0), _window(image), masks)
+    return drawn
+
+
+def _volume(image: Image, masks: Mapping[str, np.ndarray]) -> Any:
+    """Three slices through the middle of what was found, else of the volume, with the outlines of what was found."""
+    array, (z, y, x) = image.array, image.spacing_mm or (1.0, 1.0, 1.0)
+    centre = _centre(array.shape, masks)
+    up = image.affine is None or image.affine[2, 2] >= 0  # whether slices are stacked towards the head (LPS)
+    drawn = figure(9.0, 4.0)
+    for axis, (name, spacing) in enumerate(zip(SLICES, ((y, x), (z, x), (z, y)), strict=True)):
+        planes = {output: np.take(mask, centre[axis], axis) for output, mask in masks.items()}
+        axes = drawn.add_subplot(1, 3, axis + 1)
+        _slice(axes, np.take(array, centre[axis], axis), spacing, _window(image), planes)
+        if axis and up:
+            axes.invert_yaxis()  # the head is above
+        axes.set_title(f"{name}, {'zyx'[axis]} = {centre[axis]}", fontsize=8, color=INK)
+    handles = [_line(colour, output) for output, colour in zip(masks, COLOURS[1:], strict=False)]
+    if handles:
+        drawn.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return drawn
+
+
+def _line(colour: str, label: str) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=colour, label=label)
+
+
+def _centre(shape: Sequence[int], masks: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+    found = np.logical_or.reduce(list(masks.values())) if masks else np.zeros(shape, bool)
+    if not found.any():
+        return tuple(length // 2 for length in shape)
+    others = [tuple(place for place in range(3) if place != axis) for axis in range(3)]
+    return tuple(int(np.argmax(found.sum(axis=axes))) for axes in others)  # where most of it is
+
+
+def _window(image: Image) -> tuple[float, float]:
+    if image.modality == "CT":
+        return CT_HU
+    low, high = np.percentile(image.array[np.isfinite(image.array)], (1, 99))
+    return float(low), float(max(high, low + 1e-6))
+
+
+def _slice(
+    axes: Any,
+    plane: np.ndarray,
+    spacing: Sequence[float],
+    window: tuple[float, float],
+    masks: Mapping[str, np.ndarray],
+) -> None:
+    axes.imshow(plane, cmap="gray", vmin=window[0], vmax=window[1], aspect=spacing[0] / spacing[1])
+    for colour, mask in zip(COLOURS[1:], masks.values(), strict=False):
+        if mask.any():
+            axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
+    axes.set_axis_off()
+
+
+# --- the rest ----------------------------------------------------------------------------------------------------
+
+
+def _channels(series: TimeSeries, wanted: TimeSeriesInput) -> Any:
+    """The channels that were measured, over the hours of the window."""
+    measured = [place for place in range(series.values.shape[1]) if np.isfinite(series.values[:, place]).any()]
+    columns = min(4, max(1, len(measured)))
+    rows = max(1, -(-len(measured) // columns))
+    hours = np.arange(len(series.values)) * wanted.step.total_seconds() / 3600
+    drawn = figure(2.6 * columns + 0.6, 1.5 * rows + 0.9)
+    for number, place in enumerate(measured, 1):
+        channel = wanted.channels[place]
+        axes = drawn.add_subplot(rows, columns, number)
+        axes.plot(hours, series.values[:, place], color=COLOURS[0], marker="o", markersize=2.5, linewidth=0.8)
+        axes.set_title(f"{channel.name}{f' ({channel.unit})' if channel.unit else ''}", fontsize=7, color=INK)
+        axes.set_xlim(0, wanted.window.total_seconds() / 3600)
+        axes.tick_params(labelsize=6, colors=INK)
+        axes.spines[["top", "right"]].set_visible(False)
+    drawn.supxlabel(f"hours of the window; {len(measured)} of {len(wanted.channels)} channels measured", fontsize=8)
+    return drawn
+
+
+def _letters(window: SequenceWindow) -> Any:
+    bases = window.bases
+    lines = [bases[start : start + PER_LINE] for start in range(0, len(bases), PER_LINE)]
+    shown = lines[:MAX_LINES]
+    drawn = figure(8.0, 0.3 * len(shown) + 1.2)
+    axes = drawn.add_subplot()
+    axes.set(xlim=(-5, PER_LINE + 0.5), ylim=(len(shown), -1))
+    axes.set_axis_off()
+    for row, line in enumerate(shown):
+        axes.text(-1.5, row, str(row * PER_LINE + 1), ha="right", va="center", fontsize=7, color="#8b939e")
+        for column, letter in enumerate(line):
+            colour = LETTERS.get(letter, INK)
+            axes.text(column, row, letter, ha="center", va="center", fontsize=8, family="monospace", color=colour)
+    if len(lines) > len(shown):
+        axes.text(0, len(shown), f"... {len(bases)} bases in all", fontsize=8, va="center", color=INK)
+    return drawn
