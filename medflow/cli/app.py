@@ -18,6 +18,7 @@ from medflow.cli import demo as demo_command
 from medflow.cli import evaluate as evaluate_command
 from medflow.cli import plugins as plugin_commands
 from medflow.cli import services
+from medflow.cli import show as show_command
 from medflow.cli.flows import run_nightly
 from medflow.cli.output import (
     COULD_NOT_RUN,
@@ -46,6 +47,7 @@ app.add_typer(db_app, name="db")
 app.add_typer(plugin_commands.app, name="plugin")
 app.command()(evaluate_command.evaluate)
 app.command()(services.worker)
+app.command()(show_command.show)
 app.command()(services.serve)
 
 Paths = Annotated[list[Path], typer.Argument(help="Files and folders.", show_default=False)]
