@@ -7,6 +7,7 @@ wait. Everything else (polling, limits, cancelling, what a run that died is call
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -23,6 +24,7 @@ from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker
 
 from medflow.errors import ConfigurationError
 
+log = logging.getLogger(__name__)
 POOL = "medflow"
 TYPE = "medflow"
 PRELOADED = "medflow.flows.warm"
@@ -123,7 +125,7 @@ def serve(pool: str = POOL, *, limit: int | None = None, name: str | None = None
 async def _serve(server: FlowServer) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(_stop_when_asked, group.cancel_scope)
-        await server.start(printer=lambda _line: None)
+        await server.start(printer=log.info)
 
 
 async def _stop_when_asked(scope: anyio.CancelScope) -> None:

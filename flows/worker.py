@@ -66,14 +66,16 @@ class Worker:
 
     def serve(self) -> None:
         """Serve until asked to stop."""
-        ids = {model.digest: model_id(self.site.store, model) for model in self.models.values()}
-        log.info("worker %s serves %s", self.name, ", ".join(self.models), extra={"models": len(ids)})
+        for model in self.models.values():
+            model_id(self.site.store, model)  # a flow that has not seen it can select for it
+        log.info("worker %s serves %s on %s", self.name, ", ".join(self.models), self.loaded.device)
         heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         try:
             for model in self._preload:
                 self._load(model)
             self._announce()
             heart.start()
+            log.info("worker %s is ready", self.name)
             anyio.run(self._listen)
         finally:
             self.stopping.set()

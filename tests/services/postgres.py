@@ -6,10 +6,12 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,23 @@ class PostgresServer:
 
     port: int
     password: str
+    control: Sequence[str]  # pg_ctl with the folder
+    options: str
+    log: Path
+
+    def start(self) -> None:
+        """Start it, or start it again; it recovers first if it was killed."""
+        _run([*self.control, "-l", str(self.log), "-o", self.options, "start"])
+
+    def kill(self) -> None:
+        """``kill -9`` of the server and all that serves its connections."""
+        main = int((self.log.parent / "data" / "postmaster.pid").read_text().split()[0])
+        family = [int(child) for child in Path(f"/proc/{main}/task/{main}/children").read_text().split()]
+        for pid in (main, *family):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        while any(Path(f"/proc/{pid}").exists() for pid in (main, *family)):
+            time.sleep(0.02)
 
     def url(self, database: str) -> str:
         """The SQLAlchemy URL of one of its databases."""
@@ -59,9 +78,12 @@ def postgres_server(*, fsync: bool = False) -> Iterator[PostgresServer]:
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c max_connections=50"
         options += "" if fsync else " -c fsync=off -c synchronous_commit=off -c full_page_writes=off"
         control = [*prefix, str(binaries / "pg_ctl"), "-D", data, "-w"]
-        _run([*control, "-l", str(folder / "server.log"), "-o", options, "start"])
+        server = PostgresServer(
+            port=port, password=password, control=control, options=options, log=folder / "server.log"
+        )
+        server.start()
         try:
-            yield PostgresServer(port=port, password=password)
+            yield server
         finally:
             _run([*control, "-m", "immediate", "stop"])
     finally:
