@@ -96,7 +96,7 @@ class Settings(BaseSettings):
     http_timeout_s: float = Field(30.0, gt=0)
     max_input_bytes: int = Field(8 << 30, gt=0, description="A larger single input is rejected.")
     receive_aet: str = Field(
-        "MEDFLOW", max_length=16, pattern=r"^ *[!-\[\]-~][ -\[\]-~]*$", description="AE title that `medflow receive` answers to."
+        "MEDFLOW", pattern=r"^[!-\[\]-~][ -\[\]-~]{0,15}$", description="AE title that `medflow receive` answers to."
     )
     receive_host: str = Field("127.0.0.1", description="Address that `medflow receive` listens at.")
     receive_port: int = Field(11112, ge=0, le=65535, description="TCP port of `medflow receive`; 0 takes any.")

@@ -31,6 +31,7 @@ from medflow.ingest.dicom import ingest_dicom
 from medflow.ingest.fhir import ingest_fhir
 from medflow.ingest.genomics import ingest_fasta, ingest_vcf
 from medflow.ingest.offers import Offer
+from medflow.ingest.received import remove_received
 from medflow.ingest.tally import Tally
 from medflow.records import Instant
 from medflow.registry import RegisteredModel, Registry, elsewhere, installed, with_announced
@@ -75,6 +76,8 @@ def _take(site: Site, source: Source, run_id: int, progress: Progress | None) ->
     store, settings, paths = site.store, site.settings, source.paths
     if source.kind == "dicom":
         tally = ingest_dicom(store, settings, paths, run_id=run_id, in_place=source.in_place, progress=progress)
+        if source.remove_received:
+            tally.notes["removed"] = remove_received(store, paths)
     elif source.kind == "fhir":
         tally = ingest_fhir(store, settings, paths, run_id=run_id, progress=progress)
     elif source.kind == "vcf":
@@ -294,7 +297,14 @@ def replay_deliveries(site: Site, target: str | None = None) -> int:
     return count
 
 
-def source_of(kind: str, paths: Sequence[Path], *, reference: Path | None = None, in_place: bool = False) -> Source:
+def source_of(
+    kind: str,
+    paths: Sequence[Path],
+    *,
+    reference: Path | None = None,
+    in_place: bool = False,
+    remove_received: bool = False,
+) -> Source:
     """A source given directly, as on the command line.
 
     Raises
@@ -304,7 +314,8 @@ def source_of(kind: str, paths: Sequence[Path], *, reference: Path | None = None
     """
     if not paths:
         raise ConfigurationError(f"nothing to ingest: name a file or a folder of {kind} data")
-    return Source.model_validate({"kind": kind, "paths": paths, "reference": reference, "in_place": in_place})
+    options = {"reference": reference, "in_place": in_place, "remove_received": remove_received}
+    return Source.model_validate({"kind": kind, "paths": paths, **options})
 
 
 @contextmanager

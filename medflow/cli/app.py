@@ -17,6 +17,7 @@ from medflow import steps
 from medflow.cli import demo as demo_command
 from medflow.cli import evaluate as evaluate_command
 from medflow.cli import plugins as plugin_commands
+from medflow.cli import receive as receive_command
 from medflow.cli import services
 from medflow.cli import show as show_command
 from medflow.cli.flows import run_nightly
@@ -48,6 +49,7 @@ app.add_typer(plugin_commands.app, name="plugin")
 app.command()(evaluate_command.evaluate)
 app.command()(services.worker)
 app.command()(show_command.show)
+app.command()(receive_command.receive)
 app.command()(services.serve)
 
 Paths = Annotated[list[Path], typer.Argument(help="Files and folders.", show_default=False)]
@@ -76,10 +78,11 @@ def _ingest(kind: str, paths: list[Path], as_json: bool, **options: Any) -> NoRe
 def ingest_dicom(
     paths: Paths,
     in_place: Annotated[bool, typer.Option(help="Leave the files where they are; they must stay there.")] = False,
+    remove_received: Annotated[bool, typer.Option(help="Remove what `receive` spooled, once it is stored.")] = False,
     as_json: Json = False,
 ) -> None:
     """DICOM files, folders, zip archives and DICOMDIR media."""
-    _ingest("dicom", paths, as_json, in_place=in_place)
+    _ingest("dicom", paths, as_json, in_place=in_place, remove_received=remove_received)
 
 
 @ingest_app.command("fhir")

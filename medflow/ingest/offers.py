@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from medflow.dicom.spool import PARTIAL
 from medflow.errors import InputRejected, RejectCode
 from medflow.ingest.archives import Limits, NotAnArchive, looks_like_archive, members
 from medflow.ingest.index import INDEX_NAME, Indexed, IndexReader, missing, resolve
@@ -70,7 +71,7 @@ def offers(
     paths
         Files, folders and zip archives; an `Offer` among them is passed on as it is. In a folder an archive is known
         by its first bytes and its name (.zip, or no suffix); a file named by the user is opened whatever its name.
-        Links to folders are followed, each folder is walked once.
+        Links to folders are followed, each folder is walked once. What `medflow receive` is writing is passed over.
     limits
         What an archive may hold; the default is meant for hospital exports.
     index
@@ -127,7 +128,7 @@ class _Walk:
                 if (status.st_dev, status.st_ino) in self.walked:
                     continue  # a second way, or a loop of links, into a folder whose files have been offered
                 self.walked.add((status.st_dev, status.st_ino))
-                entries = sorted(current.iterdir())
+                entries = sorted(path for path in current.iterdir() if not path.name.startswith(PARTIAL))
             except OSError as error:
                 yield _refused(current, RejectCode.UNREADABLE, f"the folder cannot be listed: {error.strerror}")
                 continue

@@ -1,0 +1,62 @@
+"""`medflow receive`: the C-STORE receiver as a service, in the foreground until it is asked to stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medflow.config import load_settings
+
+
+def receive(
+    aet: Annotated[str | None, typer.Option(help="This receiver's AE title (MEDFLOW_RECEIVE_AET).")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port (MEDFLOW_RECEIVE_PORT).")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen at (MEDFLOW_RECEIVE_HOST).")] = None,
+    into: Annotated[Path | None, typer.Option(help="Folder to spool to (MEDFLOW_RECEIVE_INTO).")] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="A calling AE title to take images from; repeatable; all by default.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM) to speak TLS with.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key.")] = None,
+    tls_ca: Annotated[Path | None, typer.Option(help="Authority that senders' certificates must be of.")] = None,
+) -> None:
+    """Take what modalities and the PACS send (DICOM C-STORE) into a folder, until asked to stop (SIGTERM)."""
+    from medflow.dicom.receive import receiver  # with pynetdicom, which no other command is to wait for
+
+    settings = load_settings(
+        receive_aet=aet,
+        receive_port=port,
+        receive_host=host,
+        receive_into=into,
+        receive_allow=tuple(allow) if allow else None,
+        receive_tls_cert=tls_cert,
+        receive_tls_key=tls_key,
+        receive_tls_ca=tls_ca,
+    )
+    _log_lines()
+    asked, again = threading.Event(), threading.Event()
+
+    def stop(_number: int, _frame: object) -> None:
+        (again if asked.is_set() else asked).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    running = receiver(settings)
+    running.start()
+    asked.wait()
+    running.stop(again)
+
+
+def _log_lines() -> None:
+    """One line an event on stderr, for a service manager to keep: all there is to see of a service."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("medflow")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

@@ -1,0 +1,147 @@
+"""What listens for associations: the server, what it agrees to, and TLS."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+from contextlib import suppress
+from socketserver import BaseServer
+from typing import Any
+
+from pydicom.uid import UID
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_context
+from pynetdicom.events import Event
+from pynetdicom.service_class import StorageServiceClass
+from pynetdicom.sop_class import Verification, register_uid  # type: ignore[attr-defined]  # made from a table
+from pynetdicom.transport import ThreadedAssociationServer
+
+from medflow.config import Settings
+from medflow.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
+
+PDU_BYTES = 128 << 10  # announced to senders; larger ones cost fewer turns of the loop
+OPENING_S = 10  # for TLS, and for the association request
+RETIRED = {  # storage classes that archives still send
+    "1.2.840.10008.5.1.4.1.1.3": "RetiredUltrasoundMultiFrameImageStorage",
+    "1.2.840.10008.5.1.4.1.1.5": "RetiredNuclearMedicineImageStorage",
+    "1.2.840.10008.5.1.4.1.1.6": "RetiredUltrasoundImageStorage",
+    "1.2.840.10008.5.1.4.1.1.12.3": "RetiredXRayAngiographicBiPlaneImageStorage",
+}
+STORAGE = {context.abstract_syntax for context in AllStoragePresentationContexts} | set(RETIRED)
+TRANSFER = set(ALL_TRANSFER_SYNTAXES)
+
+
+def application_entity(settings: Settings) -> AE:
+    """What this side is called, whom it takes, and how long it waits."""
+    for uid, keyword in RETIRED.items():
+        register_uid(uid, keyword, StorageServiceClass)
+    entity = AE(settings.receive_aet)
+    entity.require_called_aet = True
+    entity.require_calling_aet = list(settings.receive_allow)
+    entity.maximum_associations = settings.receive_associations
+    entity.maximum_pdu_size = PDU_BYTES
+    entity.acse_timeout = OPENING_S
+    entity.dimse_timeout = entity.network_timeout = settings.receive_timeout_s
+    entity.add_supported_context(Verification)
+    return entity
+
+
+def agree(event: Event) -> None:
+    """Take each proposed context as its sender would have it: its first transfer syntax that is known.
+
+    pynetdicom would choose by the receiver's order, and make senders decompress what they propose compressed.
+    """
+    association = event.assoc
+    wanted: dict[Any, set[UID]] = {}
+    request: Any = association.requestor.primitive  # the A-ASSOCIATE that has just come
+    for context in request.presentation_context_definition_list:
+        known = [syntax for syntax in context.transfer_syntax if syntax in TRANSFER]
+        if known and context.abstract_syntax in STORAGE:
+            context.transfer_syntax = known[:1]
+            wanted.setdefault(context.abstract_syntax, set()).add(known[0])
+    association.acceptor.supported_contexts = [
+        *association.acceptor.supported_contexts,
+        *(build_context(uid, sorted(syntaxes)) for uid, syntaxes in wanted.items()),
+    ]
+
+
+def tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """What TLS is spoken with; None without a certificate. With an authority, senders must show certificates of it.
+
+    Raises
+    ------
+    ConfigurationError
+        A file is missing or is not what it should be, or only one of certificate and key is named.
+    """
+    cert, key, authority = settings.receive_tls_cert, settings.receive_tls_key, settings.receive_tls_ca
+    if cert is None and key is None and authority is None:
+        return None
+    if cert is None or key is None:
+        raise ConfigurationError(
+            "TLS needs both --tls-cert and --tls-key (MEDFLOW_RECEIVE_TLS_CERT and MEDFLOW_RECEIVE_TLS_KEY)"
+        )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(cert, key, password=lambda: b"")  # an encrypted key fails, it does not ask a terminal
+        if authority is not None:
+            context.load_verify_locations(authority)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except OSError as error:
+        names = ", ".join(str(path) for path in (cert, key, authority) if path is not None)
+        raise ConfigurationError(
+            f"TLS cannot be set up from {names} ({error.strerror or type(error).__name__}): "
+            "they must be readable PEM files, and the key unencrypted and of this certificate"
+        ) from None
+    return context
+
+
+def acknowledge_now(event: Event) -> None:
+    """Acknowledge what comes at once, rather than 40 ms later: many senders hold a PDU back until its head is.
+
+    The kernel forgets this with what is sent next, hence after every PDU.
+    """
+    association: Any = event.assoc
+    connection = association.dul.socket.socket
+    if connection is not None and hasattr(socket, "TCP_QUICKACK"):
+        with suppress(OSError):  # gone by now, which the next read finds out
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+
+class Listener(ThreadedAssociationServer):
+    """pynetdicom's server, whose listener waits for nobody: what a peer may hold up is done in the peer's thread."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """A connection, of which nothing has been read yet."""
+        listening: Any = self.socket
+        connection, address = listening.accept()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.settimeout(OPENING_S)
+        if self.ssl_context:
+            connection = self.ssl_context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Past twice the limit not even a refusal is spoken: a thread each would be too many."""
+        return len(self.active_associations) <= 2 * self.ae.maximum_associations
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """In the connection's own thread: TLS, then the association."""
+        if isinstance(request, ssl.SSLSocket):
+            request.do_handshake()
+        request.settimeout(self.ae.network_timeout)
+        super().finish_request(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A peer that speaks no TLS, shows no certificate, or went away."""
+        log.warning("connection from %s refused: it could not be opened", client_address[0])
+
+    def shutdown(self) -> None:
+        """Stop listening; associations go on."""
+        BaseServer.shutdown(self)
+        self.server_close()
