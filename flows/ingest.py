@@ -22,7 +22,7 @@ Sources = Annotated[
 def ingest_source(source: str) -> dict[str, Any]:
     """Take in one source; returns its counts."""
     here = site()
-    return steps.ingest(here, here.settings.chosen_sources([source])[source]).as_json()
+    return steps.ingest(here, here.settings.chosen_sources([source])[source], name=source).as_json()
 
 
 def take_in(sources: list[str] | None) -> dict[str, Any]:

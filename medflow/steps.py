@@ -64,9 +64,12 @@ def open_site(settings: Settings) -> Site:
     return Site(settings=settings, store=Store(settings).open(), registry=installed())
 
 
-def ingest(site: Site, source: Source, *, progress: Progress | None = None) -> Tally:
-    """Take one source's inputs into the store; every one of them ends stored, unchanged or rejected."""
-    with recorded(site, f"ingest {source.kind}") as run:
+def ingest(site: Site, source: Source, *, name: str | None = None, progress: Progress | None = None) -> Tally:
+    """Take one source's inputs into the store; every one of them ends stored, unchanged or rejected.
+
+    ``name`` is what the source is called in the configuration, for the record; None where it is not from there.
+    """
+    with recorded(site, f"ingest {source.kind}", source=name) as run:
         tally = _take(site, source, run.id, progress)
         run.counts = tally.as_json()
     return tally
@@ -339,11 +342,13 @@ class Run:
 
 
 @contextmanager
-def recorded(site: Site, command: str) -> Iterator[Run]:
+def recorded(site: Site, command: str, *, source: str | None = None) -> Iterator[Run]:
     """Put a run on record: who, when, which versions; at the end of the block, how it went and its counts."""
     versions = {"medflow": version("medflow"), "python": platform.python_version()}
     with site.store.writing() as connection:  # a transaction of its own: the run is on record whatever happens next
-        run = Run(id=begin_run(connection, command=command, actor=_actor(), versions=versions), counts={})
+        who = {"actor": _actor(), "owner": jobs.process_owner(), "source": source}
+        run = Run(id=begin_run(connection, command=command, versions=versions, **who), counts={})
+    log.info("%s began", command, extra={"run": run.id, "source": source})
     status = "failed"
     try:
         with _sealed():
@@ -352,6 +357,7 @@ def recorded(site: Site, command: str) -> Iterator[Run]:
     finally:
         with site.store.writing() as connection:
             finish_run(connection, run.id, status=status, counts=run.counts)
+        log.info("%s %s", command, status, extra={"run": run.id, "source": source})
 
 
 def _actor() -> str:

@@ -105,11 +105,21 @@ def count_rejects(connection: Connection) -> dict[str, int]:
     return {code: count for code, count in connection.execute(query)}
 
 
-def begin_run(connection: Connection, *, command: str, actor: str, versions: dict[str, str]) -> int:
-    """Note that a command or flow that changes something has started; returns its id."""
-    result = connection.execute(
-        insert(RunRow).values(command=command, actor=actor, versions=versions, started_us=now_us(), counts={})
-    )
+def begin_run(
+    connection: Connection,
+    *,
+    command: str,
+    actor: str,
+    versions: dict[str, str],
+    source: str | None = None,
+    owner: str | None = None,
+) -> int:
+    """Note that a command or flow that changes something has started; returns its id.
+
+    ``source`` is the configured name of what is ingested; ``owner`` the process (`jobs.process_owner`).
+    """
+    values = {"command": command, "actor": actor, "versions": versions, "source": source, "owner": owner}
+    result = connection.execute(insert(RunRow).values(**values, started_us=now_us(), counts={}))
     return int(result.inserted_primary_key[0])  # type: ignore[index]  # one row was inserted
 
 

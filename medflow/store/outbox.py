@@ -81,7 +81,7 @@ def queue_many(connection: Connection, outgoing: Mapping[int | None, Sequence[Ou
         return
     _lock_queue(connection, shared=True)
     statement = upsert(connection, OutboxRow)
-    values = {name: statement.excluded[name] for name in ("envelope", "job_id", "body", "sha256")}
+    values = {name: statement.excluded[name] for name in ("envelope", "job_id", "body", "sha256", "created_us")}
     statement = statement.on_conflict_do_update(
         index_elements=["type", "fhir_id"],
         set_={**values, "version": OutboxRow.version + 1},
@@ -106,7 +106,12 @@ def supersede(connection: Connection, job_ids: Sequence[int], status: str) -> in
         connection.execute(
             update(OutboxRow)
             .where(OutboxRow.id == bindparam("key"))
-            .values(body=bindparam("new_body"), sha256=bindparam("new_sha256"), version=OutboxRow.version + 1),
+            .values(
+                body=bindparam("new_body"),
+                sha256=bindparam("new_sha256"),
+                version=OutboxRow.version + 1,
+                created_us=now_us(),
+            ),
             changed,
         )
         _reopen(connection, [row["key"] for row in changed])

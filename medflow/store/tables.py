@@ -279,7 +279,7 @@ class JobRow(Base):
     __table_args__ = (
         UniqueConstraint("model_id", "unit_kind", "unit_id", "input_key"),
         Index("ix_job_queue", "model_id", "state", "not_before_us"),
-        Index("ix_job_state", "state"),
+        Index("ix_job_standing", "state", "superseded", "model_id", "created_us"),
         Index("ix_job_finished", "model_id", "finished_us"),
     )
 
@@ -353,7 +353,7 @@ class OutboxRow(Base):
     job_id: Mapped[int | None] = _to("job.id", index=True)
     body: Mapped[bytes]
     sha256: Mapped[str]
-    created_us: Mapped[int]
+    created_us: Mapped[int]  # when this version was made
     __table_args__ = (UniqueConstraint("type", "fhir_id"), Index("ix_outbox_envelope", "envelope"))
 
 
@@ -375,7 +375,7 @@ class DeliveryRow(Base):
     not_before_us: Mapped[int] = mapped_column(default=0)
     last_error: Mapped[str | None]
     delivered_us: Mapped[int | None]
-    __table_args__ = (Index("ix_delivery_target", "target", "state"),)
+    __table_args__ = (Index("ix_delivery_standing", "target", "state", "delivered_us"),)
 
 
 class TargetRow(Base):
@@ -407,7 +407,7 @@ class RejectRow(Base):
     first_us: Mapped[int]
     last_us: Mapped[int]
     run_id: Mapped[int | None] = _to("run.id")
-    __table_args__ = (UniqueConstraint("kind", "origin", "code", "sha256"), Index("ix_reject_state", "state"))
+    __table_args__ = (UniqueConstraint("kind", "origin", "code", "sha256"), Index("ix_reject_standing", "state", "code"))
 
 
 class RunRow(Base):
@@ -416,11 +416,13 @@ class RunRow(Base):
     command: Mapped[str]
     source: Mapped[str | None]  # the configured source that was ingested
     actor: Mapped[str]
+    owner: Mapped[str | None]  # its process
     started_us: Mapped[int]
     finished_us: Mapped[int | None]
     status: Mapped[str] = mapped_column(default="running")  # running | completed | failed
     versions: Mapped[dict[str, Any]]
     counts: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    __table_args__ = (Index("ix_run_source", "source", "id"), Index("ix_run_command", "command", "id"))
 
 
 class AuditRow(Base):
