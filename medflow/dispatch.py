@@ -58,7 +58,7 @@ class Dispatch:
         self._wake, self._announced = wake, announced
 
     def run(self, models: Sequence[RegisteredModel]) -> dict[str, MedflowError]:
-        """Ask until nothing of these models is left to lease; returns, by name, why a model was given up."""
+        """Ask until all that waits for these models has ended; returns, by name, why a model was given up."""
         rounds = [
             _Round(model=model, model_id=model_id(self._store, model), size=chunk_cases(self._settings, model))
             for model in models
@@ -99,15 +99,15 @@ class Dispatch:
             raise PluginBroken(broken.error or "the model cannot be run")
         self._count_failures(item, mine)
         asked = sum(chunk.state == chunks.ASKED for chunk in mine)
-        running = any(chunk.state == chunks.RUNNING for chunk in mine)
         with self._store.reading() as connection:
             free = queue.leasable(connection, item.model_id)
-            idle = bool(asked) and not chunks.any_running(connection)
+            at_work = chunks.running(connection)
+        idle = bool(asked) and not at_work
         now = time.monotonic()
         if not free:
             if asked:
                 self._withdraw(item)
-            return running
+            return item.model_id in at_work  # for whichever run: what a run that died had begun is waited for
         missing = min(-(-free // item.size), ASKED_AT_ONCE) - asked
         if missing > 0 and now >= item.not_before:
             self._ask(item, missing)

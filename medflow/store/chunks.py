@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, insert, select, update
+from sqlalchemy import Connection, and_, insert, select, update
 
 from medflow.store.jobs import SECOND_US, is_gone, void_leases
 from medflow.store.ledger import now_us
@@ -50,21 +50,20 @@ def ask(connection: Connection, run_id: int, model_id: int, count: int, *, secon
 
 
 def hold(connection: Connection, run_id: int, *, seconds: int) -> None:
-    """Keep what a run has asked for alive for ``seconds`` from now, and note what is lost of what others took.
+    """Keep what a run has asked for alive for ``seconds`` from now, and note which running chunks, of any run, are lost.
 
     Lost is a chunk whose lease ran out, whose process on this host ended, or whose worker has fallen silent. Its jobs
     are free at once: should its process live after all, it finds that it no longer holds them.
     """
     now = now_us()
-    of_run = ChunkRow.run_id == run_id
-    asked = update(ChunkRow).where(of_run, ChunkRow.state == ASKED)
+    asked = update(ChunkRow).where(ChunkRow.run_id == run_id, ChunkRow.state == ASKED)
     connection.execute(asked.values(lease_until_us=now + seconds * SECOND_US))
     query = select(ChunkRow.id, ChunkRow.owner, ChunkRow.worker, ChunkRow.lease_until_us)
-    running = connection.execute(query.where(of_run, ChunkRow.state == RUNNING)).all()
-    if not running:
+    taken = connection.execute(query.where(ChunkRow.state == RUNNING)).all()
+    if not taken:
         return
     silent = {worker.name for worker in listed(connection) if not worker.alive}
-    lost = [row for row in running if row.lease_until_us < now or row.worker in silent or is_gone(row.owner)]
+    lost = [row for row in taken if row.lease_until_us < now or row.worker in silent or is_gone(row.owner)]
     if lost:
         which = ChunkRow.id.in_([row.id for row in lost])
         connection.execute(update(ChunkRow).where(which).values(state=LOST, finished_us=now))
@@ -145,7 +144,7 @@ def of_run(connection: Connection, run_id: int) -> list[Chunk]:
     return [Chunk(**row) for row in connection.execute(query).mappings()]
 
 
-def any_running(connection: Connection) -> bool:
-    """Whether any chunk is being scored now, for whichever run."""
-    query = select(func.count(ChunkRow.id)).where(ChunkRow.state == RUNNING, ChunkRow.lease_until_us >= now_us())
-    return connection.execute(query).scalar_one() > 0
+def running(connection: Connection) -> set[int]:
+    """The ids of the models of which chunks are being scored now, for whichever run."""
+    query = select(ChunkRow.model_id).where(ChunkRow.state == RUNNING, ChunkRow.lease_until_us >= now_us()).distinct()
+    return set(connection.execute(query).scalars())
