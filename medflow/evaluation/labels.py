@@ -63,7 +63,7 @@ def read_labels(table: LabelTable, output: OutputSpec, zone: ZoneInfo | None) ->
         choices = outcome_choices(output)
         lines = tuple(_lines(reader, column, outcome, known, choices, zone))
     except csv.Error:
-        raise ConfigurationError(f"line {reader.line_num} of the label table is not CSV") from None
+        raise ConfigurationError(f"after line {reader.line_num} the label table is not CSV") from None
     return Labels(by=by, system=table.system, lines=lines, sha256=sha256(data).hexdigest())
 
 

@@ -145,7 +145,7 @@ def records(connection: Connection, kind: str, patient_ids: Iterable[int]) -> It
     query = select(row.patient_id, row.source, row.fhir_id, row.raw, row.last_updated_us)
     query = query.where(row.type == kind, ~row.deleted)
     for found in _rows(connection, query, row.patient_id, patient_ids):
-        yield StoredRecord(**found._mapping | {"patient_id": found.patient_id})
+        yield StoredRecord(**found._mapping)
 
 
 def patient_identifiers(connection: Connection, patient_ids: Iterable[int]) -> dict[Identifier, int]:
