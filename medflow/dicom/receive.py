@@ -161,6 +161,9 @@ class Receiver:
                 if data.nbytes < 8:  # not even one element
                     log.warning("an object from %s has no content: refused", _peer(event.assoc))
                     return CANNOT_UNDERSTAND
+                if data.nbytes > self.settings.max_input_bytes:
+                    log.warning("an object from %s is larger than MEDFLOW_MAX_INPUT_BYTES: refused", _peer(event.assoc))
+                    return OUT_OF_RESOURCES
                 syntax = event.context.transfer_syntax
                 meta = file_meta(request.AffectedSOPClassUID, request.AffectedSOPInstanceUID, syntax)
                 self.spool.keep([meta, data])
