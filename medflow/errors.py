@@ -10,8 +10,10 @@
     |   |-- InputNotUsable      refused by the input gate: geometry, coverage, units
     |   `-- PredictionInvalid   a model's answer outside its own declaration
     |-- DeliveryRefused         a target that understood and said no; never retried unchanged
+    |-- ObjectDamaged           the object store gave other bytes than it was given
     `-- TransientError          worth another try: the infrastructure is the cause
         |-- StoreUnavailable
+        |-- ObjectsUnavailable  the object store did not answer, or has too much to do
         |-- TargetUnavailable   `retry_after_s` when the server named one
         |-- WorkerMissing       nobody takes chunks of a model
         `-- DeviceExhausted     out of device memory
@@ -178,12 +180,20 @@ class DeliveryRefused(MedflowError):
     """A target understood the resource and refused it; sending it again unchanged will not help."""
 
 
+class ObjectDamaged(MedflowError):
+    """An object whose bytes no longer have the SHA-256 that they were stored under."""
+
+
 class TransientError(MedflowError):
     """The infrastructure failed, not the data: worth another try later."""
 
 
 class StoreUnavailable(TransientError):
     """The database did not answer, or refused the connection."""
+
+
+class ObjectsUnavailable(TransientError):
+    """The object store did not answer, or has too much to do."""
 
 
 class TargetUnavailable(TransientError):

@@ -25,6 +25,8 @@ from tests.services.fhir_server import fhir_server as start_fhir_server
 from tests.services.postgres import PostgresServer, postgres_server
 from tests.services.prefect_server import PrefectServer
 from tests.services.prefect_server import prefect_server as start_prefect_server
+from tests.services.s3_server import Bucket, new_bucket
+from tests.services.s3_server import s3_server as start_s3_server
 
 REPOSITORY = Path(__file__).parent.parent
 REALDATA = Path(os.environ.get("MEDFLOW_REALDATA") or REPOSITORY.parent / "shared" / "data")
@@ -171,3 +173,21 @@ def prefect_server() -> Iterator[PrefectServer]:
     """A Prefect server on SQLite for this session; its tests tell their runs apart by names of their own."""
     with start_prefect_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """The endpoint of an S3 server."""
+    with start_s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def s3(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """An empty bucket; this process's environment leads botocore to it."""
+    bucket = new_bucket(s3_url, f"bucket-{next(_numbers)}")
+    for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:
+        monkeypatch.delenv(name)
+    for name, value in bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    return bucket

@@ -6,12 +6,12 @@ larger is brighter in every image. A volume is filled slice by slice into one fl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from pydicom import dcmread
@@ -22,7 +22,7 @@ from pydicom.uid import UID
 
 from medflow.dicom.elements import first_of, items_of, number_of, numbers_of, quiet, text_of
 from medflow.dicom.geometry import Grid, Plane, grid_of, group_of, planes_of
-from medflow.errors import InputNotUsable
+from medflow.errors import InputNotUsable, ObjectDamaged
 from medflow.plugin import Image, ImagingInput
 from medflow.records import Instance
 
@@ -41,19 +41,23 @@ HEADER = [
 
 
 class Objects(Protocol):
-    """Where files lie by their SHA-256: the object store."""
+    """Files by their SHA-256 (hex): the object store."""
 
-    def path(self, digest: str) -> Path:
-        """Where the object of this SHA-256 (hex) lies."""
+    def open(self, digest: str) -> BinaryIO:
+        """The object; raises KeyError if it is not there."""
+        ...
+
+    def fetch(self, digests: Iterable[str]) -> None:
+        """Bring near what is about to be opened."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _File:
-    """An instance's file and header."""
+    """An instance, where its bytes are, and its header."""
 
     instance: Instance
-    path: Path
+    objects: Objects
     header: Dataset
 
 
@@ -73,25 +77,40 @@ def read_image(instances: Sequence[Instance], objects: Objects, spec: ImagingInp
     quiet()
     if not instances:
         raise InputNotUsable("too-few-slices", "the series has no instances")
+    objects.fetch(instance.sha256 for instance in instances if instance.path is None and _is_image(instance))
     files = [_open(instance, objects) for instance in instances]
     _check_content(files)
     return _picture(files) if spec.dimensions == 2 else _volume(files, spec)
 
 
+def _is_image(instance: Instance) -> bool:
+    return instance.sop_class_uid.startswith(STORAGE) and instance.sop_class_uid[len(STORAGE) :] in IMAGES
+
+
 def _open(instance: Instance, objects: Objects) -> _File:
-    if not instance.sop_class_uid.startswith(STORAGE) or instance.sop_class_uid[len(STORAGE) :] not in IMAGES:
+    if not _is_image(instance):
         name = UID(instance.sop_class_uid).name
         raise InputNotUsable("not-an-image", f"{name} is not an image that models are given")
-    path = Path(instance.path) if instance.path is not None else objects.path(instance.sha256)
+    with _bytes_of(instance, objects) as file:
+        try:
+            header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=HEADER)  # type: ignore[arg-type]  # keywords
+        except OSError as error:
+            raise InputNotUsable("file-missing", f"a file of the series cannot be read: {error.strerror}") from None
+        except Exception as error:  # whatever pydicom's converters raise on damaged bytes
+            raise InputNotUsable("undecodable-frame", f"a header cannot be read ({type(error).__name__})") from None
+    return _File(instance=instance, objects=objects, header=header)
+
+
+def _bytes_of(instance: Instance, objects: Objects) -> BinaryIO:
+    """An instance's file, open; an object store that is out of reach raises its own error, which is not the data's."""
     try:
-        header = dcmread(path, stop_before_pixels=True, force=True, specific_tags=HEADER)  # type: ignore[arg-type]  # keywords
-    except FileNotFoundError:
+        return Path(instance.path).open("rb") if instance.path is not None else objects.open(instance.sha256)
+    except (FileNotFoundError, KeyError):
         raise InputNotUsable("file-missing", "a file of the series is no longer where it was stored") from None
+    except ObjectDamaged as error:
+        raise InputNotUsable("file-changed", error.message) from None
     except OSError as error:
         raise InputNotUsable("file-missing", f"a file of the series cannot be read: {error.strerror}") from None
-    except Exception as error:  # whatever pydicom's converters raise on damaged bytes
-        raise InputNotUsable("undecodable-frame", f"a header cannot be read ({type(error).__name__})") from None
-    return _File(instance=instance, path=path, header=header)
 
 
 def _check_content(files: Sequence[_File]) -> None:
@@ -197,10 +216,11 @@ def _decode(file: _File, targets: dict[int, np.ndarray]) -> None:
 
 def _whole(file: _File) -> Dataset:
     """The data set with its pixel data; a file that stays in place must still be the one that was taken in."""
-    try:
-        data = file.path.read_bytes()
-    except OSError:
-        raise InputNotUsable("file-missing", "a file of the series is no longer where it was stored") from None
+    with _bytes_of(file.instance, file.objects) as opened:
+        try:
+            data = opened.read()
+        except OSError as error:
+            raise InputNotUsable("file-missing", f"a file of the series cannot be read: {error.strerror}") from None
     if len(data) != file.instance.size or (file.instance.path and sha256(data).hexdigest() != file.instance.sha256):
         raise InputNotUsable("file-changed", "a file of the series has changed since it was taken in: ingest it again")
     dataset = dcmread(BytesIO(data), force=True)

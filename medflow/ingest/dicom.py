@@ -31,7 +31,6 @@ CHUNK_BYTES = 256 << 20  # of files held in memory at once
 HELD = 16 << 20  # a larger file is never in memory as a whole
 PAYLOAD = 64 << 20  # a larger reject is recorded without its bytes
 BLOCK = 1 << 20
-FLUSHING = 4  # threads at least: flushing to disk waits, and the disk joins flushes that come together
 
 
 def ingest_dicom(
@@ -64,7 +63,7 @@ def ingest_dicom(
         The object store or the database cannot be written; the chunk that was under way is not in the database.
     """
     tally = Tally()
-    workers = max(settings.workers or os.cpu_count() or 1, FLUSHING)
+    workers = max(settings.workers or os.cpu_count() or 1, store.objects.parallel)
     with ThreadPoolExecutor(workers, thread_name_prefix="medflow-dicom") as pool:
         chunk_of = partial(_Chunk, store=store, settings=settings, pool=pool, run_id=run_id, in_place=in_place)
         for offered in _chunks(offers(paths, index=read_directory)):
@@ -218,24 +217,25 @@ class _Chunk:
         """The digests that are stored already; a stored object whose file is gone gets it back."""
         with self.store.reading() as connection:
             known = known_objects(connection, {item.digest for item in inputs})
-        moved: dict[str, str | None] = {}
-        for item in inputs:
-            where = known.get(item.digest, "")
-            if where == "" or (where is not None and Path(where).is_file()):
-                continue
-            try:
-                if where is not None and self.in_place and (path := item.lasting_path()) is not None:
-                    moved[item.digest] = path
-                    continue
-                self.store.objects.put_chunks(item.blocks(), item.digest)
-                if where is not None:
-                    moved[item.digest] = None
-            except InputRejected:
-                pass  # the stored object stays as it was; this copy of it is no longer there
+        stored = [item for item in inputs if item.digest in known]
+        restored = self._each(lambda item: self._restored(item, known[item.digest]), stored)
+        moved = dict(pair for pair in restored if pair is not None)
         if moved:
             with self.store.writing() as connection:
                 relocate_objects(connection, moved)
         return set(known)
+
+    def _restored(self, item: _Input, where: str | None) -> tuple[str, str | None] | None:
+        """Give a stored object its file back if that is gone; its digest and new path where the path changes."""
+        if where is not None and Path(where).is_file():
+            return None
+        if where is not None and self.in_place and (path := item.lasting_path()) is not None:
+            return item.digest, path
+        try:
+            self.store.objects.put_chunks(item.blocks(), item.digest)
+        except InputRejected:
+            return None  # the stored object stays as it was; this copy of it is no longer there
+        return (item.digest, None) if where is not None else None
 
     def _take(self, item: _Input) -> Taken | Reject:
         """Read the header and keep the bytes."""

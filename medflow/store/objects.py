@@ -1,28 +1,49 @@
-"""Content-addressed files: each is stored once under the SHA-256 of its bytes, written whole or not at all."""
+"""Content-addressed files: each is stored once under the SHA-256 of its bytes, written whole or not at all.
+
+They lie in a folder, of this machine or of a file system that several share (`FolderObjects`), or on a file system
+that fsspec reaches, such as S3 (`medflow.store.remote`). The layout is the same: ``ab/cd/<sha256>``.
+"""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
+from typing import BinaryIO, ClassVar
+from urllib.parse import unquote, urlsplit
 
-from medflow.errors import ConfigurationError
+from medflow.config import Settings
+from medflow.errors import ConfigurationError, ObjectsUnavailable
 
 
-class ObjectStore:
-    """Files under ``root/ab/cd/<sha256>``."""
+def object_store(settings: Settings) -> ObjectStore:
+    """The object store that MEDFLOW_OBJECTS names; nothing is opened or reached yet."""
+    place = settings.objects
+    if place is None:
+        return FolderObjects(settings.home / "objects")
+    if place.startswith("file://"):
+        place = unquote(urlsplit(place).path)
+    if "://" not in place:
+        return FolderObjects(Path(place), shared=True)
+    from medflow.store.cache import ObjectCache
+    from medflow.store.remote import RemoteObjects  # a folder needs neither fsspec nor what it brings
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    cache = ObjectCache(settings.home / "cache", settings.cache_mib << 20)
+    return RemoteObjects(place, cache, timeout_s=settings.http_timeout_s)
 
-    def path(self, digest: str) -> Path:
-        """Where the object of this SHA-256 (hex) lies, whether it exists or not."""
-        return self.root / digest[:2] / digest[2:4] / digest
 
-    def __contains__(self, digest: str) -> bool:
-        return self.path(digest).exists()
+def name_of(digest: str) -> str:
+    """Where the object of this SHA-256 (hex) lies under the store's root."""
+    return f"{digest[:2]}/{digest[2:4]}/{digest}"
+
+
+class ObjectStore(ABC):
+    """Bytes under their SHA-256. One may be used by many threads, and in a process that was forked from its own."""
+
+    parallel: ClassVar[int] = 4  # puts that gain from going beside each other: a disk joins flushes that come together
 
     def put(self, data: bytes) -> str:
         """Store bytes; returns their SHA-256 (hex)."""
@@ -30,19 +51,109 @@ class ObjectStore:
         self.put_chunks([data], digest)
         return digest
 
+    def get(self, digest: str) -> bytes:
+        """The bytes of an object.
+
+        Raises
+        ------
+        KeyError
+            It is not in the store.
+        """
+        with self.open(digest) as file:
+            return file.read()
+
+    def fetch(self, digests: Iterable[str]) -> None:  # noqa: B027 - a folder has nothing to fetch
+        """Bring objects near that are about to be read, beside each other; missing ones are passed over."""
+
+    def close(self) -> None:  # noqa: B027 - a folder holds nothing open
+        """Give connections back."""
+
+    @abstractmethod
+    def __contains__(self, digest: str) -> bool:
+        """Whether the object is in the store."""
+
+    @abstractmethod
+    def path(self, digest: str) -> Path:
+        """A file of this machine with the object's bytes, there for the next hour; it does not exist if they do not.
+
+        `open` is surer and lets go sooner: use it wherever a file object will do.
+        """
+
+    @abstractmethod
+    def open(self, digest: str) -> BinaryIO:
+        """The object as an open file.
+
+        Raises
+        ------
+        KeyError
+            It is not in the store.
+        ObjectsUnavailable
+            The store cannot be reached now.
+        """
+
+    @abstractmethod
     def put_chunks(self, chunks: Iterable[bytes], digest: str) -> None:
         """Store the bytes of ``chunks``, whose SHA-256 is ``digest``; nothing is done if they are there.
+
+        Nothing half-written is ever seen, whatever ``chunks`` raises.
 
         Raises
         ------
         ConfigurationError
-            The disk is full, or the folder cannot be written. Nothing half-written remains.
+            The store is full, or may not be written.
+        ObjectsUnavailable
+            The store cannot be reached now.
         """
+
+
+class FolderObjects(ObjectStore):
+    """Files under ``root``.
+
+    Parameters
+    ----------
+    root
+        The folder.
+    shared
+        It was made by whoever shares it, and is not there when it is not mounted: then it is not made anew, and its
+        objects are out of reach, not missing.
+    """
+
+    def __init__(self, root: Path, *, shared: bool = False) -> None:
+        self.root = root
+        self._shared = shared
+
+    def path(self, digest: str) -> Path:
+        """Where the object of this SHA-256 (hex) lies, whether it exists or not."""
+        return self.root / name_of(digest)
+
+    def __contains__(self, digest: str) -> bool:
+        return self.path(digest).exists()
+
+    def open(self, digest: str) -> BinaryIO:
+        """The object's file."""
+        try:
+            return self.path(digest).open("rb")
+        except FileNotFoundError:
+            if self._shared and not self.root.is_dir():
+                raise ObjectsUnavailable(f"the object store {self.root} is not there: is it mounted?") from None
+            raise KeyError(digest) from None
+        except PermissionError:
+            raise ConfigurationError(
+                f"the object store {self.root} may not be read: give this process its owner's user id, or mend its "
+                "permissions"
+            ) from None
+        except OSError as error:
+            raise ObjectsUnavailable(f"the object store {self.root} cannot be read ({error.strerror})") from None
+
+    def put_chunks(self, chunks: Iterable[bytes], digest: str) -> None:
+        """Write to a temporary name, flush to disk, rename: other hosts see the whole file or none."""
         target = self.path(digest)
         if target.exists():
             return
         temporary: str | None = None
         try:
+            if self._shared and not self.root.is_dir():
+                raise ConfigurationError(f"the folder that MEDFLOW_OBJECTS names, {self.root}, is not there: mount it")
             target.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".incoming-")
             with os.fdopen(handle, "wb") as file:
@@ -63,16 +174,3 @@ class ObjectStore:
             if temporary is not None:
                 Path(temporary).unlink(missing_ok=True)
             raise
-
-    def get(self, digest: str) -> bytes:
-        """The bytes of an object.
-
-        Raises
-        ------
-        KeyError
-            It is not in the store.
-        """
-        try:
-            return self.path(digest).read_bytes()
-        except FileNotFoundError:
-            raise KeyError(digest) from None

@@ -22,7 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from medflow.config import Settings
 from medflow.errors import ConfigurationError, StoreNotReady, StoreUnavailable, unforeseen
-from medflow.store.objects import ObjectStore
+from medflow.store.objects import object_store
 
 log = logging.getLogger(__name__)
 BUSY_TIMEOUT_S = 60
@@ -36,7 +36,7 @@ class Store:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.objects = ObjectStore(settings.home / "objects")
+        self.objects = object_store(settings)
         self._embedded = settings.embedded
         self._home = settings.home
         self._engine = _engine(settings)
@@ -102,6 +102,7 @@ class Store:
     def close(self) -> None:
         """Give every connection back."""
         self._engine.dispose()
+        self.objects.close()
 
     def _alembic(self) -> Config:
         config = Config()

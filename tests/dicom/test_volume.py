@@ -24,12 +24,12 @@ from pydicom.uid import (
 from medflow.dicom.volume import read_image
 from medflow.errors import InputNotUsable
 from medflow.plugin import Image, ImagingInput
-from medflow.store import ObjectStore
+from medflow.store import FolderObjects
 from tests.factories_dicom import ROOT, instance_of, slice_of, to_bytes, volume_of, write_series
 
 VOLUME = ImagingInput(modality=("CT",))
 PICTURE = ImagingInput(modality=("DX",), dimensions=2)
-NOWHERE = ObjectStore(Path("no-such-folder"))
+NOWHERE = FolderObjects(Path("no-such-folder"))
 
 
 def _read(folder: Path, datasets: Sequence[Dataset], spec: ImagingInput = VOLUME, **changes: Any) -> Image:
@@ -128,7 +128,7 @@ def _as_file(path: Path, dataset: Dataset) -> Path:
 
 
 def test_bytes_come_from_the_object_store(tmp_path: Path) -> None:
-    objects = ObjectStore(tmp_path / "objects")
+    objects = FolderObjects(tmp_path / "objects")
     paths = write_series(tmp_path / "in", volume_of(3))
     instances = [replace(instance_of(path), path=None) for path in paths]
     for path in paths:
