@@ -13,7 +13,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from medflow.errors import CaseError, DeviceExhausted, MedflowError, PluginBroken, TransientError, place_of
+from medflow.errors import (
+    CaseError,
+    ConfigurationError,
+    DeviceExhausted,
+    MedflowError,
+    PluginBroken,
+    TransientError,
+    place_of,
+)
 from medflow.inference.devices import free_cache, is_out_of_memory
 from medflow.inference.loaded import LoadedModel
 from medflow.plugin import Case, Prediction
@@ -90,6 +98,8 @@ class Runner:
         try:
             case = opener()
             return _Prepared(index=index, case=case, ready=self._loaded.model.prepare(case))
+        except ConfigurationError:
+            raise  # of this installation, such as the object store's credentials: no case is to blame for it
         except Exception as error:  # noqa: BLE001 - a plugin's code; whatever it raises is this case's outcome
             return Outcome(index=index, error=as_medflow_error(error))
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medflow.errors import CaseError, DeviceExhausted, PluginBroken, TransientError
+from medflow.errors import CaseError, ConfigurationError, DeviceExhausted, PluginBroken, TransientError
 from medflow.inference.lane import Lane
 from medflow.inference.loaded import LoadedModel
 from medflow.inference.runner import Outcome, Runner, as_medflow_error
@@ -170,3 +170,11 @@ def test_errors_survive_pickling():
 
     assert isinstance(again, CaseError)
     assert (again.code, again.message) == (error.code, error.message)
+
+
+def test_a_case_is_not_blamed_for_how_the_installation_is_configured():
+    def refused():
+        raise ConfigurationError("the object store refused: check its credentials")
+
+    with pytest.raises(ConfigurationError, match="credentials"):
+        list(Runner(LoadedModel(GcContent(), Lane("cpu")), threads=2).run([refused, refused]))
