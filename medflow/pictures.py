@@ -74,8 +74,9 @@ def picture_of(store: Store, job_id: int, *, published: bool = False) -> Picture
         _check_no_text(store, view.job.unit.id)
     title = f"{view.job.unit} · {view.model} {view.version}"
     said = answer(spec, view)
+    case = opener()
     masks = {result.output: _mask(store, result.mask) for result in view.results if result.mask}
-    drawn = _draw(opener(), spec, masks)
+    drawn = _draw(case, spec, masks)
     drawn.suptitle(f"{title}\n{said}", color=INK, fontsize=10)
     return Picture(title=title, answer=said, png=png(drawn))
 
@@ -108,7 +109,11 @@ def _said(output: OutputSpec, result: Result) -> str:
 
 def _mask(store: Store, digest: str) -> np.ndarray:
     """A mask as scoring keeps it: packed bits and their shape."""
-    with np.load(io.BytesIO(store.objects.get(digest)), allow_pickle=False) as file:
+    try:
+        data = store.objects.get(digest)
+    except KeyError:
+        raise InputNotUsable("file-missing", "the mask is no longer in the object store") from None
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
         shape = tuple(int(length) for length in file["shape"])
         return np.unpackbits(file["bits"], count=int(np.prod(shape))).reshape(shape).astype(bool)
 
@@ -220,7 +225,7 @@ def _letters(window: SequenceWindow) -> Any:
         axes.text(-1.5, row, str(row * PER_LINE + 1), ha="right", va="center", fontsize=7, color="#8b939e")
         for column, letter in enumerate(line):
             colour = LETTERS.get(letter, INK)
-            axes.text(column, row, letter, ha="center", va="center", fontsize=8, family="monospace", color=colour)
+            axes.text(column, row, letter, ha="center", va="center", fontsize=9, weight="bold", color=colour)
     if len(lines) > len(shown):
         axes.text(0, len(shown), f"... {len(bases)} bases in all", fontsize=8, va="center", color=INK)
     return drawn

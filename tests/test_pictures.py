@@ -1,0 +1,157 @@
+"""Pictures of what a model saw and said, from the stored sample, without its plugin."""
+
+import io
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medflow import pictures, steps
+from medflow.config import load_settings
+from medflow.drawing import COLOURS, MAX_PNG
+from medflow.errors import ConfigurationError, InputNotUsable
+from medflow.pictures import picture_of
+from medflow.registry import Registry
+from medflow.sample import ISSUER_SYSTEMS, write_sample
+from medflow.store import Store, history
+from tests.factories_dicom import to_bytes, volume_of
+from tests.imaging_models import BrightTissue, FastHeart, Nothing, Opacity
+from tests.models import GcContent, registered, renamed
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A sample that was scored by models of every kind of input."""
+    root = tmp_path_factory.mktemp("pictures")
+    sample = write_sample(root / "sample", stays=4, odd=False)
+    settings = load_settings(home=root / "home", issuer_systems=dict(ISSUER_SYSTEMS), device="cpu")
+    used = (BrightTissue, Opacity, FastHeart, GcContent, renamed(Nothing, "nothing"))
+    found = [registered(model, digest=model.__name__) for model in used]
+    registry = Registry(models={model.name: model for model in found}, broken=())
+    site = steps.Site(settings=settings, store=Store(settings).open(), registry=registry)
+    for kind in ("fhir", "dicom", "fasta"):
+        steps.ingest(site, steps.source_of(kind, [getattr(sample, kind)]))
+    tally = steps.score(site)
+    assert (tally.failed, tally.dead, tally.broken) == (0, 0, {})
+    yield site
+    site.store.close()
+
+
+def job_of(site, model: str, place: int = 0) -> int:
+    """A done job of a model."""
+    with site.store.reading() as connection:
+        query = "SELECT job.id FROM job JOIN model ON model.id = model_id WHERE name = ? AND state = 'done' ORDER BY 1"
+        return connection.exec_driver_sql(query, (model,)).scalars().all()[place]
+
+
+def pixels(png: bytes) -> np.ndarray:
+    assert len(png) <= MAX_PNG
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+def coloured(image: np.ndarray, colour: str) -> int:
+    wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+    return int((np.abs(image - wanted).max(axis=2) <= 8).sum())
+
+
+def test_a_volume_is_shown_with_the_outline_of_what_was_found(site):
+    found, nothing = (
+        picture_of(site.store, job_of(site, "bright-tissue")),
+        picture_of(site.store, job_of(site, "nothing")),
+    )
+
+    assert found.title.startswith("series/")
+    assert found.title.endswith(" · bright-tissue 1.0.0")
+    assert found.answer.startswith("bright ")
+    assert coloured(pixels(found.png), COLOURS[1]) > 500
+    # what is left is the legend's line
+    assert coloured(pixels(nothing.png), COLOURS[1]) < 200
+
+
+def test_the_mask_that_is_drawn_is_the_one_that_was_predicted(site):
+    with site.store.reading() as connection:
+        view = history.job_view(connection, job_of(site, "bright-tissue"))
+    (result,) = view.results
+
+    mask = pictures._mask(site.store, result.mask)
+
+    assert int(mask.sum()) == result.voxels
+    assert mask.shape == (40, 64, 64)
+
+
+def test_the_slices_go_through_the_middle_of_what_was_found():
+    mask = np.zeros((10, 12, 14), bool)
+    mask[6:9, 2:5, 10:13] = True
+    mask[7, 3, 11] = True
+
+    assert pictures._centre(mask.shape, {"a": mask}) in {
+        (z, y, x) for z in (6, 7, 8) for y in (2, 3, 4) for x in (10, 11, 12)
+    }
+    assert pictures._centre((10, 12, 14), {}) == (5, 6, 7)
+
+
+def test_a_radiograph_is_shown_with_its_class(site):
+    picture = picture_of(site.store, job_of(site, "opacity"))
+
+    assert picture.answer.split()[0] in ("clear", "opaque")
+    image = pixels(picture.png)
+    grey = (np.ptp(image, axis=2) == 0) & (image[..., 0] > 20) & (image[..., 0] < 235)
+    assert grey.mean() > 0.3
+
+
+def test_a_stay_is_shown_as_the_channels_that_were_measured(site):
+    picture = picture_of(site.store, job_of(site, "fast-heart"))
+
+    assert picture.title.startswith("encounter/")
+    assert picture.answer.startswith("fast-heart ")
+    assert coloured(pixels(picture.png), COLOURS[0]) > 50
+
+
+def test_a_sequence_is_shown_as_its_letters(site):
+    picture = picture_of(site.store, job_of(site, "gc-content"))
+
+    assert picture.title.startswith("sequence/")
+    image = pixels(picture.png)
+    assert sum(coloured(image, colour) for colour in pictures.LETTERS.values()) > 20
+
+
+def test_a_job_that_is_not_there_is_named(site):
+    with pytest.raises(ConfigurationError, match="there is no job 999999"):
+        picture_of(site.store, 999_999)
+
+
+def test_pixels_that_are_gone_say_so(site, tmp_path):
+    copy = load_settings(home=tmp_path / "home")
+    shutil.copytree(site.settings.home, copy.home)
+    shutil.rmtree(copy.home / "objects")
+
+    with pytest.raises(InputNotUsable, match="no longer where it was stored"):
+        picture_of(Store(copy).open(), job_of(site, "bright-tissue"))
+
+
+@pytest.mark.parametrize(("said", "published"), [("YES", False), ("NO", True), (None, True)])
+def test_pixels_with_text_burned_in_are_not_published(tmp_path, said, published):
+    slices = volume_of(4, **({"BurnedInAnnotation": said} if said else {}))
+    for number, item in enumerate(slices):
+        (tmp_path / f"{number}.dcm").write_bytes(to_bytes(item))
+    settings = load_settings(home=tmp_path / "home", device="cpu", default_patient_system="urn:test")
+    registry = Registry(models={"bright-tissue": registered(BrightTissue)}, broken=())
+    site = steps.Site(settings=settings, store=Store(settings).open(), registry=registry)
+    steps.ingest(site, steps.source_of("dicom", sorted(tmp_path.glob("*.dcm"))))
+    assert steps.score(site).done == 1
+
+    assert picture_of(site.store, 1).png  # shown to who asks on this machine
+    if published:
+        assert picture_of(site.store, 1, published=True).png
+    else:
+        with pytest.raises(InputNotUsable, match="text burned in"):
+            picture_of(site.store, 1, published=True)
+
+
+def test_a_case_without_a_result_is_shown_as_it_stands(site):
+    with site.store.reading() as connection:
+        view = history.job_view(connection, job_of(site, "gc-content"))
+
+    assert pictures.answer(GcContent.spec, replace(view, results=(), state="dead")) == "not scored: dead"
