@@ -124,7 +124,12 @@ def _group_line(group: Group, measured: Sequence[str]) -> list[str]:
 
 def _calibration(evaluation: Evaluation) -> str:
     rows = [[str(item.cases), f"{item.mean_score:.3f}", f"{item.observed:.3f}"] for item in evaluation.calibration]
-    return _table(["cases", "mean score", "share with the outcome"], rows)
+    measured = (
+        ("mean confidence", "share correct")
+        if evaluation.threshold is None
+        else ("mean score", "share with the outcome")
+    )
+    return _table(["cases", *measured], rows)
 
 
 def _left_out(evaluation: Evaluation) -> str:

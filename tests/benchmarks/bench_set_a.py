@@ -29,7 +29,7 @@ from fhir.resources.R4B import get_fhir_model_class
 # one thread a process, in the CLI and for its peer alike: with small networks more threads wait more than they work
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
-from challenge2012 import convert
+from challenge2012 import SYSTEM, convert
 
 SAMPLE = 20_000  # resources that the peer of ingest validates
 PIECE = 500
@@ -72,6 +72,8 @@ def run(set_a: Path, loinc: Path, work: Path, *, limit: int | None) -> dict[str,
 
     delivered = delivered_risks(target)
     died = outcomes_of(outcomes)
+    labels = label_table(died, work / "returned.csv")
+    evaluated, evaluate_s = medflow(home, "evaluate", "icu-mortality", "--labels", str(labels))
     common = sorted(own.keys() & delivered.keys())
     own_auroc, delivered_auroc = auroc_of(own, died), auroc_of(delivered, died)
     return {
@@ -84,6 +86,8 @@ def run(set_a: Path, loinc: Path, work: Path, *, limit: int | None) -> dict[str,
         "deliver": delivery,
         "auroc_plugin": own_auroc,
         "auroc_delivered": delivered_auroc,
+        "auroc_evaluated": evaluated["metrics"]["auroc"],
+        "evaluated": evaluated["cases"],
         "auroc_equal": own.keys() == delivered.keys() and abs(own_auroc - delivered_auroc) < 1e-6,
         "largest_difference": max((abs(own[key] - delivered[key]) for key in common), default=0.0),
         "ingest_s": ingest_s,
@@ -98,6 +102,7 @@ def run(set_a: Path, loinc: Path, work: Path, *, limit: int | None) -> dict[str,
         "bare_forward_stays_per_s": len(own) / forward_s,
         "bare_prepare_stays_per_s": len(own) / prepare_s,
         "deliver_s": deliver_s,
+        "evaluate_s": evaluate_s,
     }
 
 
@@ -183,6 +188,13 @@ def delivered_risks(folder: Path) -> dict[int, float]:
 def outcomes_of(path: Path) -> dict[int, bool]:
     with path.open(newline="") as file:
         return {int(row["RecordID"]): row["In-hospital_death"] == "1" for row in csv.DictReader(file)}
+
+
+def label_table(died: dict[int, bool], path: Path) -> Path:
+    """The outcomes as a table for `medflow evaluate`."""
+    lines = [f"{SYSTEM}:record|{record},{int(outcome)}\n" for record, outcome in died.items()]
+    path.write_text("patient,outcome\n" + "".join(lines))
+    return path
 
 
 def auroc_of(risks: dict[int, float], died: dict[int, bool]) -> float:

@@ -24,3 +24,5 @@ def test_delivered_risks_are_the_plugins_own(realdata: Callable[[str], Path], tm
     assert found["score again"]["selected"] == 0
     assert found["auroc_equal"]
     assert found["largest_difference"] < 1e-6
+    assert found["evaluated"] == found["score"]["done"]
+    assert found["auroc_evaluated"]["value"] == pytest.approx(found["auroc_plugin"], abs=1e-6)
