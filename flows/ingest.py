@@ -29,7 +29,7 @@ def take_in(sources: list[str] | None) -> dict[str, Any]:
     """Every source in turn, and their counts together."""
     total = Tally()
     by_source: dict[str, Any] = {}
-    for name in site().settings.chosen_sources(sources):
+    for name in site().settings.chosen_sources(sources or None):
         by_source[name] = ingest_source(name)
     for counts in by_source.values():
         total.add(Tally(**{name: counts[name] for name in ("offered", "stored", "unchanged", "rejected")}))

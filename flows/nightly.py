@@ -28,7 +28,7 @@ def nightly(sources: Sources = None, models: Models = None, as_of: AsOf = None, 
     """
     here = site()
     here.settings.target(target)
-    here.settings.chosen_sources(sources)
+    here.settings.chosen_sources(sources or None)
     here.registry.choose(models or ())
     started_us = now_us()
     with recorded(here, NIGHTLY) as run:

@@ -1,7 +1,7 @@
-"""What a flow run's process needs, imported before there is one: the flows, and the plugins' declarations."""
+"""What a flow run's process needs, imported before there is one: the deployed flows, and the declarations of plugins."""
 
-from medflow.flows import deliver, ingest, nightly, score
+from medflow.flows import deployed
 from medflow.registry import installed
 
-FLOWS = (ingest, score, deliver, nightly)
+FLOWS = deployed
 MODELS = installed()

@@ -55,9 +55,8 @@ def run_installed(installed: Path, tmp_path: Path):
 def test_the_wheel_has_every_package_of_the_tree(wheel: Path) -> None:
     packaged = {name for name in ZipFile(wheel).namelist() if name.endswith(".py")}
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "medflow").rglob("*.py")}
-    expected |= {
-        f"medflow/flows/{path.relative_to(ROOT / 'flows').as_posix()}" for path in (ROOT / "flows").rglob("*.py")
-    }
+    for mapped in ("deploy", "flows"):
+        expected |= {f"medflow/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / mapped).rglob("*.py")}
     assert packaged == expected
 
 
@@ -67,6 +66,12 @@ def test_the_wheel_has_what_is_not_python(wheel: Path) -> None:
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     data = [path for path in (ROOT / "medflow").rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}]
     assert {path.relative_to(ROOT).as_posix() for path in data} <= names
+
+
+def test_of_deploy_the_wheel_has_what_the_command_reads(wheel: Path) -> None:
+    shipped = {name for name in ZipFile(wheel).namelist() if name.startswith("medflow/deploy/")}
+    templates = {f"medflow/deploy/work-pools/{path.name}" for path in (ROOT / "deploy/work-pools").glob("*.json")}
+    assert shipped == {"medflow/deploy/__init__.py", "medflow/deploy/prefect.yaml"} | templates
 
 
 def test_nothing_but_medflow_is_at_the_top_level(wheel: Path) -> None:

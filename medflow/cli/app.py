@@ -15,6 +15,7 @@ import typer
 
 from medflow import steps
 from medflow.cli import demo as demo_command
+from medflow.cli import deploy as deploy_command
 from medflow.cli import evaluate as evaluate_command
 from medflow.cli import plugins as plugin_commands
 from medflow.cli import receive as receive_command
@@ -51,6 +52,7 @@ app.command()(services.worker)
 app.command()(show_command.show)
 app.command()(receive_command.receive)
 app.command()(services.serve)
+app.command()(deploy_command.deploy)
 
 Paths = Annotated[list[Path], typer.Argument(help="Files and folders.", show_default=False)]
 

@@ -34,4 +34,5 @@ def serve(
     """Run scheduled and triggered flow runs until asked to stop (SIGTERM); each in a process that starts warm."""
     quiet_prefect()
     os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "0.5")  # how soon a run that was triggered begins
+    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")  # how a run whose machine is gone is known
     load("medflow.flows.serve:serve")(pool, limit=limit, name=name)
