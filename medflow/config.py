@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 from zoneinfo import ZoneInfo, available_timezones
 
 from platformdirs import user_data_path
@@ -56,7 +56,23 @@ class LabelTable(BaseModel):
     known: str | None = None
 
 
-class Settings(BaseSettings):
+class LogSettings(BaseSettings):
+    """How a process logs: known before anything else is."""
+
+    model_config = SettingsConfigDict(env_prefix="MEDFLOW_", frozen=True, extra="ignore")
+
+    log_format: Literal["text", "json"] = Field("text", description="Logs for people, or one JSON object a line.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] | None = Field(
+        None, description="From which level on to log; each command has its own otherwise."
+    )
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+
+class Settings(LogSettings):
     """Everything an installation can choose. Each field is MEDFLOW_<NAME> in the environment."""
 
     model_config = SettingsConfigDict(env_prefix="MEDFLOW_", frozen=True, extra="forbid")
@@ -210,8 +226,20 @@ def load_settings(**overrides: object) -> Settings:
     ConfigurationError
         Naming each variable that is wrong and what it should be, without its value.
     """
+    return _load(Settings, **{name: value for name, value in overrides.items() if value is not None})
+
+
+def load_log_settings() -> LogSettings:
+    """How to log, from the environment; errors as for `load_settings`."""
+    return _load(LogSettings)
+
+
+Loaded = TypeVar("Loaded", bound=BaseSettings)
+
+
+def _load(kind: type[Loaded], **values: object) -> Loaded:
     try:
-        return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]  # validated by pydantic
+        return kind(**values)  # type: ignore[arg-type]  # validated by pydantic
     except SettingsError as error:  # the message names the field, its cause would quote the value
         name = str(error).partition('"')[2].partition('"')[0]
         raise ConfigurationError(f"MEDFLOW_{name.upper()} is not the JSON that it should be") from None

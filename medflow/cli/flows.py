@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from medflow.errors import MedflowError, unforeseen
+from medflow.logs import json_lines
 
 NIGHTLY = "medflow.flows.nightly:nightly"
 
@@ -22,6 +23,12 @@ def quiet_prefect() -> None:
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     }.items():
         os.environ.setdefault(name, value)
+    if json_lines():  # Prefect's console, in this process and those it starts, says the same kind of line
+        os.environ |= {
+            "PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER": "json",
+            "PREFECT_LOGGING_FORMATTERS_JSON_CLASS": "medflow.logs.JsonFormatter",
+            "PREFECT_LOGGING_COLORS": "false",
+        }
 
 
 def load(entry_point: str) -> Any:

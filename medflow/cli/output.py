@@ -15,6 +15,10 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
+from medflow import logs
+from medflow.config import load_log_settings
+from medflow.errors import MedflowError
+
 OK, COULD_NOT_RUN, PROBLEMS = 0, 1, 3
 PARTS = ("sources", "models", "seconds")  # the same counts again, taken apart: for --json and for Prefect
 PIPE_WIDTH = 160  # of tables that go to a file or another program
@@ -22,15 +26,22 @@ out = Console(highlight=False)
 if not out.is_terminal and "COLUMNS" not in os.environ:
     out.width = PIPE_WIDTH
 err = Console(stderr=True, highlight=False)
+log = logging.getLogger(__name__)
 
 
 def set_up_logging(verbose: bool) -> None:
-    """Logs of medflow on stderr: warnings, and with ``verbose`` everything."""
-    logger = logging.getLogger("medflow")
-    logger.handlers[:] = [RichHandler(console=err, show_path=False, show_time=verbose)]
-    logger.setLevel(logging.INFO if verbose else logging.ERROR)
-    logger.propagate = False
-    logging.getLogger("stamina").setLevel(logging.WARNING if verbose else logging.ERROR)  # announces each retry
+    """Logs of medflow on stderr: errors, and with ``verbose`` everything; or as the environment says."""
+    text = RichHandler(console=err, show_path=False, show_time=verbose)
+    logs.set_up_logging(load_log_settings(), text=text, level="INFO" if verbose else "ERROR")
+
+
+def say_error(error: MedflowError) -> None:
+    """Why a command could not run: a sentence, or where stderr is for machines, a line as all others there."""
+    if logs.json_lines():
+        log.error("%s", error.message)
+    else:
+        err.print(f"medflow: {error.message}", style="red", markup=False, soft_wrap=True)
+    log.debug("details", exc_info=True)
 
 
 def finish(counts: Mapping[str, Any], *, as_json: bool, title: str) -> NoReturn:

@@ -1,0 +1,289 @@
+"""Where an installation stands: one account for `medflow status`, its alarms, and the metrics.
+
+Targets are called by their configured names here. One that was named by its address or folder alone gets a name made
+of a hash, so that neither a path nor a credential reaches a metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from medflow.config import Settings
+from medflow.delivery.target import is_server, target_name
+from medflow.errors import ConfigurationError
+from medflow.records import Instant, digest_of
+from medflow.store import Connection, Store, ledger, standing, workers
+from medflow.store.history import RunLine
+from medflow.store.ledger import now_us
+from medflow.store.standing import Rate, TargetLine, Work
+from medflow.store.workers import Worker
+
+KINDS = ("dicom", "fhir", "vcf", "fasta")
+DEFAULT = "default"  # what a default target is called that has no name of its own
+MAX_AGE_HOURS = 26.0  # a night, and two hours for it to take
+HOUR_US = standing.HOUR_US
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceLine:
+    """One configured source: the last run that ingested it, and the last that did so to its end."""
+
+    name: str
+    kind: str
+    attempt: RunLine | None
+    success: RunLine | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """One target by a name that may be shown. ``watched``: it is configured, so what it lacks is somebody's problem."""
+
+    name: str
+    watched: bool
+    line: TargetLine
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """Everything at one moment, from one snapshot of the store."""
+
+    at_us: int
+    sources: Sequence[SourceLine]
+    received: Mapping[str, RunLine]
+    work: Sequence[Work]
+    rates: Sequence[Rate]
+    targets: Sequence[Target]
+    rejects: Mapping[str, int]
+    workers: Sequence[Worker]
+    workers_wanted: bool
+    runs: Sequence[RunLine]
+
+    def age_s(self, then_us: int | None) -> float | None:
+        """Seconds since a moment; None since never."""
+        return None if then_us is None else max(0.0, (self.at_us - then_us) / 1e6)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """Something that a person has to look at; ``code`` and ``name`` are for machines."""
+
+    code: str
+    name: str
+    message: str
+
+
+def look(store: Store, settings: Settings) -> Standing:
+    """How everything stands now."""
+    with store.reading() as connection:
+        return look_from(connection, settings)
+
+
+def look_from(connection: Connection, settings: Settings) -> Standing:
+    """How everything stands in the snapshot that this connection reads."""
+    at_us = now_us()
+    sources = [
+        SourceLine(name=name, kind=source.kind, attempt=attempt, success=success)
+        for name, source in sorted(settings.sources.items())
+        for attempt, success in [standing.last_of_source(connection, name)]
+    ]
+    names = _target_names(settings)
+    default = _stored_name(settings, None) if settings.deliver_to else None
+    lines = standing.deliveries(connection, at_us=at_us, expected=[default] if default else [])
+    return Standing(
+        at_us=at_us,
+        sources=sources,
+        received=standing.last_received(connection, KINDS),
+        work=standing.work(connection),
+        rates=standing.rates(connection, at_us=at_us),
+        targets=[
+            Target(name=names.get(line.target) or _safe_name(line.target), watched=line.target in names, line=line)
+            for line in lines
+        ],
+        rejects=ledger.count_rejects(connection),
+        workers=workers.listed(connection),
+        workers_wanted=settings.executor == "workers",
+        runs=standing.last_runs(connection),
+    )
+
+
+def _target_names(settings: Settings) -> dict[str, str]:
+    """What targets are called, by the names that the store has them under."""
+    wanted = [(name, name) for name in settings.targets]
+    if settings.deliver_to:
+        wanted.insert(0, (settings.deliver_to, DEFAULT))  # its name in targets, where it has one, comes after
+    found = ((_stored_name(settings, target), name) for target, name in wanted)
+    return {stored: name for stored, name in found if stored}
+
+
+def _stored_name(settings: Settings, target: str | None) -> str | None:
+    try:
+        return target_name(settings.target(target))
+    except ConfigurationError:  # a delivery to it will say so
+        return None
+
+
+def _safe_name(stored: str) -> str:
+    """A name for an address or a folder that tells neither its path nor more than its host."""
+    kind = httpx.URL(stored).host if is_server(stored) else "folder"
+    return f"{kind}-{digest_of(stored)[:8]}"
+
+
+# --- what needs a person -------------------------------------------------------------------------------------
+
+
+def problems(found: Standing, *, max_age_hours: float = MAX_AGE_HOURS) -> list[Problem]:
+    """What needs a person; empty is well."""
+    return [
+        *_stale_sources(found, max_age_hours),
+        *_dead_jobs(found),
+        *_late_targets(found, max_age_hours),
+        *_workers_missing(found),
+    ]
+
+
+def _stale_sources(found: Standing, max_age_hours: float) -> Iterator[Problem]:
+    for source in found.sources:
+        age_s = found.age_s(source.success.finished_us if source.success else None)
+        if age_s is None:
+            yield Problem(code="stale-source", name=source.name, message=f"{source.name} was never ingested")
+        elif age_s > max_age_hours * 3600:
+            said = f"{source.name} was last ingested {said_age(age_s)} ago"
+            yield Problem(code="stale-source", name=source.name, message=said)
+
+
+def _dead_jobs(found: Standing) -> Iterator[Problem]:
+    for model in found.work:
+        if dead := model.jobs.get("dead", 0):
+            said = f"{dead} cases of {model.model} cannot be scored: see `medflow jobs`"
+            yield Problem(code="dead-jobs", name=model.model, message=said)
+
+
+def _late_targets(found: Standing, max_age_hours: float) -> Iterator[Problem]:
+    for target in found.targets:
+        if not target.watched:
+            continue
+        if dead := target.line.states["dead"]:
+            said = f"{dead} results were refused by {target.name} for good: see `medflow retry deliveries`"
+            yield Problem(code="dead-deliveries", name=target.name, message=said)
+        age_s = found.age_s(target.line.oldest_us)
+        if age_s is not None and age_s > max_age_hours * 3600:
+            said = f"a result has waited {said_age(age_s)} for {target.name}"
+            yield Problem(code="undelivered", name=target.name, message=said)
+
+
+def _workers_missing(found: Standing) -> Iterator[Problem]:
+    if found.workers_wanted and not any(worker.alive and worker.state == workers.SERVING for worker in found.workers):
+        yield Problem(code="no-worker", name="", message="no worker is there to score: start `medflow worker`")
+
+
+def said_age(seconds: float | None) -> str:
+    """An age as people say it: 45 s, 12 min, 5 h, 3 days."""
+    if seconds is None:
+        return "never"
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 86_400:.0f} days"
+
+
+# --- for machines --------------------------------------------------------------------------------------------
+
+
+def as_json(found: Standing, *, last: int = 10) -> dict[str, Any]:
+    """The account as ``medflow status --json`` prints it."""
+    return {
+        "at": _iso(found.at_us),
+        "jobs": {model.model: {state: n for state, n in model.jobs.items() if n} for model in found.work},
+        "outbox": {target.line.target: dict(target.line.states) for target in found.targets},
+        "rejects": dict(found.rejects),
+        "sources": {source.name: _source_json(found, source) for source in found.sources},
+        "received": {
+            kind: {"at": _iso(line.finished_us), "stored": line.counts.get("stored", 0)}
+            for kind, line in found.received.items()
+        },
+        "backlog": {model.model: _backlog_json(found, model) for model in found.work},
+        "rates": {rate.model: _rate_json(rate) for rate in found.rates},
+        "targets": {target.name: _target_json(found, target) for target in found.targets},
+        "workers": [_worker_json(found, worker) for worker in found.workers],
+        "runs": [_run_json(line) for line in found.runs[:last]],
+    }
+
+
+def _source_json(found: Standing, source: SourceLine) -> dict[str, Any]:
+    success = source.success
+    age_s = found.age_s(success.finished_us if success else None)
+    return {
+        "kind": source.kind,
+        "success": _iso(success.finished_us) if success else None,
+        "age_s": None if age_s is None else round(age_s),
+        "brought": _counts(success),
+        "attempt": _iso(source.attempt.started_us) if source.attempt else None,
+        "attempt_status": source.attempt.status if source.attempt else None,
+    }
+
+
+def _backlog_json(found: Standing, model: Work) -> dict[str, Any]:
+    age_s = found.age_s(model.oldest_ready_us)
+    waiting = {state: model.jobs.get(state, 0) for state in ("ready", "leased", "failed")}
+    return {**waiting, "oldest_ready_s": None if age_s is None else round(age_s), "chunks": dict(model.chunks)}
+
+
+def _rate_json(rate: Rate) -> dict[str, Any]:
+    return {
+        "last_hour": rate.hour,
+        "last_day": rate.day,
+        "per_hour_over_day": round(rate.day / 24, 1),
+        "ms_per_case": per_case_ms(rate),
+    }
+
+
+def per_case_ms(rate: Rate) -> dict[str, float]:
+    """Milliseconds by stage that a case of this model took, over the last day."""
+    return {stage: round(1000 * spent / rate.day, 3) for stage, spent in sorted(rate.seconds.items()) if rate.day}
+
+
+def _target_json(found: Standing, target: Target) -> dict[str, Any]:
+    age_s = found.age_s(target.line.oldest_us)
+    return {
+        **target.line.states,
+        "watched": target.watched,
+        "oldest_s": None if age_s is None else round(age_s),
+        "last_hour": target.line.hour,
+        "last_day": target.line.day,
+    }
+
+
+def _worker_json(found: Standing, worker: Worker) -> dict[str, Any]:
+    return {
+        "name": worker.name,
+        "device": worker.device,
+        "models": sorted(worker.models),
+        "loaded": sorted(worker.loaded),
+        "seen_s": round(found.age_s(worker.seen_us) or 0.0),
+        "state": worker_state(worker),
+    }
+
+
+def worker_state(worker: Worker) -> str:
+    """Serving, draining, or gone: not heard of for a minute, or its process has ended."""
+    return worker.state if worker.alive else "gone"
+
+
+def _run_json(line: RunLine) -> dict[str, Any]:
+    row = {"id": line.id, "command": line.command, "source": line.source, "status": line.status}
+    return {**row, "started": _iso(line.started_us), "finished": _iso(line.finished_us)}
+
+
+def _counts(line: RunLine | None) -> dict[str, int]:
+    names = ("offered", "stored", "unchanged", "rejected")
+    return {name: line.counts[name] for name in names if name in line.counts} if line else {}
+
+
+def _iso(at_us: int | None) -> str | None:
+    if at_us is None:
+        return None
+    return Instant(utc_us=at_us // 1_000_000 * 1_000_000).datetime().isoformat().replace("+00:00", "Z")
