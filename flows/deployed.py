@@ -6,8 +6,9 @@ own, decides for themselves whether to try again.
 
 from __future__ import annotations
 
+import inspect
 from functools import wraps
-from typing import Any
+from typing import Any, get_type_hints
 
 from prefect import Flow, State, get_client
 from prefect import flow as as_flow
@@ -49,6 +50,11 @@ def deployed(plain: Flow[..., State], *, retries: int, retry_delay_s: int, timeo
             raise RunFailed(state.message or "the run failed")
         return state
 
+    # Prefect reads hints where a function was defined, which here is not where their names are
+    hints = get_type_hints(plain.fn, include_extras=True)
+    signature = inspect.signature(plain.fn)
+    named = [item.replace(annotation=hints[item.name]) for item in signature.parameters.values()]
+    run.__signature__ = signature.replace(parameters=named)  # pyright: ignore[reportAttributeAccessIssue]
     return as_flow(
         name=plain.name,
         version=__version__,
