@@ -39,6 +39,11 @@ class Installation:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._http = httpx.Client(base_url=server.api_url, timeout=60)
 
+    @property
+    def names(self) -> list[str]:
+        """The processes that were started and not ended since."""
+        return list(self._processes)
+
     def run(self, *words: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         return medflow(self.env, *words, timeout=timeout)
@@ -61,13 +66,15 @@ class Installation:
 
     def start_worker(self, name: str, *words: object, **settings: str) -> None:
         """Start a worker, and wait until it serves."""
+        before = self.log(name).count("is ready")
         self.start(name, "worker", "--name", name, *words, **settings)
-        self.until(lambda: f"worker {name} is ready" in self.log(name), f"worker {name}")
+        self.until(lambda: self.log(name).count("is ready") > before, f"worker {name}")
 
     def start_flows(self) -> None:
         """Start the flow server, and wait until it polls."""
+        before = self.log("serve").count("started!")
         self.start("serve", "serve", "--name", "serve")
-        self.until(lambda: "started!" in self.log("serve"), "the flow server")
+        self.until(lambda: self.log("serve").count("started!") > before, "the flow server")
 
     def log(self, name: str) -> str:
         """What a process has written; line breaks as the terminal's width would have them are taken out."""

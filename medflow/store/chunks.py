@@ -50,7 +50,7 @@ def ask(connection: Connection, run_id: int, model_id: int, count: int, *, secon
 
 
 def hold(connection: Connection, run_id: int, *, seconds: int) -> None:
-    """Keep what a run has asked for alive for ``seconds`` from now, and note which running chunks, of any run, are lost.
+    """Keep what a run has asked for alive for ``seconds`` from now; note which running chunks, of any run, are lost.
 
     Lost is a chunk whose lease ran out, whose process on this host ended, or whose worker has fallen silent. Its jobs
     are free at once: should its process live after all, it finds that it no longer holds them.

@@ -6,7 +6,6 @@ import random
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,29 +29,36 @@ class SlowGc(GcContent):
     spec = replace(GcContent.spec, name="slow-gc")
 
     def predict(self, batch):
-        time.sleep(0.05)
+        time.sleep(0.08)
         return super().predict(batch)
 """
-SEQUENCES = 600  # at 4 a batch and two workers, the night lasts about four seconds at least
+SEQUENCES = 320  # new ones each night: at 4 a batch and two workers, it lasts more than three seconds
 
 pytestmark = pytest.mark.slow
 
 
-@dataclass(frozen=True, kw_only=True)
-class Night:
-    """An installation on PostgreSQL, with work for a night."""
+@dataclass(kw_only=True)
+class Nights:
+    """An installation on PostgreSQL, and night after night with new work."""
 
     installation: Installation
     postgres: PostgresServer
     prefect: PrefectServer
     store: Store
-    out: Path
+    folder: Path
+    total: int = 0
 
     def begun(self) -> str:
-        """Trigger the night; its run's id, once some of it is scored and some is not."""
+        """Trigger a night with new work; its run's id, once some of that is scored and some is not."""
+        letters = random.Random(self.total)
+        bases = ["".join(letters.choices("ACGT", k=12)) for _ in range(SEQUENCES)]
+        names = range(self.total, self.total + SEQUENCES)
+        lines = (f">s{n} patient=urn:test|{n % 50}\n{text}\n" for n, text in zip(names, bases, strict=True))
+        (self.folder / "offered" / f"from-{self.total}.fasta").write_text("".join(lines))
+        before, self.total = self.total, self.total + SEQUENCES
         run_id = self.installation.trigger("nightly/nightly")
-        self.installation.until(lambda: self.states().get("done", 0) >= 40, "the middle of the night")
-        assert self.states()["done"] < SEQUENCES - 100
+        self.installation.until(lambda: self.done() >= before + 40, "the middle of the night")
+        assert self.done() < self.total - 40
         return run_id
 
     def states(self) -> dict[str, int]:
@@ -60,13 +66,20 @@ class Night:
         with self.store.reading() as connection:
             return jobs.count_jobs(connection).get("slow-gc", {})
 
+    def done(self) -> int:
+        """How many cases are scored."""
+        return self.states().get("done", 0)
+
     def next_night_completes_it(self) -> None:
         """Run another night; then every result is there exactly once."""
         ended = self.installation.ended(self.installation.trigger("nightly/nightly"))
         assert ended["state_type"] == "COMPLETED", ended["state"]["message"]
-        results = delivered(self.out)
-        assert self.states() == {"done": SEQUENCES}
-        assert sum(kind == "Observation" for kind, _ in results) == SEQUENCES
+        self.is_complete()
+
+    def is_complete(self) -> None:
+        """Every case is scored, and every result delivered exactly once."""
+        assert self.states() == {"done": self.total}
+        assert sum(kind == "Observation" for kind, _ in delivered(self.folder / "out")) == self.total
 
 
 def delivered(folder: Path) -> dict[tuple[str, str], dict]:
@@ -81,44 +94,42 @@ def delivered(folder: Path) -> dict[tuple[str, str], dict]:
     return found
 
 
-@contextmanager
-def a_night(folder: Path) -> Iterator[Night]:
-    letters = random.Random(1)
-    fasta = folder / "sequences.fasta"
-    bases = ("".join(letters.choices("ACGT", k=12)) for _ in range(SEQUENCES))
-    fasta.write_text("".join(f">s{n} patient=urn:test|{n % 50}\n{text}\n" for n, text in enumerate(bases)))
+@pytest.fixture(scope="module")
+def night(tmp_path_factory) -> Iterator[Nights]:
+    folder = tmp_path_factory.mktemp("nights")
+    (folder / "offered").mkdir()
     plugins = write_distribution(folder / "plugins", "slow-gc", SLOW_MODEL, {"slow-gc": "SlowGc"})
     with postgres_server(fsync=True) as postgres:
-        for name in ("medflow", "prefect"):
-            postgres.execute(f"CREATE DATABASE {name}_night")
+        for name in ("medflow_nights", "prefect_nights"):
+            postgres.execute(f"CREATE DATABASE {name}")
         env = environment(
             folder / "home",
             plugins,
-            MEDFLOW_DATABASE_URL=postgres.url("medflow_night"),
+            MEDFLOW_DATABASE_URL=postgres.url("medflow_nights"),
             MEDFLOW_EXECUTOR="workers",
             MEDFLOW_CHUNK_SIZE="32",
             MEDFLOW_WORKER_WAIT_S="60",
-            MEDFLOW_SOURCES=json.dumps({"sequences": {"kind": "fasta", "paths": [str(fasta)]}}),
+            MEDFLOW_SOURCES=json.dumps({"sequences": {"kind": "fasta", "paths": [str(folder / "offered")]}}),
             MEDFLOW_TARGETS=json.dumps({"chart": str(folder / "out")}),
             MEDFLOW_DELIVER_TO="chart",
         )
-        with prefect_server(database_url=postgres.url("prefect_night")) as prefect:
+        with prefect_server(database_url=postgres.url("prefect_nights")) as prefect:
             with installation(folder / "logs", prefect, env) as made:
-                assert made.run("db", "upgrade").returncode == 0
+                store = Store(load_settings(database_url=postgres.url("medflow_nights"), home=folder / "home"))
+                store.upgrade()
                 made.start_flows()
-                for name in ("w1", "w2"):
-                    made.start_worker(name, "--model", "slow-gc")
-                store = Store(load_settings(database_url=postgres.url("medflow_night"), home=folder / "home"))
-                yield Night(installation=made, postgres=postgres, prefect=prefect, store=store, out=folder / "out")
+                yield Nights(installation=made, postgres=postgres, prefect=prefect, store=store, folder=folder)
+                store.close()
 
 
-@pytest.fixture
-def night(tmp_path) -> Iterator[Night]:
-    with a_night(tmp_path) as made:
-        yield made
+@pytest.fixture(autouse=True)
+def _two_workers(night):
+    for name in ("w1", "w2"):
+        if name not in night.installation.names:
+            night.installation.start_worker(name, "--model", "slow-gc")
 
 
-def flow_process(night: Night, run_id: str) -> int:
+def flow_process(night: Nights, run_id: str) -> int:
     """The process of a flow run."""
     name = f"flow-run-{run_id}"
     return int(night.installation.flow_run(run_id)["infrastructure_pid"] or pytest.fail(f"no process of {name}"))
@@ -140,8 +151,7 @@ def test_a_worker_is_killed(night):
 
     ended = night.installation.ended(run_id)
     assert ended["state_type"] == "COMPLETED", ended["state"]["message"]  # the other worker took over
-    assert night.states() == {"done": SEQUENCES}
-    night.next_night_completes_it()
+    night.is_complete()
 
 
 def test_a_worker_is_asked_to_stop(night):
@@ -153,7 +163,7 @@ def test_a_worker_is_asked_to_stop(night):
     assert status == 0
     assert time.monotonic() - asked < 20
     assert night.installation.ended(run_id)["state_type"] == "COMPLETED"
-    assert night.states() == {"done": SEQUENCES}
+    night.is_complete()
 
 
 def test_prefects_server_is_killed(night):
@@ -165,7 +175,7 @@ def test_prefects_server_is_killed(night):
 
     ended = night.installation.ended(run_id)
     if ended["state_type"] == "COMPLETED":  # it came through, and then it must be true
-        assert night.states() == {"done": SEQUENCES}
+        night.is_complete()
     night.next_night_completes_it()
 
 
@@ -178,7 +188,7 @@ def test_the_database_is_killed(night):
 
     ended = night.installation.ended(run_id)
     if ended["state_type"] == "COMPLETED":
-        assert night.states() == {"done": SEQUENCES}
+        night.is_complete()
     night.next_night_completes_it()
 
 
