@@ -35,15 +35,16 @@ class Cases:
     groups: Mapping[str, np.ndarray]
 
 
-def by_label(
-    connection: Connection,
-    labels: Labels,
-    kind: UnitKind,
-    scored: Sequence[Scored],
-    patients: Mapping[int, int | None],
-    *,
-    source: str,
-) -> tuple[list[Found], int]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Units:
+    """The units that have predictions: their kind, whose each is by id, and the source whose FHIR ids are meant."""
+
+    kind: UnitKind
+    patients: Mapping[int, int | None]
+    source: str
+
+
+def by_label(connection: Connection, labels: Labels, units: Units, scored: Sequence[Scored]) -> tuple[list[Found], int]:
     """The labelled outcome of each prediction, in order, and how many lines of the table name none of them.
 
     Raises
@@ -51,12 +52,12 @@ def by_label(
     ConfigurationError
         The table names another kind of unit than the model scores.
     """
-    units = _units_by_name(connection, labels, kind, [item.unit_id for item in scored], patients, source=source)
+    by_name = _units_by_name(connection, labels, units)
     times = {item.unit_id: item.time_us for item in scored}
     found: defaultdict[int, set[Found]] = defaultdict(set)
     unmatched = 0
     for line in labels.lines:
-        named = units.get(line.name, ())
+        named = by_name.get(line.name, ())
         unmatched += not named
         for unit in named:
             if len(named) > 1:
@@ -76,71 +77,63 @@ def _agreed(found: set[Found] | None) -> Found:
     return found.pop() if len(found) == 1 else "contradictory-labels"
 
 
-def _units_by_name(
-    connection: Connection,
-    labels: Labels,
-    kind: UnitKind,
-    ids: Sequence[int],
-    patients: Mapping[int, int | None],
-    *,
-    source: str,
-) -> Mapping[str, Sequence[int]]:
+def _units_by_name(connection: Connection, labels: Labels, units: Units) -> Mapping[str, set[int]]:
     """The scored units that each name in the table stands for."""
     names: defaultdict[str, set[int]] = defaultdict(set)
     if labels.by == "unit":
-        for unit in ids:
+        for unit in units.patients:
             names[str(unit)].add(unit)
-            names[f"{kind}/{unit}"].add(unit)
+            names[f"{units.kind}/{unit}"].add(unit)
     elif labels.by == "patient":
         of_patient: defaultdict[int, set[int]] = defaultdict(set)
-        for unit, patient in patients.items():
+        for unit, patient in units.patients.items():
             if patient is not None:
                 of_patient[patient].add(unit)
         for identifier, patient in patient_identifiers(connection, of_patient).items():
-            for name in _spellings(identifier, labels.system, fhir_identifier(source, "").system, "Patient"):
+            for name in _spellings(identifier, labels.system, fhir_identifier(units.source, "").system):
                 names[name] |= of_patient[patient]
-    elif UNIT_OF[labels.by] is not kind:
-        raise ConfigurationError(f"the label table names each {labels.by}, but the model scores each {kind}")
+    elif UNIT_OF[labels.by] is not units.kind:
+        raise ConfigurationError(f"the label table names each {labels.by}, but the model scores each {units.kind}")
     else:
-        _name_units(connection, names, labels, kind, ids, patients, source=source)
-    return {name: tuple(units) for name, units in names.items()}
+        stored = unit_names(connection, units.kind, units.patients)
+        for source, name, unit in stored:
+            if labels.system is None and source in ("", units.source):
+                names[name].add(unit)
+        if units.kind is UnitKind.ENCOUNTER:
+            by_fhir_id = {(source, name): unit for source, name, unit in stored}
+            _name_encounters(connection, names, labels, units, by_fhir_id)
+    return names
 
 
-def _name_units(
+def _name_encounters(
     connection: Connection,
     names: defaultdict[str, set[int]],
     labels: Labels,
-    kind: UnitKind,
-    ids: Sequence[int],
-    patients: Mapping[int, int | None],
-    *,
-    source: str,
+    units: Units,
+    by_fhir_id: Mapping[tuple[str, str], int],
 ) -> None:
-    stored = unit_names(connection, kind, ids)
-    for its_source, name, unit in stored:
-        if its_source in ("", source) and labels.system is None:
-            names[name].add(unit)
+    """Add the other ways to name an encounter: as a reference, and (read only where asked for) by identifier."""
+    for (source, name), unit in by_fhir_id.items():
+        if labels.system is None and source == units.source:
             names[f"Encounter/{name}"].add(unit)
-    wants_identifiers = labels.system is not None or any("|" in line.name for line in labels.lines)
-    if kind is UnitKind.ENCOUNTER and wants_identifiers:
-        by_fhir_id = {(its_source, name): unit for its_source, name, unit in stored}
-        known = {patient for patient in patients.values() if patient is not None}
-        for record in records(connection, "Encounter", known):
-            unit = by_fhir_id.get((record.source, record.fhir_id))
-            if unit is None:
-                continue
+    if labels.system is None and not any("|" in line.name for line in labels.lines):
+        return
+    known = {patient for patient in units.patients.values() if patient is not None}
+    for record in records(connection, "Encounter", known):
+        unit = by_fhir_id.get((record.source, record.fhir_id))
+        if unit is not None:
             for identifier in identifiers_of(record.raw):
-                for name in _spellings(identifier, labels.system, "", ""):
+                for name in _spellings(identifier, labels.system, ""):
                     names[name].add(unit)
 
 
-def _spellings(identifier: Identifier, system: str | None, fhir_system: str, kind: str) -> tuple[str, ...]:
+def _spellings(identifier: Identifier, system: str | None, fhir_system: str) -> tuple[str, ...]:
     """How a table may write an identifier: ``system|value``; the value alone, of the table's system or as FHIR id."""
     full = f"{identifier.system}|{identifier.value}"
     if system is not None:
         return (full, identifier.value) if identifier.system == system else (full,)
     if identifier.system == fhir_system:
-        return full, identifier.value, f"{kind}/{identifier.value}"
+        return full, identifier.value, f"Patient/{identifier.value}"
     return (full,)
 
 

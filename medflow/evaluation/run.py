@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from medflow.config import LabelTable, Settings
 from medflow.errors import ConfigurationError
-from medflow.evaluation.join import by_label, join
+from medflow.evaluation.join import Units, by_label, join
 from medflow.evaluation.labels import Labels, read_labels
 from medflow.evaluation.measure import Joined, measured, several
 from medflow.evaluation.observed import Found, check_observable, observe
@@ -77,9 +77,11 @@ def choose_output(model: RegisteredModel, name: str | None) -> Risk | Classifica
         None, or several; the message lists them.
     """
     known = [item for item in model.spec.outputs if isinstance(item, (Risk, Classification))]
-    names = ", ".join(item.name for item in known) or "none"
+    names = ", ".join(item.name for item in known)
     if name is None and len(known) == 1:
         return known[0]
+    if not known:
+        raise ConfigurationError(f"{model.name} has no risk or classification: there is no outcome to hold it against")
     if name is None:
         raise ConfigurationError(
             f"{model.name} has {len(known)} outputs that can be evaluated; name one (--output): {names}"
@@ -114,7 +116,8 @@ def _outcomes(
     patients: Mapping[int, int | None],
 ) -> tuple[list[Found], int]:
     if table is not None:
-        return by_label(connection, table, model.spec.unit, scored, patients, source=settings.source)
+        units = Units(kind=model.spec.unit, patients=patients, source=settings.source)
+        return by_label(connection, table, units, scored)
     return observe(connection, check_observable(output, model.spec.unit), scored, patients, settings.zone), 0
 
 
@@ -123,5 +126,5 @@ def _too_few(
 ) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
     beside = f"; {unmatched} lines of the label table name no prediction" if unmatched else ""
-    many = "none" if not cases else f"fewer than {SMALLEST}"
-    return f"of {found} predictions of {output.name} by {model.name}, {many} has a known outcome ({reasons}{beside})"
+    many = "none has" if not cases else f"fewer than {SMALLEST} have"
+    return f"of {found} predictions of {output.name} by {model.name}, {many} a known outcome ({reasons}{beside})"

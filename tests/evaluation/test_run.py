@@ -15,6 +15,7 @@ from medflow.errors import ConfigurationError, UnknownModel
 from medflow.evaluation.report import markdown
 from medflow.plugin import Coding
 from medflow.registry import RegisteredModel, Registry
+from tests.models import GcContent
 from tests.stays import MRN, VISIT, HeartRisk, Letters, Stay, write_stays
 
 DIED = {1, 4, 6, 7, 9, 10, 11}
@@ -238,6 +239,13 @@ def test_an_unknown_model_or_output_is_a_sentence(site):
         steps.evaluate(site, "heart-risk", output="life")
 
 
+def test_a_model_without_an_outcome_is_not_evaluated(site):
+    site = replace(site, registry=Registry(models={"gc-content": registered(GcContent)}, broken=()))
+
+    with pytest.raises(ConfigurationError, match="no outcome to hold it against"):
+        steps.evaluate(site, "gc-content")
+
+
 def test_without_predictions_it_says_to_score_first(site):
     with pytest.raises(ConfigurationError, match="run `medflow score --model heart-risk` first"):
         steps.evaluate(site, "heart-risk")
@@ -257,7 +265,7 @@ def test_fewer_than_ten_cases_are_not_shown(site, tmp_path):
     site = scored(site, tmp_path)
     table = labelled(tmp_path, "encounter", lambda stay: f"e{stay.number}", STAYS[:9])
 
-    with pytest.raises(ConfigurationError, match="fewer than 10 has a known outcome"):
+    with pytest.raises(ConfigurationError, match="fewer than 10 have a known outcome"):
         steps.evaluate(site, "heart-risk", labels=table)
 
 
