@@ -135,11 +135,11 @@ def _safe_name(stored: str) -> str:
 # --- what needs a person -------------------------------------------------------------------------------------
 
 
-def problems(found: Standing, *, max_age_hours: float = MAX_AGE_HOURS) -> list[Problem]:
-    """What needs a person; empty is well."""
+def problems(found: Standing, *, max_age_hours: float = MAX_AGE_HOURS, max_dead: int = 0) -> list[Problem]:
+    """What needs a person; empty is well. Up to ``max_dead`` dead cases of a model are put up with."""
     return [
         *_stale_sources(found, max_age_hours),
-        *_dead_jobs(found),
+        *_dead_jobs(found, max_dead),
         *_late_targets(found, max_age_hours),
         *_workers_missing(found),
     ]
@@ -155,9 +155,9 @@ def _stale_sources(found: Standing, max_age_hours: float) -> Iterator[Problem]:
             yield Problem(code="stale-source", name=source.name, message=said)
 
 
-def _dead_jobs(found: Standing) -> Iterator[Problem]:
+def _dead_jobs(found: Standing, max_dead: int) -> Iterator[Problem]:
     for model in found.work:
-        if dead := model.jobs.get("dead", 0):
+        if (dead := model.jobs.get("dead", 0)) > max_dead:
             said = f"{dead} cases of {model.model} cannot be scored: see `medflow jobs`"
             yield Problem(code="dead-jobs", name=model.model, message=said)
 

@@ -40,11 +40,14 @@ def status(
     max_age: Annotated[
         float, typer.Option("--max-age", min=0, help="Hours after which a source is stale and a result late.")
     ] = MAX_AGE_HOURS,
+    max_dead: Annotated[
+        int, typer.Option("--max-dead", min=0, help="Cases a model that cannot be scored and are no problem.")
+    ] = 0,
 ) -> None:
     """Where things stand: sources, backlog, rates, results to be delivered, rejects, workers, the last runs."""
     settings = load_settings()
     found = look(Store(settings).open(), settings)
-    wrong = problems(found, max_age_hours=max_age)
+    wrong = problems(found, max_age_hours=max_age, max_dead=max_dead)
     if json_:
         listed = [{"code": item.code, "name": item.name, "message": item.message} for item in wrong]
         typer.echo(json.dumps({**as_json(found), "problems": listed}))
