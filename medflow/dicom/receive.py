@@ -22,7 +22,7 @@ from pynetdicom.association import Association
 from pynetdicom.events import Event
 
 from medflow.config import Settings
-from medflow.dicom.listener import Listener, acknowledge_now, agree, application_entity, tls_context
+from medflow.dicom.listener import Listener, acknowledge_now, agree, application_entity, read_bounded, tls_context
 from medflow.dicom.spool import Spool
 from medflow.errors import ConfigurationError, place_of
 
@@ -74,6 +74,7 @@ class Receiver:
                 (settings.receive_host, settings.receive_port),
                 ssl_context=context,
                 evt_handlers=[
+                    (evt.EVT_CONN_OPEN, read_bounded),
                     (evt.EVT_REQUESTED, agree),
                     (evt.EVT_REJECTED, _refused),
                     (evt.EVT_ESTABLISHED, self._opened),

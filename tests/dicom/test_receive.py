@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from io import BytesIO
@@ -244,6 +245,22 @@ def test_ingest_takes_what_was_received(tmp_path, settings: Settings, store):
     assert (tally.offered, tally.stored) == (5, 5)
 
 
+def test_the_command_takes_what_was_received_and_removes_it(tmp_path):
+    home = tmp_path / "home"
+    series(tmp_path / "sent", 5)
+    with receiving(home) as running:
+        run("storescu", "-aec", "MEDFLOW", *running.address, "+sd", tmp_path / "sent")
+
+    words = "--home", home, "ingest", "dicom", home / "received", "--remove-received", "--json"
+    done = subprocess.run(
+        [sys.executable, "-m", "medflow.cli", *map(str, words)], capture_output=True, text=True, timeout=60
+    )
+
+    account = json.loads(done.stdout)
+    assert (account["stored"], account["notes"]["removed"]) == (5, 5)
+    assert spooled(home) == []
+
+
 # --- what is refused -----------------------------------------------------------------------------------------------
 
 
@@ -331,6 +348,17 @@ def test_an_object_past_the_limit_is_cut_off_before_it_fills_the_memory(tmp_path
     assert "Status" not in status
     assert again.returncode == 0
     assert spooled(tmp_path) == []
+
+
+def test_a_pdu_that_claims_to_be_huge_is_not_waited_for(tmp_path):
+    with receiving(tmp_path) as running, socket.create_connection(running.address, timeout=10) as peer:
+        peer.sendall(b"\x01\x00" + (1 << 31).to_bytes(4, "big") + bytes(1000))
+        with suppress(ConnectionResetError):
+            while peer.recv(1000):  # an abort, at most, then the end
+                pass
+        again = run("echoscu", "-aec", "MEDFLOW", *running.address)
+
+    assert again.returncode == 0
 
 
 # --- TLS -----------------------------------------------------------------------------------------------------------
