@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from prefect import State
@@ -18,7 +20,7 @@ from prefect.states import Completed, Failed
 
 from medflow.delivery import target_name
 from medflow.drawing import data_uri
-from medflow.errors import CaseError, MedflowError, place_of
+from medflow.errors import MedflowError, place_of
 from medflow.flows import drift, pages, plots, timings
 from medflow.flows.drift import Drift
 from medflow.flows.timings import Stage
@@ -95,7 +97,8 @@ def report_night(here: Site, counts: Mapping[str, Counts], started_us: int) -> N
     _tables(stages, found.drifts)
     _plots(here, found, started_us)
     if here.settings.pictures:
-        _pictures(here, started_us)
+        with _spared("no pictures"):
+            _pictures(here, started_us)
 
 
 def _duration(us: int) -> str:
@@ -137,16 +140,12 @@ def _tables(stages: Sequence[Stage], drifts: Sequence[Drift]) -> None:
 
 
 def _plots(here: Site, found: _Record, started_us: int) -> None:
-    drawn = {
-        "throughput": ("Cases per second by model", plots.throughput(found.chunks, started_us)),
-        "nights": (f"The last {NIGHTS} nights", plots.nights(found.nights, here.settings.zone or UTC)),
-    }
+    zone = here.settings.zone or UTC
+    _show("throughput", "Cases per second by model", lambda: plots.throughput(found.chunks, started_us))
+    _show("nights", f"The last {NIGHTS} nights", lambda: plots.nights(found.nights, zone))
     for model in dict.fromkeys(item.model for item in found.drifts):
-        spread = plots.spread([item for item in found.drifts if item.model == model])
-        drawn[f"scores-{model}"] = (f"Scores of {model}, tonight and before", spread)
-    for name, (said, png) in drawn.items():
-        if png is not None:
-            create_image_artifact(key=key_of(name), image_url=data_uri(png), description=said)
+        mine = [item for item in found.drifts if item.model == model]
+        _show(f"scores-{model}", f"Scores of {model}, tonight and before", partial(plots.spread, mine))
 
 
 def _pictures(here: Site, started_us: int) -> None:
@@ -154,15 +153,27 @@ def _pictures(here: Site, started_us: int) -> None:
     with here.store.reading() as connection:
         jobs = history.scored_series(connection, since_us=started_us, last=PICTURES)
     for number, job in enumerate(jobs, 1):
-        try:
+        with _spared(f"no picture of job {job}"):
             picture = picture_of(here.store, job, published=True)
-        except CaseError as error:
-            log.warning("no picture of job %d: %s", job, error.message)
-        except Exception as error:  # noqa: BLE001 - a picture less must not fail a night that is done
-            log.error("no picture of job %d: %s at %s", job, type(error).__name__, place_of(error))
-        else:
             address = data_uri(picture.png)
             create_image_artifact(key=key_of("picture", str(number)), image_url=address, description=picture.title)
+
+
+def _show(name: str, said: str, draw: Callable[[], bytes | None]) -> None:
+    with _spared(f"no plot of {name}"):
+        if (png := draw()) is not None:
+            create_image_artifact(key=key_of(name), image_url=data_uri(png), description=said)
+
+
+@contextmanager
+def _spared(otherwise: str) -> Iterator[None]:
+    """A picture less must not fail a night that is done; a foreign error's own text may quote what it was given."""
+    try:
+        yield
+    except MedflowError as error:
+        log.warning("%s: %s", otherwise, error.message)
+    except Exception as error:  # noqa: BLE001
+        log.error("%s: %s at %s", otherwise, type(error).__name__, place_of(error))
 
 
 # --- how a run ended ---------------------------------------------------------------------------------------------

@@ -154,6 +154,7 @@ def _binned(
     bins: int,
 ) -> dict[int, dict[int, int]]:
     low, high = span
+    versions = connection.execute(select(ModelRow.id).where(ModelRow.name == model)).scalars().all()
     position: Any = (PredictionRow.value - low) * (bins / (high - low))
     if connection.dialect.name == "postgresql":
         position = func.floor(position)  # its cast rounds where SQLite's cuts off
@@ -164,8 +165,7 @@ def _binned(
     query = (
         select(night, place, func.count().label("cases"))
         .join(PredictionRow, PredictionRow.job_id == JobRow.id)
-        .join(ModelRow, ModelRow.id == JobRow.model_id)
-        .where(ModelRow.name == model, JobRow.finished_us >= since_us - days * DAY_US, JobRow.state == "done")
+        .where(JobRow.model_id.in_(versions), JobRow.finished_us >= since_us - days * DAY_US, JobRow.state == "done")
         .where(PredictionRow.output == output, PredictionRow.value.is_not(None))
         .group_by("night", "place")  # by label: PostgreSQL takes an expression with parameters for another one
     )
@@ -231,7 +231,8 @@ def scored_series(connection: Connection, *, since_us: int, last: int) -> list[i
     query = (
         select(JobRow.id)
         .where(JobRow.model_id.in_(select(ModelRow.id)))  # the index begins with the model
-        .where(JobRow.finished_us >= since_us, JobRow.state == "done", JobRow.unit_kind == str(UnitKind.SERIES))
+        .where(JobRow.finished_us >= since_us, JobRow.unit_kind == str(UnitKind.SERIES))
+        .where(select(PredictionRow.job_id).where(PredictionRow.job_id == JobRow.id).exists())
         .order_by(JobRow.finished_us.desc(), JobRow.id.desc())
         .limit(last)
     )

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from sqlalchemy import event
 
 from medflow.flows.drift import ENOUGH, as_rows, drifts
+from medflow.store import history
 from medflow.store.history import DAY_US
 from tests.scored import add_model, add_scores
 
@@ -94,3 +96,21 @@ def test_a_declaration_that_this_version_cannot_read_is_passed_over(store):
         add_scores(connection, add_model(connection, spec={"of": "another version"}), [0.5] * 30, SINCE)
 
     assert look(store) == []
+
+
+def test_a_nights_scores_are_found_by_when_they_finished_whatever_else_is_stored(store):
+    fill(store, [0.5] * 30)
+    plans = []
+
+    with store.reading() as connection:
+
+        def explain(_connection, cursor, statement, parameters, *_):
+            if "prediction" in statement and not statement.startswith("EXPLAIN"):
+                plans.append(str(cursor.connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()))
+
+        event.listen(connection, "before_cursor_execute", explain)
+        drifts(connection, since_us=SINCE)
+        history.scored_series(connection, since_us=SINCE, last=6)
+
+    assert len(plans) == 2
+    assert all("ix_job_finished (model_id=? AND finished_us>?)" in plan for plan in plans)

@@ -7,7 +7,7 @@ import pytest
 from prefect.states import StateType
 
 from medflow.flows import pages
-from medflow.flows.report import final_state, key_of, summary
+from medflow.flows.report import _show, final_state, key_of, summary
 from tests.test_docs import ROOT
 
 TAKEN = {"offered": 3, "stored": 2, "unchanged": 0, "rejected": 1, "reasons": {"empty": 1}, "notes": {}}
@@ -156,3 +156,13 @@ def test_a_key_is_one_that_prefect_takes():
 
     for words in (("night",), ("scores-Ärzte_GC content",), ("picture", "1")):
         assert ArtifactCreate(key=key_of(*words), data=json.dumps(1)).key == key_of(*words)
+
+
+def test_a_plot_that_breaks_costs_that_plot_only_and_its_error_quotes_nothing(caplog):
+    def broken() -> bytes:
+        raise ValueError("Erika Mustermann")
+
+    _show("nights", "The last nights", broken)
+
+    assert "no plot of nights: ValueError at test_report.py:" in caplog.text
+    assert "Mustermann" not in caplog.text
