@@ -17,7 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import PrefectException
 
 from medflow import steps
-from medflow.errors import MedflowError, PluginBroken, TransientError
+from medflow.errors import ConfigurationError, MedflowError, PluginBroken, TransientError
 from medflow.flows.installation import TASK, loaded_models, only_transient, site
 from medflow.registry import RegisteredModel
 from medflow.steps import Run, Site
@@ -101,8 +101,12 @@ def score_on_dask(model: str) -> None:
 @contextmanager
 def dask(here: Site) -> Iterator[Callable[[str, int], None]]:
     """Wake Dask's workers: those of the scheduler at MEDFLOW_DASK_ADDRESS, or of a local cluster."""
-    from prefect_dask.task_runners import DaskTaskRunner
-
+    try:
+        from prefect_dask.task_runners import DaskTaskRunner
+    except ModuleNotFoundError:
+        raise ConfigurationError(
+            "MEDFLOW_EXECUTOR=dask needs prefect-dask: pip install 'medflow[dask]', here and on the cluster"
+        ) from None
     address = here.settings.dask_address
     local: dict[str, Any] = {
         "n_workers": here.settings.threads,

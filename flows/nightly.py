@@ -10,7 +10,7 @@ from prefect import State, flow
 from medflow.errors import TransientError
 from medflow.flows.deliver import Target, send
 from medflow.flows.ingest import Sources, take_in
-from medflow.flows.installation import site
+from medflow.flows.installation import scoring_site, site
 from medflow.flows.report import final_state, named, report_night
 from medflow.flows.score import AsOf, Models, run_models
 from medflow.steps import recorded
@@ -29,7 +29,7 @@ def nightly(sources: Sources = None, models: Models = None, as_of: AsOf = None, 
     here = site()
     here.settings.target(target)
     here.settings.chosen_sources(sources or None)
-    here.registry.choose(models or ())
+    scoring_site().registry.choose(models or ())
     started_us = now_us()
     with recorded(here, NIGHTLY) as run:
         counts = {

@@ -34,10 +34,11 @@ DeliverTo = Annotated[
 
 
 @task(task_run_name="select {model}", retry_condition_fn=only_transient, **TASK)
-def select_cases(model: str, as_of: datetime | None) -> int:
-    """Make jobs of what is new to a model; returns how many are new."""
+def select_cases(model: str, as_of: datetime | None) -> tuple[int, float]:
+    """Make jobs of what is new to a model; returns how many are new, and the seconds it took."""
     here = scoring_site()
-    return steps.select(here, here.registry.get(model), as_of=instant(as_of)).selected
+    tally = steps.select(here, here.registry.get(model), as_of=instant(as_of))
+    return tally.selected, tally.seconds["select"]
 
 
 def instant(moment: datetime | None) -> Instant | None:
@@ -63,14 +64,14 @@ def run_models(models: list[str] | None, as_of: datetime | None) -> dict[str, An
         by_model: dict[str, Any] = {}
         for model in chosen:
             tally = tallies.get(model.name, ScoreTally())
-            tally.selected = selected[model.name]
+            tally.selected, tally.seconds["select"] = selected[model.name]
             if error := given_up.get(model.name):
                 tally.broken[model.name] = error.message
             steps.note_held(here, model, tally)
             by_model[f"{model.name}@{model.spec.version}"] = tally.as_json()
             total.add(tally)
-        run.counts = total.as_json()
-    seconds = {name: round(value, 2) for name, value in total.seconds.items()}
+        seconds = {name: round(value, 2) for name, value in total.seconds.items()}
+        run.counts = {**total.as_json(), "seconds": seconds}
     report("score", "What was scored", {**total.as_json(), "seconds": seconds, **by_model})
     return total.as_json()
 

@@ -90,7 +90,7 @@ class ScoreTally:
 
 def select(store: Store, model: RegisteredModel, *, as_of: Instant) -> ScoreTally:
     """Make jobs of the units whose input has no job of this model yet, and queue the model's own resources."""
-    spec = model.spec
+    spec, started = model.spec, time.perf_counter()
     with store.writing() as connection:
         model_id = _register(connection, model)
         outbox.queue(connection, None, catalog_resources(_identity(model)))
@@ -100,6 +100,7 @@ def select(store: Store, model: RegisteredModel, *, as_of: Instant) -> ScoreTall
     for start in range(0, len(due), SELECTED_AT_ONCE):
         with store.writing() as connection:
             tally.selected += queue.enqueue(connection, model_id, due[start : start + SELECTED_AT_ONCE])
+    tally.seconds["select"] = time.perf_counter() - started
     return tally
 
 
