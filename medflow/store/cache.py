@@ -147,10 +147,7 @@ class ObjectCache:
     def _let_go(self, fetched: Path) -> None:
         """Remove what was used longest ago until the limit is kept; one process at a time does."""
         with (self.root / ".lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
+            fcntl.flock(lock, fcntl.LOCK_EX)
             entries = sorted(self._entries(), key=lambda entry: entry.used)
             total = sum(entry.size for entry in entries)
             if total <= self.limit:

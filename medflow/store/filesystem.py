@@ -144,6 +144,7 @@ class RemoteFiles:
         """It answers, and says no."""
         return ConfigurationError(f"the object store {self.url} refused ({why}): {way_out}", why=why)
 
-    def unavailable(self, why: str) -> ObjectsUnavailable:
-        """It does not answer, or has too much to do."""
-        return ObjectsUnavailable(f"the object store {self.url} could not be reached or is busy ({why})", why=why)
+    def unavailable(self, why: str, *, answered: bool = False) -> ObjectsUnavailable:
+        """It does not answer, or says that it has too much to do."""
+        what = "is busy" if answered else "could not be reached"
+        return ObjectsUnavailable(f"the object store {self.url} {what} ({why})", why=why, answered=answered)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO, ClassVar
+from typing import BinaryIO, ClassVar, TypeVar
 
+from medflow.errors import ObjectsUnavailable
 from medflow.store.cache import ObjectCache
 from medflow.store.filesystem import RemoteFiles, connect
 from medflow.store.objects import ObjectStore, name_of
 
 IN_MEMORY = 16 << 20  # a larger object waits on disk, until all of it is known to be whole, before it goes up
 FETCHERS = 16  # objects of one case that come at once
+PAUSE_S = 5.0  # after the network failed: whoever asks meanwhile is told at once, and does not wait for it again
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+T = TypeVar("T")
 
 
 class RemoteObjects(ObjectStore):
@@ -42,9 +47,10 @@ class RemoteObjects(ObjectStore):
         self._timeout_s = timeout_s
         self._files: dict[int, RemoteFiles] = {}  # by process: connections and their thread do not survive a fork
         self._locks: dict[int, Lock] = {}  # nor does a lock that another thread holds
+        self._out: tuple[float, ObjectsUnavailable] | None = None  # until when it is taken for out of reach
 
     def __contains__(self, digest: str) -> bool:
-        return self._connected().exists(name_of(digest))
+        return self._using(lambda files: files.exists(name_of(digest)))
 
     def path(self, digest: str) -> Path:
         """The object's file in the cache; no such file if the store does not have it."""
@@ -79,7 +85,8 @@ class RemoteObjects(ObjectStore):
             if size > IN_MEMORY and len(held) > 1:
                 self._put_spooled(held, rest, digest)
                 return
-        self._connected().write(name_of(digest), held[0] if len(held) == 1 else b"".join(held))
+        data = held[0] if len(held) == 1 else b"".join(held)
+        self._using(lambda files: files.write(name_of(digest), data))
 
     def close(self) -> None:
         """Close this process's connections."""
@@ -95,7 +102,7 @@ class RemoteObjects(ObjectStore):
                             file.write(chunk)
                         except OSError as error:
                             raise self.cache.unusable(error) from None
-            self._connected().write(name_of(digest), Path(spool))
+            self._using(lambda files: files.write(name_of(digest), Path(spool)))
         finally:
             os.unlink(spool)
 
@@ -105,7 +112,7 @@ class RemoteObjects(ObjectStore):
 
     def _download(self, digest: str, target: Path) -> None:
         try:
-            self._connected().read_into(name_of(digest), target)
+            self._using(lambda files: files.read_into(name_of(digest), target))
         except FileNotFoundError:
             raise KeyError(digest) from None
         except OSError as error:
@@ -113,10 +120,22 @@ class RemoteObjects(ObjectStore):
                 raise self.cache.unusable(error) from None
             raise
 
-    def _connected(self) -> RemoteFiles:
+    def _using(self, step: Callable[[RemoteFiles], T]) -> T:
+        """What ``step`` gives for the file system of this process."""
         process = os.getpid()
         if process not in self._files:
             with self._locks.setdefault(process, Lock()):
                 if process not in self._files:
-                    self._files[process] = connect(self.url, timeout_s=self._timeout_s)
-        return self._files[process]
+                    self._files[process] = self._noting(partial(connect, self.url, timeout_s=self._timeout_s))
+        return self._noting(partial(step, self._files[process]))
+
+    def _noting(self, step: Callable[[], T]) -> T:
+        """Note when the store is out of reach, and for a while do not try: a case each would wait its full time."""
+        if self._out is not None and time.monotonic() < self._out[0]:
+            raise ObjectsUnavailable(self._out[1].message, **self._out[1].fields)
+        try:
+            return step()
+        except ObjectsUnavailable as error:
+            if not error.answered:
+                self._out = (time.monotonic() + PAUSE_S, error)
+            raise

@@ -90,7 +90,7 @@ class S3Files(RemoteFiles):
             return None
         status = _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if code in BUSY or status >= 500 or status in (408, 429):
-            return self.unavailable(code)
+            return self.unavailable(code, answered=True)
         return self.refused(code, WAYS_OUT.get(code, AWAY))
 
     def _of_botocore(self, error: BotoCoreError) -> MedflowError:

@@ -1,5 +1,6 @@
 import os
 import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -122,6 +123,32 @@ def test_a_forked_process_uses_a_store_that_its_parent_has_used(objects):
 
     assert os.waitstatus_to_exitcode(status) == 0
     assert objects.get(sha256(b"of the child").hexdigest()) == b"of the child"
+
+
+SAME_OBJECTS = """
+import sys
+from medflow.config import load_settings
+from medflow.store.objects import object_store
+
+objects = object_store(load_settings(objects=sys.argv[1]))
+for number in range(40):
+    digest = objects.put(number.to_bytes(2, "little") * 5000)
+    assert objects.get(digest) == number.to_bytes(2, "little") * 5000
+"""
+
+
+@pytest.mark.parametrize("objects", ["folder", "s3"], indirect=True)
+def test_processes_write_the_same_objects_at_once(objects, tmp_path):
+    place = str(objects.root) if isinstance(objects, FolderObjects) else objects.url
+    command = [sys.executable, "-c", SAME_OBJECTS, place]
+    processes = [
+        subprocess.Popen(command, env={**os.environ, "MEDFLOW_HOME": str(tmp_path / str(number))})
+        for number in range(3)
+    ]
+
+    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    assert len(stored(objects)) == 40
+    assert all(sha256(objects.get(digest)).hexdigest() == digest for digest in stored(objects))
 
 
 def test_a_shared_folder_that_is_not_mounted_is_out_of_reach_and_not_made(tmp_path):
