@@ -18,8 +18,9 @@ from uuid import UUID
 
 import anyio
 import anyio.abc
+import httpx
 from prefect.client.schemas.objects import FlowRun
-from prefect.exceptions import InfrastructureNotFound
+from prefect.exceptions import InfrastructureNotFound, PrefectHTTPStatusError
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 
 from medflow.errors import ConfigurationError
@@ -29,6 +30,7 @@ POOL = "medflow"
 TYPE = "medflow"
 PRELOADED = "medflow.flows.warm"
 GRACE_S = 30
+OUTAGE_S = 900
 
 
 class FlowRunProcess(BaseJobConfiguration):
@@ -79,7 +81,20 @@ class FlowServer(BaseWorker[FlowRunProcess, BaseVariables, FlowRunResult]):
             raise
         finally:
             del self._running[pid]
+        if process.exitcode:
+            await self._prefect_is_back()
         return FlowRunResult(status_code=process.exitcode or 0, identifier=str(pid))
+
+    async def _prefect_is_back(self) -> None:
+        """Wait for a server that takes what is said next: that a flow run has died, perhaps because of its absence."""
+        with anyio.move_on_after(OUTAGE_S):
+            while True:
+                try:
+                    if (await self.client._client.get("/ready")).is_success:  # pyright: ignore[reportPrivateUsage]
+                        return
+                except (httpx.HTTPError, PrefectHTTPStatusError):
+                    pass
+                await anyio.sleep(1)
 
     async def kill_infrastructure(
         self, infrastructure_pid: str, configuration: FlowRunProcess, grace_seconds: int = GRACE_S
@@ -101,12 +116,14 @@ class FlowServer(BaseWorker[FlowRunProcess, BaseVariables, FlowRunResult]):
 
 def execute(flow_run_id: UUID, environment: dict[str, str]) -> None:
     """Run a flow run in this process, which was forked for it: what `python -m prefect.engine` does."""
+    from prefect.context import refresh_global_settings_context
     from prefect.engine import handle_engine_signals
     from prefect.flow_engine import load_flow, load_flow_run, run_flow
     from prefect.logging.loggers import flow_run_logger
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(environment)
+    refresh_global_settings_context()  # Prefect read its settings where this process was forked from
     with handle_engine_signals(flow_run_id):
         flow_run = load_flow_run(flow_run_id=flow_run_id)
         logger = cast(Any, flow_run_logger(flow_run=flow_run))  # an adapter, which Prefect's own engine passes too

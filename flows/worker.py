@@ -25,7 +25,7 @@ from medflow.flows.chunks import worker_task
 from medflow.registry import RegisteredModel
 from medflow.scoring import LoadedModels, model_id
 from medflow.steps import Site
-from medflow.store import workers
+from medflow.store import chunks, workers
 from medflow.store.jobs import process_owner
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class Worker:
         self.owner = process_owner()
         self.stopping = threading.Event()
         self._preload = list(self.models.values()) if models else []
+        self._in_hand: set[str] = set()  # owners of the leases that chunks in hand have
         self._listener: _Listener | None = None
 
     def serve(self) -> None:
@@ -87,9 +88,19 @@ class Worker:
         """Score one asked chunk of a model, if one is asked for still."""
         if self.stopping.is_set():
             return None
-        tally = steps.score_asked(
-            self.site, self.models[name], self.loaded, worker=self.name, stopping=self.stopping.is_set
-        )
+        owner = process_owner()
+        self._in_hand.add(owner)
+        try:
+            tally = steps.score_asked(
+                self.site,
+                self.models[name],
+                self.loaded,
+                worker=self.name,
+                owner=owner,
+                stopping=self.stopping.is_set,
+            )
+        finally:
+            self._in_hand.discard(owner)
         return tally.as_json() if tally.leased else None
 
     def _load(self, model: RegisteredModel) -> None:
@@ -107,6 +118,8 @@ class Worker:
             try:
                 with self.site.store.writing() as connection:
                     workers.beat(connection, self.name, self.owner, loaded=self.loaded.names(), state=state)
+                    # what could not be given back while the database was away
+                    chunks.abandon(connection, self.name, but=set(self._in_hand))
             except MedflowError as error:
                 log.warning("no heartbeat: %s", error.message)
             if self.stopping.wait(workers.HEARTBEAT_S):
@@ -115,11 +128,11 @@ class Worker:
     async def _listen(self) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(self._subscribe)
-            while not self.stopping.is_set() or self._in_hand():
+            while not self.stopping.is_set() or self._at_work():
                 await anyio.sleep(0.05)
             group.cancel_scope.cancel()
 
-    def _in_hand(self) -> bool:
+    def _at_work(self) -> bool:
         return self._listener is not None and any(self._listener.in_flight_task_runs.values())
 
     async def _subscribe(self) -> None:

@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import stamina
+
 from medflow.config import Settings
-from medflow.errors import MedflowError, PluginBroken, TransientError, WorkerMissing
+from medflow.errors import MedflowError, PluginBroken, StoreUnavailable, TransientError, WorkerMissing
 from medflow.registry import RegisteredModel
 from medflow.scoring import chunk_cases, model_id
 from medflow.store import Store, chunks, workers
@@ -26,6 +28,7 @@ REWAKE_S = 3.0  # asked, nobody at work: the call was not heard
 ASKED_AT_ONCE = 32  # chunks of one model
 FAILURES = 3  # chunks that the infrastructure failed, after which a model is left to the next run
 BACK_OFF_S = 5.0
+OUTAGE_S = 300.0  # of the database, which a run waits out
 PAUSE_S = (0.03, 0.5)  # between looks: short at first, longer while nothing changes
 
 
@@ -69,13 +72,14 @@ class Dispatch:
             while rounds:
                 found = self._look()
                 for item in list(rounds):
-                    mine = [chunk for chunk in found if chunk.model == item.model.name]
                     try:
-                        open_still = self._tend(item, mine)
+                        going_on = self._tend(item, [chunk for chunk in found if chunk.model == item.model.name])
+                    except StoreUnavailable:
+                        break  # the next look waits for it
                     except MedflowError as error:
                         given_up[item.model.name] = error
-                        open_still = False
-                    if not open_still:
+                        going_on = False
+                    if not going_on:
                         rounds.remove(item)
                 now = [(chunk.id, chunk.state, chunk.done) for chunk in found]
                 pause = PAUSE_S[0] if now != before else min(pause * 1.5, PAUSE_S[1])
@@ -87,6 +91,7 @@ class Dispatch:
                 chunks.withdraw(connection, self._run_id)
         return given_up
 
+    @stamina.retry(on=StoreUnavailable, attempts=None, timeout=OUTAGE_S, wait_initial=0.5, wait_max=5.0)
     def _look(self) -> list[Chunk]:
         with self._store.writing() as connection:
             chunks.hold(connection, self._run_id, seconds=HOLD_S)

@@ -136,13 +136,16 @@ def score_asked(
     loaded: LoadedModels,
     *,
     worker: str,
+    owner: str | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> ScoreTally:
-    """Score the chunk that was asked for first; an empty tally when none is.
+    """Score the chunk that was asked for first, leased as ``owner``; an empty tally when none is.
 
     When ``stopping`` turns true, what is scored is committed after the batch at hand and the rest given back.
     """
-    return _Chunk(store, settings, model, loaded, _Terms(asked=True, worker=worker, stopping=stopping)).run()
+    return _Chunk(
+        store, settings, model, loaded, _Terms(asked=True, worker=worker, owner=owner, stopping=stopping)
+    ).run()
 
 
 def chunk_cases(settings: Settings, model: RegisteredModel) -> int:
@@ -166,6 +169,7 @@ class _Terms:
     run_id: int | None = None
     asked: bool = False
     worker: str | None = None
+    owner: str | None = None
     progress: Progress = lambda _count: None
     stopping: Callable[[], bool] = lambda: False
 
@@ -178,7 +182,7 @@ class _Chunk:
     ) -> None:
         self.store, self.settings, self.model, self.loaded, self.terms = store, settings, model, loaded, terms
         self.id = 0
-        self.owner = queue.process_owner()
+        self.owner = terms.owner or queue.process_owner()
         self.committed = time.perf_counter()
         self.tally = ScoreTally()
         self.issued = Instant(utc_us=now_us())
@@ -333,7 +337,8 @@ class _Chunk:
             retry=isinstance(error, TransientError),
             max_attempts=self.settings.max_attempts,
         )
-        log.warning("job %d of %s: %s (%s)", job_id, self.model.name, state, code)
+        ids = {"job": job_id, "model": self.model.name, "code": code}
+        log.warning("job %d of %s: %s (%s)", job_id, self.model.name, state, code, extra=ids)
         return state
 
     def _resources(self, job: Job, results: Sequence[Result]) -> list[Outgoing]:

@@ -190,6 +190,7 @@ def score_asked(
     loaded: LoadedModels,
     *,
     worker: str,
+    owner: str | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> ScoreTally:
     """Score the chunk of a model that some run asked for first; ``leased`` is 0 when none is asked for.
@@ -200,7 +201,9 @@ def score_asked(
         The run that asked is told as well.
     """
     with _sealed():
-        return scoring.score_asked(site.store, site.settings, model, loaded, worker=worker, stopping=stopping)
+        return scoring.score_asked(
+            site.store, site.settings, model, loaded, worker=worker, owner=owner, stopping=stopping
+        )
 
 
 def dispatch(

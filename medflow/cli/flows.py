@@ -14,13 +14,14 @@ NIGHTLY = "medflow.flows.nightly:nightly"
 
 
 def quiet_prefect() -> None:
-    """Prefect's own logs and calls home, turned down unless the environment says otherwise."""
+    """How Prefect behaves in medflow's processes, unless the environment says otherwise: quiet, and patient."""
     for name, value in {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "PREFECT_LOGGING_LEVEL": "WARNING",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # a busy machine takes longer than Prefect's 20 s
     }.items():
         os.environ.setdefault(name, value)
     if json_lines():  # Prefect's console, in this process and those it starts, says the same kind of line

@@ -9,7 +9,7 @@ Whoever asks holds an asked chunk alive; the process that takes it, from then on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,10 +63,22 @@ def hold(connection: Connection, run_id: int, *, seconds: int) -> None:
     if not taken:
         return
     silent = {worker.name for worker in listed(connection) if not worker.alive}
-    lost = [row for row in taken if row.lease_until_us < now or row.worker in silent or is_gone(row.owner)]
+    _lose(
+        connection,
+        [row for row in taken if row.lease_until_us < now or row.worker in silent or is_gone(row.owner)],
+    )
+
+
+def abandon(connection: Connection, worker: str, *, but: Collection[str]) -> None:
+    """Give up what a worker is on record as scoring, but for what these owners do: it could not say so at the time."""
+    query = select(ChunkRow.id, ChunkRow.owner).where(ChunkRow.worker == worker, ChunkRow.state == RUNNING)
+    _lose(connection, [row for row in connection.execute(query) if row.owner not in but])
+
+
+def _lose(connection: Connection, lost: Sequence[Any]) -> None:
     if lost:
         which = ChunkRow.id.in_([row.id for row in lost])
-        connection.execute(update(ChunkRow).where(which).values(state=LOST, finished_us=now))
+        connection.execute(update(ChunkRow).where(which).values(state=LOST, finished_us=now_us()))
         void_leases(connection, [row.owner for row in lost])
 
 
