@@ -57,3 +57,11 @@ def test_a_stage_without_time_or_cases_has_no_rate():
 
     assert read.rate is None
     assert (loading.name, loading.rate) == ("load", None)
+
+
+def test_selecting_comes_before_what_it_selects_for():
+    assert [stage.name for stage in inner_stages({"read": 1.0, "select": 2.0, "commit": 1.0}, 1)] == [
+        "select",
+        "read",
+        "commit",
+    ]
