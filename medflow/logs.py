@@ -11,6 +11,7 @@ import logging
 import sys
 import traceback
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter as _JsonFormatter
@@ -69,6 +70,11 @@ def set_up_logging(settings: LogSettings, *, text: logging.Handler | None = None
         logging.captureWarnings(True)
         logging.getLogger().handlers[:] = [handler]
         logging.getLogger().setLevel(libraries)
+        sys.excepthook = _end
+
+
+def _end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    logging.getLogger("medflow").critical("ended by an unforeseen error", exc_info=(kind, error, trace))
 
 
 def json_lines() -> bool:

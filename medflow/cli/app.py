@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
-from collections import Counter
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -19,24 +17,24 @@ from medflow.cli import deploy as deploy_command
 from medflow.cli import evaluate as evaluate_command
 from medflow.cli import plugins as plugin_commands
 from medflow.cli import receive as receive_command
-from medflow.cli import services
+from medflow.cli import services, watch
 from medflow.cli import show as show_command
 from medflow.cli.flows import run_nightly
 from medflow.cli.output import (
     COULD_NOT_RUN,
-    err,
     exit_status,
     finish,
     out,
     progress_bar,
     say,
+    say_error,
     set_up_logging,
     show_table,
 )
 from medflow.cli.site import Home, Json, Names, as_instant, here
 from medflow.config import load_settings
 from medflow.errors import MedflowError
-from medflow.store import Store, ledger, outbox
+from medflow.store import Store, ledger
 from medflow.store import jobs as job_store
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -52,6 +50,8 @@ app.command()(services.worker)
 app.command()(show_command.show)
 app.command()(receive_command.receive)
 app.command()(services.serve)
+app.command()(watch.status)
+app.command()(watch.metrics)
 app.command()(deploy_command.deploy)
 
 Paths = Annotated[list[Path], typer.Argument(help="Files and folders.", show_default=False)]
@@ -177,28 +177,6 @@ def models(as_json: Json = False) -> None:
 
 
 @app.command()
-def status(as_json: Json = False) -> None:
-    """Where things stand: jobs by model and state, results waiting for delivery, open rejects."""
-    site = here()
-    with site.store.reading() as connection:
-        counts = {
-            "jobs": job_store.count_jobs(connection),
-            "outbox": outbox.counts(connection),
-            "rejects": ledger.count_rejects(connection),
-        }
-    if as_json:
-        typer.echo(_json(counts))
-        return
-    states = ("ready", "leased", "done", "failed", "dead")
-    rows = [[name, *(by_state.get(state, 0) for state in states)] for name, by_state in counts["jobs"].items()]
-    show_table(["model", *states], rows, title="jobs")
-    states = ("pending", "delivered", "failed", "dead")
-    rows = [[name, *(by_state.get(state, 0) for state in states)] for name, by_state in counts["outbox"].items()]
-    show_table(["target", *states], rows, title="results")
-    show_table(["open rejects", "count"], Counter(counts["rejects"]).most_common())
-
-
-@app.command()
 def rejects(limit: Annotated[int, typer.Option(help="How many to list.")] = 50, as_json: Json = False) -> None:
     """The inputs that were not taken, and why."""
     site = here()
@@ -289,8 +267,7 @@ def main() -> None:
     try:
         app()
     except MedflowError as error:
-        err.print(f"medflow: {error.message}", style="red", markup=False, soft_wrap=True)
-        logging.getLogger(__name__).debug("details", exc_info=True)
+        say_error(error)
         sys.exit(COULD_NOT_RUN)
 
 

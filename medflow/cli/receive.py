@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated
 import typer
 
 from medflow.config import load_settings
+from medflow.logs import set_up_logging
 
 
 def receive(
@@ -38,7 +38,7 @@ def receive(
         receive_tls_key=tls_key,
         receive_tls_ca=tls_ca,
     )
-    _log_lines()
+    set_up_logging(settings, level="INFO")  # one line an event: all there is to see of a service
     asked, again = threading.Event(), threading.Event()
 
     def stop(_number: int, _frame: object) -> None:
@@ -50,13 +50,3 @@ def receive(
     running.start()
     asked.wait()
     running.stop(again)
-
-
-def _log_lines() -> None:
-    """One line an event on stderr, for a service manager to keep: all there is to see of a service."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("medflow")
-    logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False

@@ -407,7 +407,10 @@ class RejectRow(Base):
     first_us: Mapped[int]
     last_us: Mapped[int]
     run_id: Mapped[int | None] = _to("run.id")
-    __table_args__ = (UniqueConstraint("kind", "origin", "code", "sha256"), Index("ix_reject_standing", "state", "code"))
+    __table_args__ = (
+        UniqueConstraint("kind", "origin", "code", "sha256"),
+        Index("ix_reject_standing", "state", "code"),
+    )
 
 
 class RunRow(Base):

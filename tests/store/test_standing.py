@@ -208,6 +208,22 @@ def test_a_changed_result_waits_since_it_changed(store: Store) -> None:
     assert line.oldest_us is not None and line.oldest_us >= changed
 
 
+@pytest.mark.parametrize("sampled", [1, 10_000])
+def test_what_is_not_enrolled_is_counted_alike_however_much_it_is(
+    store: Store, monkeypatch: pytest.MonkeyPatch, sampled: int
+) -> None:
+    monkeypatch.setattr(standing, "SAMPLED", sampled)
+    with store.writing() as connection:
+        outbox.queue(connection, None, risk_of(1))
+        outbox.claim_target(connection, "/out", ME, seconds=60)
+        outbox.queue(connection, None, [*risk_of(1, 0.75), *risk_of(2)])
+
+    with store.reading() as connection:
+        (line,) = standing.deliveries(connection, at_us=now_us())
+
+    assert line.states["pending"] == 6
+
+
 def test_a_target_that_is_expected_lacks_everything_until_it_is_used(store: Store) -> None:
     with store.writing() as connection:
         outbox.queue(connection, None, risk_of(1))
