@@ -9,16 +9,8 @@ from dataclasses import dataclass
 from medflow.store.history import ChunkLine, RunLine
 
 SECOND_US = 1_000_000
-WITHIN = (
-    "select",
-    "load",
-    "read",
-    "wait",
-    "prepare",
-    "predict",
-    "explain",
-    "commit",
-)  # of scoring, in the order of the path
+# of scoring, in the order of the path
+WITHIN = ("select", "load", "read", "wait", "prepare", "predict", "explain", "commit")
 NO_RATE = ("load", "wait")  # a model is loaded once, whatever the cases
 Span = tuple[int, int]
 

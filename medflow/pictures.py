@@ -55,7 +55,8 @@ class Picture:
 def picture_of(store: Store, job_id: int, *, published: bool = False) -> Picture:
     """What the model of this job saw, and said if it has.
 
-    A picture that is to be ``published`` is refused where its pixels may have a name burned in (PS3.3 C.7.6.1.1.5).
+    One that is to be ``published`` names classes but no measured value, and is refused where its pixels may have a
+    name burned in (PS3.3 C.7.6.1.1.5).
 
     Raises
     ------
@@ -77,7 +78,7 @@ def picture_of(store: Store, job_id: int, *, published: bool = False) -> Picture
     case = opener()
     masks = {result.output: _mask(store, result.mask) for result in view.results if result.mask}
     drawn = _draw(case, spec, masks)
-    drawn.suptitle(f"{title}\n{said}", color=INK, fontsize=10)
+    drawn.suptitle(f"{title}\n{_classes(spec, view) if published else said}", color=INK, fontsize=10)
     return Picture(title=title, answer=said, png=png(drawn))
 
 
@@ -94,6 +95,11 @@ def answer(spec: ModelSpec, view: JobView) -> str:
         return f"not scored: {view.state}"
     declared = {output.name: output for output in spec.outputs}
     return ", ".join(_said(declared[result.output], result) for result in view.results if result.output in declared)
+
+
+def _classes(spec: ModelSpec, view: JobView) -> str:
+    labelled = {output.name: output for output in spec.outputs if isinstance(output, Classification)}
+    return ", ".join(_said(labelled[result.output], result) for result in view.results if result.output in labelled)
 
 
 def _said(output: OutputSpec, result: Result) -> str:

@@ -155,3 +155,12 @@ def test_a_case_without_a_result_is_shown_as_it_stands(site):
         view = history.job_view(connection, job_of(site, "gc-content"))
 
     assert pictures.answer(GcContent.spec, replace(view, results=(), state="dead")) == "not scored: dead"
+
+
+def test_a_published_picture_names_its_class_but_no_measured_value(site):
+    with site.store.reading() as connection:
+        volume, radiograph = (history.job_view(connection, job_of(site, name)) for name in ("bright-tissue", "opacity"))
+
+    assert pictures._classes(BrightTissue.spec, volume) == ""
+    assert pictures._classes(Opacity.spec, radiograph) == pictures.answer(Opacity.spec, radiograph)
+    assert picture_of(site.store, volume.job.id, published=True).png != picture_of(site.store, volume.job.id).png
