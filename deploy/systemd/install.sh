@@ -39,7 +39,7 @@ environment() {
     if [ -e "$target" ]; then mv "$target" "$target.before"; fi
     if ! { "$python" -m venv "$target" &&
         "$target/bin/pip" install --quiet --disable-pip-version-check --constraint "$tree/constraints.txt" \
-            "$(echo "$1"/medflow-[0-9]*.whl)[s3]" "$1"/medflow_*.whl &&
+            "$(echo "$1"/medflow-[0-9]*.whl)[dask,s3]" "$1"/medflow_*.whl &&
         "$target/bin/pip" check; }; then
         rm -rf "$target"
         if [ -e "$target.before" ]; then mv "$target.before" "$target"; fi

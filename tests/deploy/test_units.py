@@ -116,7 +116,7 @@ def test_the_installer_puts_everything_in_its_place(installed):
     assert (root / "etc/systemd/system/medflow-serve.service").is_file()
     assert (root / "etc/systemd/system/medflow-.service.d/10-common.conf").is_file()
     assert os.access(root / "usr/local/sbin/medflow", os.X_OK)
-    assert "medflow-0.1.0-py3-none-any.whl[s3]" in (installed / "pip.log").read_text()
+    assert "medflow-0.1.0-py3-none-any.whl[dask,s3]" in (installed / "pip.log").read_text()
     assert "medflow_risk-0.1.0-py3-none-any.whl" in (installed / "pip.log").read_text()
 
 
