@@ -77,5 +77,5 @@ def _moment(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _said(item: dict[str, Any], choices: Choices, none: str) -> dict[str, Any]:
-    told = "; ".join(f"{name}: {what}" for name, what in choices.items() if what)
+    told = "\n\n".join(f"- {name}: {what}" for name, what in choices.items() if what)  # shown as Markdown
     return {**item, "description": "\n\n".join(filter(None, [item.get("description"), told if choices else none]))}

@@ -108,8 +108,13 @@ class Installation:
         """Start a run of a deployment ("nightly/nightly") as the pages do; returns its id."""
         found = self._http.get(f"/deployments/name/{deployment}").raise_for_status().json()
         body = {"parameters": parameters}
-        made = self._http.post(f"/deployments/{found['id']}/create_flow_run", json=body).raise_for_status()
-        return made.json()["id"]
+        made = self._http.post(f"/deployments/{found['id']}/create_flow_run", json=body)
+        for _ in range(20):
+            if made.status_code != 503:  # Prefect's SQLite is locked for a while after a burst; its clients try again
+                break
+            time.sleep(1)
+            made = self._http.post(f"/deployments/{found['id']}/create_flow_run", json=body)
+        return made.raise_for_status().json()["id"]
 
     def flow_run(self, run_id: str) -> dict[str, Any]:
         """The run as Prefect has it."""
