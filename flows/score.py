@@ -73,7 +73,7 @@ def run_models(models: list[str] | None, as_of: datetime | None) -> dict[str, An
         seconds = {name: round(value, 2) for name, value in total.seconds.items()}
         run.counts = {**total.as_json(), "seconds": seconds}
     report("score", "What was scored", {**total.as_json(), "seconds": seconds, **by_model})
-    return total.as_json()
+    return {**total.as_json(), "models": by_model, "seconds": seconds}
 
 
 @flow(name="score", flow_run_name=named("score"), description="Run the models over what is new to them.")
