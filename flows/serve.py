@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import signal
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from typing import Any, cast
@@ -23,7 +24,9 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import InfrastructureNotFound, PrefectHTTPStatusError
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 
+from medflow.config import load_log_settings
 from medflow.errors import ConfigurationError
+from medflow.logs import set_up_logging
 
 log = logging.getLogger(__name__)
 POOL = "medflow"
@@ -54,6 +57,7 @@ class FlowServer(BaseWorker[FlowRunProcess, BaseVariables, FlowRunResult]):
         super().__init__(*args, **options)
         self._context = cast(ForkServerContext, multiprocessing.get_context("forkserver"))
         self._context.set_forkserver_preload([PRELOADED])
+        forkserver.ensure_running()  # it loads while this process goes on: the first run finds it warm
         self._running: dict[int, BaseProcess] = {}
 
     async def run(
@@ -123,6 +127,7 @@ def execute(flow_run_id: UUID, environment: dict[str, str]) -> None:
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(environment)
+    set_up_logging(load_log_settings())
     refresh_global_settings_context()  # Prefect read its settings where this process was forked from
     with handle_engine_signals(flow_run_id):
         flow_run = load_flow_run(flow_run_id=flow_run_id)

@@ -13,6 +13,7 @@ import platform
 import signal
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import anyio
@@ -22,6 +23,7 @@ from medflow import steps
 from medflow.config import load_settings
 from medflow.errors import ConfigurationError, MedflowError
 from medflow.flows.chunks import worker_task
+from medflow.metrics import start_metrics
 from medflow.registry import RegisteredModel
 from medflow.scoring import LoadedModels, model_id
 from medflow.steps import Site
@@ -166,6 +168,16 @@ class _Listener(TaskWorker):
         await super().astart(timeout)
 
 
-def serve(models: Sequence[str] = (), *, name: str | None = None) -> None:
-    """Serve the named models (default: all that are installed) on the configured device until asked to stop."""
-    Worker(steps.open_site(load_settings()), models, name=name).serve()
+def serve(models: Sequence[str] = (), *, name: str | None = None, metrics: tuple[str, int] | None = None) -> None:
+    """Serve the named models (default: all that are installed) on the configured device until asked to stop.
+
+    ``metrics`` is the host and port at which Prometheus finds the installation's figures, and this process's own.
+    """
+    site = steps.open_site(load_settings())
+    worker = Worker(site, models, name=name)
+    if metrics is None:
+        worker.serve()
+        return
+    host, port = metrics
+    with closing(start_metrics(site.store, site.settings, port, host)):
+        worker.serve()

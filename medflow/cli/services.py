@@ -9,12 +9,18 @@ import typer
 
 from medflow.cli.flows import load, quiet_prefect
 from medflow.cli.site import Names
+from medflow.config import load_log_settings
+from medflow.logs import set_up_logging
 
 
 def worker(
     device: Annotated[str | None, typer.Option(help="cpu, cuda:0, mps ...; MEDFLOW_DEVICE otherwise.")] = None,
     model: Names = None,
     name: Annotated[str | None, typer.Option(help="What this worker is called; host and device otherwise.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve metrics for Prometheus as well, at this port.")
+    ] = None,
+    metrics_host: Annotated[str, typer.Option(help="Address of --metrics-port.")] = "127.0.0.1",
 ) -> None:
     """Score chunks for flows on one device, its models kept loaded, until asked to stop (SIGTERM).
 
@@ -23,7 +29,9 @@ def worker(
     quiet_prefect()
     if device is not None:
         os.environ["MEDFLOW_DEVICE"] = device  # what the settings are read from
-    load("medflow.flows.worker:serve")(model or (), name=name)
+    set_up_logging(load_log_settings(), level="INFO")
+    metrics = (metrics_host, metrics_port) if metrics_port is not None else None
+    load("medflow.flows.worker:serve")(model or (), name=name, metrics=metrics)
 
 
 def serve(
@@ -35,4 +43,5 @@ def serve(
     quiet_prefect()
     os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "0.5")  # how soon a run that was triggered begins
     os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")  # how a run whose machine is gone is known
+    set_up_logging(load_log_settings(), level="INFO")
     load("medflow.flows.serve:serve")(pool, limit=limit, name=name)
