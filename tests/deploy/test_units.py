@@ -22,6 +22,8 @@ SERVICES = [
     "medflow-receive.service",
     "medflow-metrics.service",
 ]
+LONG = [name for name in SERVICES if name != "medflow-setup.service"]
+BACKUP = ["medflow-backup.service"]
 EXPOSURE = 2.0  # of 10, as `systemd-analyze security` counts; a service without any of this has 9.6
 
 
@@ -31,7 +33,7 @@ def analyze(tmp_path: Path):
     program = tool("systemd-analyze", "apt-get install systemd")
     shutil.copytree(SYSTEMD, tmp_path, dirs_exist_ok=True)
     for path in tmp_path.glob("*.service"):
-        path.write_text(re.sub(r"/opt/medflow/bin/\w+", "/bin/true", path.read_text()))
+        path.write_text(re.sub(r"/(?:opt/medflow/bin|usr/local/lib/medflow)/[\w.]+", "/bin/true", path.read_text()))
     for name in SERVICES:
         if "@" in name:
             shutil.copy(tmp_path / "medflow-worker@.service", tmp_path / name)
@@ -45,12 +47,14 @@ def analyze(tmp_path: Path):
 
 
 # `verify` takes what follows a colon for an alias, so not the worker of cuda:0
-@pytest.mark.parametrize("name", [*(name for name in SERVICES if ":" not in name), "medflow.target"])
+@pytest.mark.parametrize(
+    "name", [*(name for name in SERVICES if ":" not in name), *BACKUP, "medflow-backup.timer", "medflow.target"]
+)
 def test_systemd_takes_the_unit(analyze, name):
     analyze("verify", "--man=no", analyze.folder / name)
 
 
-@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("name", [*SERVICES, *BACKUP])
 def test_a_service_is_shut_in(analyze, name):
     said = analyze("security", "--offline=yes", analyze.folder / name)
 
@@ -63,7 +67,7 @@ def test_the_target_wants_every_service_but_the_workers():
     assert set(target.names("Unit", "Wants")) == {name for name in SERVICES if "@" not in name}
 
 
-@pytest.mark.parametrize("name", [name for name in SERVICES if name != "medflow-setup.service"])
+@pytest.mark.parametrize("name", LONG)
 def test_a_service_that_stays_comes_back_and_may_drain(name):
     unit = read_unit(SYSTEMD, name)
 
@@ -116,6 +120,8 @@ def test_the_installer_puts_everything_in_its_place(installed):
     assert (root / "etc/systemd/system/medflow-serve.service").is_file()
     assert (root / "etc/systemd/system/medflow-.service.d/10-common.conf").is_file()
     assert os.access(root / "usr/local/sbin/medflow", os.X_OK)
+    assert os.access(root / "usr/local/lib/medflow/backup.sh", os.X_OK)
+    assert (root / "usr/local/lib/medflow/postgres/url.sh").is_file()
     assert "medflow-0.1.0-py3-none-any.whl[dask,s3]" in (installed / "pip.log").read_text()
     assert "medflow_risk-0.1.0-py3-none-any.whl" in (installed / "pip.log").read_text()
 
