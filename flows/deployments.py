@@ -36,7 +36,7 @@ from medflow.flows.serve import TYPE, FlowServer
 from medflow.registry import Registry
 
 OLDEST = (3, 8)  # of Prefect's servers: the deployments' limits and strategies are understood from there on
-POOL_TYPES = (TYPE, "process", "docker", "kubernetes")
+POOL_TYPES = (TYPE, "process", "docker", "kubernetes", "kubernetes-gpu")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +113,7 @@ def _with_options(entry: dict[str, Any], settings: Settings, options: Options) -
 
 def _put_pool(client: SyncPrefectClient, name: str, kind: str) -> dict[str, str]:
     template = _template(kind)
+    kind = kind.removesuffix("-gpu")  # to Prefect's workers, a GPU is part of the job, not of the pool's type
     told = {"name": name, "type": kind}
     try:
         found = client.read_work_pool(name)

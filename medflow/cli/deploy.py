@@ -17,7 +17,7 @@ from medflow.registry import installed
 def deploy(
     pool: Annotated[str | None, typer.Option(help="The work pool that runs go to; medflow otherwise.")] = None,
     pool_type: Annotated[
-        str, typer.Option(help="medflow (run by `medflow serve`), process, docker or kubernetes.")
+        str, typer.Option(help="medflow (run by `medflow serve`), process, docker, kubernetes or kubernetes-gpu.")
     ] = "medflow",
     cron: Annotated[str | None, typer.Option(help='When nights begin; "0 2 * * *" otherwise.')] = None,
     timezone: Annotated[str | None, typer.Option(help="Time zone of --cron; MEDFLOW_TIMEZONE, else UTC.")] = None,

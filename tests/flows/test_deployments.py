@@ -202,6 +202,14 @@ def test_another_pool_may_be_named_and_has_the_type_asked_for(first, env, pages)
     assert pages.deployment(NIGHTLY)["work_pool_name"] == "medflow"
 
 
+def test_a_pool_whose_jobs_ask_for_a_gpu_is_one_of_kubernetes(first, env, pages):
+    told = deploy(env, "--pool", "devices", "--pool-type", "kubernetes-gpu")
+
+    assert told["work_pool"] == {"name": "devices", "type": "kubernetes", "status": "created"}
+    assert deploy(env, "--pool", "devices", "--pool-type", "kubernetes-gpu")["work_pool"]["status"] == "unchanged"
+    assert deploy(env)["work_pool"]["name"] == "medflow"
+
+
 # --- the forms ---------------------------------------------------------------------------------------------------
 
 
