@@ -24,7 +24,6 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import get_current_settings
-from prefect.workers.process import ProcessWorker
 from pydantic import ValidationError
 
 from medflow import __version__
@@ -135,12 +134,7 @@ def _template(kind: str) -> dict[str, Any]:
         raise ConfigurationError(f"--pool-type {kind!r} is none of {', '.join(POOL_TYPES)}")
     if kind == TYPE:
         return FlowServer.get_default_base_job_template()
-    template = files("medflow.deploy").joinpath("work-pools", f"{kind}.json")
-    if template.is_file():
-        return json.loads(template.read_text(encoding="utf-8"))
-    if kind == "process":
-        return ProcessWorker.get_default_base_job_template()
-    raise ConfigurationError(f"this medflow was built without a job template for pools of type {kind}")
+    return json.loads(files("medflow.deploy").joinpath("work-pools", f"{kind}.json").read_text(encoding="utf-8"))
 
 
 # --- deployments -------------------------------------------------------------------------------------------------
