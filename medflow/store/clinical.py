@@ -20,6 +20,7 @@ from sqlalchemy import BigInteger, Connection, bindparam, delete, func, insert, 
 
 from medflow.errors import InputRejected, RejectCode
 from medflow.records import Patient, fhir_identifier
+from medflow.store.bulk import Growth, among
 from medflow.store.packed import Code, Packed
 from medflow.store.patients import resolve_patients
 from medflow.store.tables import (
@@ -50,7 +51,9 @@ def known_contents(
     found = {}
     for kind, chunk in _by_type(keys):
         query = select(FhirResourceRow.fhir_id, FhirResourceRow.id, FhirResourceRow.sha256).where(
-            FhirResourceRow.source == source, FhirResourceRow.type == kind, FhirResourceRow.fhir_id.in_(chunk)
+            FhirResourceRow.source == source,
+            FhirResourceRow.type == kind,
+            among(connection, FhirResourceRow.fhir_id, chunk),
         )
         found.update({(kind, fhir_id): (key, digest) for fhir_id, key, digest in connection.execute(query)})
     return found
@@ -113,6 +116,7 @@ class ClinicalWriter:
         self._source = source
         self._concepts: dict[Code, int] = {}
         self._met = _Bits()
+        self._growth = Growth("patient", "patient_identifier", "encounter", "fhir_resource", "measurement")
 
     def met(self, ids: Iterable[int]) -> None:
         """Note rows of fhir_resource whose content was offered again in this ingest."""
@@ -154,6 +158,7 @@ class ClinicalWriter:
             self._facts(connection, chunk)
             _bump(connection, PatientRow, chunk.touched_patients)
             _bump(connection, EncounterRow, chunk.touched_encounters)
+            self._growth.add(connection, len(chosen))
         return outcomes
 
     def _resolve(
@@ -236,7 +241,7 @@ class ClinicalWriter:
         found: dict[str, int] = {}
         for part in _chunks(names):
             query = select(EncounterRow.fhir_id, EncounterRow.id).where(
-                EncounterRow.source == self._source, EncounterRow.fhir_id.in_(part)
+                EncounterRow.source == self._source, among(connection, EncounterRow.fhir_id, part)
             )
             found.update({fhir_id: key for fhir_id, key in connection.execute(query)})
         return found
@@ -452,7 +457,7 @@ def _existing(connection: Connection, source: str, keys: Sequence[tuple[str, str
     for kind, part in _by_type(keys):
         query = select(
             table.fhir_id, table.id, table.sha256, table.version, table.last_updated_us, table.deleted
-        ).where(table.source == source, table.type == kind, table.fhir_id.in_(part))
+        ).where(table.source == source, table.type == kind, among(connection, table.fhir_id, part))
         for fhir_id, *row in connection.execute(query):
             found[kind, fhir_id] = _Stored(*row)
     return found
