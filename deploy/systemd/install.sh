@@ -40,12 +40,18 @@ environment() {
     if ! { "$python" -m venv "$target" &&
         "$target/bin/pip" install --quiet --disable-pip-version-check --constraint "$tree/constraints.txt" \
             "$(echo "$1"/medflow-[0-9]*.whl)[dask,s3]" "$1"/medflow_*.whl &&
-        "$target/bin/pip" check; }; then
+        "$target/bin/pip" check && as_user "$target/bin/python" -c 'import medflow.cli'; }; then
         rm -rf "$target"
         if [ -e "$target.before" ]; then mv "$target.before" "$target"; fi
         say "the packages could not be installed; what was there before is untouched"
         exit 1
     fi
+}
+
+# A Python below somebody's home, say, works for root alone
+as_user() {
+    if [ -n "$root" ]; then return; fi
+    setpriv --reuid=medflow --regid=medflow --clear-groups "$@" || { say "the user medflow cannot run $1"; return 1; }
 }
 
 # Secrets are made here and written nowhere else; the two that PostgreSQL must know are read by postgres/databases.sh
