@@ -22,7 +22,7 @@ CASES = 100
 
 @pytest.fixture
 def site(store: Store, settings: Settings, tmp_path) -> steps.Site:
-    quick = settings.model_copy(update={"chunk_size": 16, "device": "cpu", "workers": 1, "worker_wait_s": 2})
+    quick = settings.model_copy(update={"chunk_size": 16, "device": "cpu", "workers": 1, "worker_wait_s": 60})
     model = registered(GcContent)
     here = steps.Site(settings=quick, store=store, registry=Registry(models={model.name: model}, broken=()))
     steps.ingest(here, steps.source_of("fasta", [sequences(tmp_path / "some.fasta", CASES)]))
@@ -43,6 +43,11 @@ def dispatched(site: steps.Site, wake: Callable[[str, int], None], **options) ->
         )
     with site.store.reading() as connection:
         return given_up, chunks.of_run(connection, run.id)
+
+
+def impatient(site: steps.Site) -> steps.Site:
+    """The site, where a run waits for a worker for a second only."""
+    return replace(site, settings=site.settings.model_copy(update={"worker_wait_s": 1}))
 
 
 def scorer(site: steps.Site, name: str = "w1") -> Callable[[str, int], None]:
@@ -79,7 +84,7 @@ def test_a_call_that_nobody_heard_is_made_again(site):
         if len(calls) > 1:
             scores(model, count)
 
-    dispatched(replace(site, settings=site.settings.model_copy(update={"worker_wait_s": 30})), deaf_at_first)
+    dispatched(site, deaf_at_first)
 
     assert len(calls) > 1
     assert done(site) == CASES
@@ -94,7 +99,7 @@ def test_calls_that_come_too_often_do_no_harm(site):
 
 
 def test_without_a_worker_the_model_is_given_up_and_nothing_stays_asked(site):
-    given_up, found = dispatched(site, lambda _model, _count: None)
+    given_up, found = dispatched(impatient(site), lambda _model, _count: None)
 
     assert isinstance(given_up["gc-content"], WorkerMissing)
     assert "start one" in given_up["gc-content"].message
@@ -105,7 +110,7 @@ def test_without_a_worker_the_model_is_given_up_and_nothing_stays_asked(site):
 def test_a_worker_with_another_version_is_told_apart_from_none(site):
     announce(site, "w1", digest="0" * 64)
 
-    given_up, _ = dispatched(site, lambda _model, _count: None)
+    given_up, _ = dispatched(impatient(site), lambda _model, _count: None)
 
     assert "another version" in given_up["gc-content"].message
 
@@ -118,7 +123,7 @@ def test_a_prefect_that_takes_no_call_is_waited_for(site):
             raise failures.pop()
         scores(model, count)
 
-    given_up, _ = dispatched(replace(site, settings=site.settings.model_copy(update={"worker_wait_s": 30})), wake)
+    given_up, _ = dispatched(site, wake)
 
     assert given_up == {}
     assert done(site) == CASES

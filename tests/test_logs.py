@@ -77,6 +77,7 @@ def test_what_a_library_that_reads_data_says_is_not_repeated(
     start: Callable[[], logging.Logger], capfd: pytest.CaptureFixture[str]
 ) -> None:
     start()
+    logging.getLogger("pydicom").setLevel(logging.WARNING)  # whatever reading files in this process made of it
     logging.getLogger("pydicom").warning("invalid value %r", "Doe^John")
     with warnings.catch_warnings():
         warnings.simplefilter("always")

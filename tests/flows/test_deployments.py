@@ -377,6 +377,7 @@ CustomWebhookNotificationBlock(name="test", url="{url}/told", json_data=told).sa
 def test_a_night_whose_machine_is_gone_is_crashed_and_holds_up_no_other(site, env, pages):
     gate = Path(env["TESTS_GATE"])
     gate.touch()
+    (gate.parent / "in" / "new.fasta").write_text(">three\nACCTACCT\n")  # or the night has nothing to wait for
     deploy(env, "--silent-after", 60)
     lost = site.trigger(NIGHTLY)
     wait(lambda: site.flow_run(lost)["state_type"] == "RUNNING", 60)
