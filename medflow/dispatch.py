@@ -59,6 +59,7 @@ class Dispatch:
     def __init__(self, store: Store, settings: Settings, run_id: int, wake: Wake, *, announced: bool) -> None:
         self._store, self._settings, self._run_id = store, settings, run_id
         self._wake, self._announced = wake, announced
+        self._held = 0.0
 
     def run(self, models: Sequence[RegisteredModel]) -> dict[str, MedflowError]:
         """Ask until all that waits for these models has ended; returns, by name, why a model was given up."""
@@ -93,8 +94,11 @@ class Dispatch:
 
     @stamina.retry(on=StoreUnavailable, attempts=None, timeout=OUTAGE_S, wait_initial=0.5, wait_max=5.0)
     def _look(self) -> list[Chunk]:
-        with self._store.writing() as connection:
-            chunks.hold(connection, self._run_id, seconds=HOLD_S)
+        if time.monotonic() - self._held >= 1:
+            with self._store.writing() as connection:
+                chunks.hold(connection, self._run_id, seconds=HOLD_S)
+            self._held = time.monotonic()
+        with self._store.reading() as connection:
             return chunks.of_run(connection, self._run_id)
 
     def _tend(self, item: _Round, mine: Sequence[Chunk]) -> bool:

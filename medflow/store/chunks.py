@@ -56,7 +56,9 @@ def hold(connection: Connection, run_id: int, *, seconds: int) -> None:
     are free at once: should its process live after all, it finds that it no longer holds them.
     """
     now = now_us()
-    asked = update(ChunkRow).where(ChunkRow.run_id == run_id, ChunkRow.state == ASKED)
+    # only when it is time: a row that is being written is passed over by whoever would take it
+    due = ChunkRow.lease_until_us < now + seconds * SECOND_US // 2
+    asked = update(ChunkRow).where(ChunkRow.run_id == run_id, ChunkRow.state == ASKED, due)
     connection.execute(asked.values(lease_until_us=now + seconds * SECOND_US))
     query = select(ChunkRow.id, ChunkRow.owner, ChunkRow.worker, ChunkRow.lease_until_us)
     taken = connection.execute(query.where(ChunkRow.state == RUNNING)).all()
