@@ -42,7 +42,7 @@ def serve(
     """Run scheduled and triggered flow runs until asked to stop (SIGTERM); each in a process that starts warm."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")  # a run's page shows its log
     quiet_prefect()
-    os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "0.5")  # how soon a run that was triggered begins
+    os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "0.3")  # how soon a run that was triggered begins
     os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")  # how a run whose machine is gone is known
     set_up_logging(load_log_settings(), level="INFO")
     load("medflow.flows.serve:serve")(pool, limit=limit, name=name)
