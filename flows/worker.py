@@ -28,7 +28,7 @@ from medflow.registry import RegisteredModel
 from medflow.scoring import LoadedModels, model_id
 from medflow.steps import Site
 from medflow.store import chunks, workers
-from medflow.store.jobs import process_owner
+from medflow.store.jobs import process_of, process_owner
 
 log = logging.getLogger(__name__)
 IN_HAND = 2  # chunks at once
@@ -47,7 +47,8 @@ class Worker:
     Raises
     ------
     ConfigurationError
-        No Prefect server is configured, no model is installed, or a name or the device is unknown.
+        No Prefect server is configured, no model is installed, a model or the device is unknown, or another worker has
+        the name.
     """
 
     def __init__(self, site: Site, models: Sequence[str] = (), *, name: str | None = None) -> None:
@@ -60,9 +61,10 @@ class Worker:
         if not self.models:
             raise ConfigurationError("no model is installed that this worker could serve: install a plugin")
         self.loaded = LoadedModels(site.settings)
-        self.name = name or f"{platform.node()}/{self.loaded.device}"
+        self.name = name or self._free_name()
         self.owner = process_owner()
         self.stopping = threading.Event()
+        self._ended = threading.Event()
         self._preload = list(self.models.values()) if models else []
         self._in_hand: set[str] = set()  # owners of the leases that chunks in hand have
         self._listener: _Listener | None = None
@@ -82,6 +84,7 @@ class Worker:
             anyio.run(self._listen)
         finally:
             self.stopping.set()
+            self._ended.set()
             with self.site.store.writing() as connection:
                 workers.leave(connection, self.name, self.owner)
             self.loaded.close()
@@ -109,9 +112,16 @@ class Worker:
         with self.loaded.using(model):
             log.info("%s is loaded", model.name)
 
+    def _free_name(self) -> str:
+        usual = f"{platform.node()}/{self.loaded.device}"
+        with self.site.store.reading() as connection:
+            return f"{usual}/{os.getpid()}" if workers.is_taken(connection, usual) else usual
+
     def _announce(self) -> None:
         digests = {model.name: model.digest for model in self.models.values()}
         with self.site.store.writing() as connection:
+            if workers.is_taken(connection, self.name):
+                raise ConfigurationError(f"a worker called {self.name} is running: give this one another --name")
             workers.announce(connection, self.name, self.owner, self.loaded.device, digests)
 
     def _beat(self) -> None:
@@ -121,10 +131,10 @@ class Worker:
                 with self.site.store.writing() as connection:
                     workers.beat(connection, self.name, self.owner, loaded=self.loaded.names(), state=state)
                     # what could not be given back while the database was away
-                    chunks.abandon(connection, self.name, but=set(self._in_hand))
+                    chunks.abandon(connection, process_of(self.owner), but=set(self._in_hand))
             except MedflowError as error:
                 log.warning("no heartbeat: %s", error.message)
-            if self.stopping.wait(workers.HEARTBEAT_S):
+            if self._ended.wait(workers.HEARTBEAT_S):
                 return
 
     async def _listen(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, insert, select, update
 
-from medflow.store.jobs import SECOND_US, is_gone, void_leases
+from medflow.store.jobs import SECOND_US, is_gone, process_of, void_leases
 from medflow.store.ledger import now_us
 from medflow.store.tables import ChunkRow, ModelRow
 from medflow.store.workers import listed
@@ -71,10 +71,14 @@ def hold(connection: Connection, run_id: int, *, seconds: int) -> None:
     )
 
 
-def abandon(connection: Connection, worker: str, *, but: Collection[str]) -> None:
-    """Give up what a worker is on record as scoring, but for what these owners do: it could not say so at the time."""
-    query = select(ChunkRow.id, ChunkRow.owner).where(ChunkRow.worker == worker, ChunkRow.state == RUNNING)
-    _lose(connection, [row for row in connection.execute(query) if row.owner not in but])
+def abandon(connection: Connection, process: str, *, but: Collection[str]) -> None:
+    """Give up what a process is on record as scoring, but for these owners: it could not say so at the time.
+
+    ``process`` is what its owners begin with (`medflow.store.jobs.process_of`).
+    """
+    query = select(ChunkRow.id, ChunkRow.owner).where(ChunkRow.state == RUNNING, ChunkRow.worker.is_not(None))
+    own = [row for row in connection.execute(query) if process_of(row.owner) == process]
+    _lose(connection, [row for row in own if row.owner not in but])
 
 
 def _lose(connection: Connection, lost: Sequence[Any]) -> None:

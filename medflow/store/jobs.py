@@ -70,6 +70,11 @@ def process_owner() -> str:
     return f"{socket.gethostname()}|{os.getpid()}|{_started(os.getpid())}|{uuid4().hex[:8]}"
 
 
+def process_of(owner: str) -> str:
+    """What all owners that one process makes have in common."""
+    return owner.rpartition("|")[0]
+
+
 def register_model(
     connection: Connection, *, name: str, version: str, digest: str, distribution: str, spec: dict[str, Any]
 ) -> int:

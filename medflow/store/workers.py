@@ -46,6 +46,11 @@ def announce(connection: Connection, name: str, owner: str, device: str, models:
     connection.execute(delete(WorkerRow).where(WorkerRow.seen_us < now - FORGET_S * SECOND_US))
 
 
+def is_taken(connection: Connection, name: str) -> bool:
+    """Whether a living worker has this name."""
+    return any(worker.name == name and worker.alive for worker in listed(connection))
+
+
 def beat(connection: Connection, name: str, owner: str, *, loaded: Sequence[str], state: str) -> None:
     """Say that a worker lives."""
     mine = (WorkerRow.name == name, WorkerRow.owner == owner)

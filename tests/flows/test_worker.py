@@ -53,16 +53,42 @@ def test_a_worker_whose_server_is_away_is_listed_serves_metrics_and_stops_when_a
     worker = subprocess.Popen([*command, "--metrics-port", str(port)], env=env, stderr=subprocess.PIPE, text=True)
     try:
         metrics = scraped(f"http://127.0.0.1:{port}/metrics", UP)
-        (listed,) = json.loads(medflow(env, "status", "--json").stdout)["workers"]
+        (line,) = json.loads(medflow(env, "status", "--json").stdout)["workers"]
         worker.send_signal(signal.SIGTERM)
         _, said = worker.communicate(timeout=30)
     finally:
         worker.kill()
 
     assert UP in metrics
-    assert (listed["name"], listed["device"], listed["models"]) == ("w1", "cpu", ["gc-content"])
+    assert (line["name"], line["device"], line["models"]) == ("w1", "cpu", ["gc-content"])
     assert worker.returncode == 0, said
     assert json.loads(medflow(env, "status", "--json").stdout)["workers"] == []
+
+
+def test_two_workers_of_one_machine_have_names_of_their_own(env):
+    command = [sys.executable, "-m", "medflow.cli", "worker", "--model", "gc-content"]
+    both = []
+    try:
+        for count in (1, 2):
+            both.append(subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL))
+            names = listed(env, count)
+        refused = medflow(env, "worker", "--name", names[0], "--model", "gc-content")
+    finally:
+        for worker in both:
+            worker.kill()
+            worker.wait(timeout=20)
+
+    assert len(set(names)) == 2
+    assert refused.returncode == 1
+    assert "give this one another --name" in refused.stderr
+
+
+def listed(env: dict[str, str], count: int) -> list[str]:
+    """The workers' names, once there are so many."""
+    deadline, names = time.monotonic() + 60, []
+    while time.monotonic() < deadline and len(names) < count:
+        names = [worker["name"] for worker in json.loads(medflow(env, "status", "--json").stdout)["workers"]]
+    return names
 
 
 def scraped(url: str, wanted: str) -> str:
