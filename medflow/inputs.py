@@ -18,7 +18,7 @@ from medflow.plugin import (
     SequenceWindow,
     TimeSeriesInput,
 )
-from medflow.records import DueUnit, Instant
+from medflow.records import DueUnit, Instance, Instant
 from medflow.store import Connection, Store
 from medflow.store.genomics import due_sequences, load_sequences
 from medflow.store.imaging import due_series, series_instances
@@ -81,6 +81,13 @@ class _RecordBatch:
                 return _windows(connection, self._wanted, self._jobs)
             units = [(job.unit.id, job.prediction_time) for job in self._jobs]
             return load_time_series(connection, self._wanted, units)
+
+
+def image_instances(connection: Connection, spec: ModelSpec, job: Job) -> dict[str, list[Instance]]:
+    """The instances behind each image that a job's case is given, by the input's name."""
+    return {
+        item.name: series_instances(connection, job.unit.id) for item in spec.accepts if isinstance(item, ImagingInput)
+    }
 
 
 def _image_opener(store: Store, wanted: ImagingInput, job: Job) -> CaseOpener:

@@ -65,20 +65,41 @@ Ready = TypeVar("Ready")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImagingInput:
-    """One DICOM series, as a 2D image or a volume.
+    """One DICOM series, as a 2D image, a volume, or several volumes.
 
-    ``modality`` is DICOM (0008,0060); ``body_parts`` are matched case-insensitively against BodyPartExamined when
-    the series has one; an empty tuple accepts any. ``dimensions`` 2 gives an array (rows, columns), 3 gives
-    (z, y, x) with ``min_slices`` at least. Intensities are after the modality LUT (rescale); MONOCHROME1 inverted.
+    What a series must be like, each an empty tuple or None where anything fits:
+
+    - ``modality``: DICOM (0008,0060), one of these; ``sop_classes``: UIDs.
+    - ``body_parts``: matched case-insensitively against BodyPartExamined, when the series has one.
+    - ``descriptions``: regular expressions, one of which must be found in SeriesDescription or ProtocolName whatever
+      the case; ``excluded_descriptions``: none of which may be.
+    - ``contrast``: whether a ContrastBolusAgent was given.
+    - ``slice_thickness_mm``: least and largest SliceThickness. Where slices lie is measured, never read from it.
+
+    ``dimensions`` 2 gives an array (rows, columns), 3 gives (z, y, x), 4 gives (volumes, z, y, x), with ``min_slices``
+    in each volume at least. A series of several volumes (times, echoes, b-values, phases) fits 3 only if ``take`` says
+    which of them, in their order of acquisition. Intensities are after the modality LUT (rescale); MONOCHROME1
+    inverted. Slices that a tilted gantry shifted sideways are brought onto a straight grid.
+
+    A model whose unit is a series is given every series that fits. A model whose unit is a study names its inputs, and
+    each takes one series of the study: ``prefer`` "newest", the last acquired, or "best", the one with the thinnest
+    slices, then the most, then the newest. An ``optional`` input may be missing from the case.
     """
 
     kind: Literal["imaging"] = "imaging"
     name: str = "image"
     modality: tuple[str, ...]
-    dimensions: Literal[2, 3] = 3
+    dimensions: Literal[2, 3, 4] = 3
     sop_classes: tuple[str, ...] = ()
     body_parts: tuple[str, ...] = ()
+    descriptions: tuple[str, ...] = ()
+    excluded_descriptions: tuple[str, ...] = ()
+    contrast: bool | None = None
+    slice_thickness_mm: tuple[float, float] | None = None
     min_slices: int = 1
+    take: Literal["only", "first", "last"] = "only"
+    prefer: Literal["every", "newest", "best"] = "every"
+    optional: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,17 +172,20 @@ InputSpec = ImagingInput | TimeSeriesInput | SequenceInput | NoteInput
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """A 2D image (rows, columns) or a volume (z, y, x), float32 after the modality LUT.
+    """A 2D image (rows, columns), a volume (z, y, x) or volumes (volumes, z, y, x), float32 after the modality LUT.
 
     ``affine`` (4, 4) maps homogeneous array indices (x, y, z, 1) - column, row, slice - to LPS millimetres
-    (DICOM patient coordinates, PS3.3 C.7.6.2.1.1); None for a projection image without a position.
-    ``spacing_mm`` is in array order: (z, y, x), or (rows, columns).
+    (DICOM patient coordinates, PS3.3 C.7.6.2.1.1); None for a projection image without a position. NIfTI and MONAI
+    count to the right and to the front instead: their RAS affine is ``diag(-1, -1, 1, 1) @ affine``.
+    ``spacing_mm`` is in array order: (z, y, x), or (rows, columns). ``volumes`` says of each volume of several what
+    tells it from the others, by DICOM keyword (EchoTime in ms, DiffusionBValue in s/mm2, TemporalPositionIndex ...).
     """
 
     array: np.ndarray
     spacing_mm: tuple[float, ...] | None
     affine: np.ndarray | None
     modality: str
+    volumes: tuple[Mapping[str, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,17 +291,27 @@ class Risk:
     calibrated: bool = False
 
 
+ANATOMICAL_STRUCTURE = Coding(system=SNOMED, code="123037004", display="Anatomical Structure")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """A boolean mask on the grid of the input image; medflow derives its volume in mL from the image's geometry.
+    """A mask on the grid of an input image: boolean, or with ``fractional`` float32 probabilities 0..1.
 
-    A derived volume outside ``valid_ml`` is an error, not a result.
+    medflow derives the volume in mL from the image's geometry and the mean intensity inside (of a fractional mask where
+    it is 0.5 or more), and writes all segments of a case as one DICOM SEG. A volume outside ``valid_ml`` is an error,
+    not a result. ``property_category`` and ``property_type`` are what is segmented (PS3.3 C.8.20.2; the type is
+    ``body_site`` unless given). ``of`` names the input whose grid it is; the first image declared unless given.
     """
 
     kind: Literal["segment"] = "segment"
     name: str
     body_site: Coding
     valid_ml: tuple[float, float]
+    property_category: Coding = ANATOMICAL_STRUCTURE
+    property_type: Coding | None = None
+    fractional: bool = False
+    of: str | None = None
 
 
 OutputSpec = Measure | Classification | Risk | Segment
@@ -288,7 +322,7 @@ class Prediction:
     """A model's answer for one case.
 
     ``values`` holds for every declared output, by name: a float (Measure, Risk), an array of probabilities
-    (Classification) or a boolean array (Segment). ``out_of_scope`` instead gives a reason (no patient data) why the
+    (Classification) or a mask (Segment). ``out_of_scope`` instead gives a reason (no patient data) why the
     model does not answer; it becomes a dataAbsentReason and no value.
     """
 
@@ -376,7 +410,11 @@ class Model(ABC, Generic[Ready]):
         """
 
     def explain(self, batch: Sequence[Ready], predictions: Sequence[Prediction]) -> list[Mapping[str, np.ndarray]]:
-        """Attributions or heat maps by name for each prediction; none unless a model overrides this."""
+        """What led to each prediction, by the name of the output; nothing unless a model overrides this.
+
+        For an image a heat map: float32 on the grid of the input image, larger where the picture spoke more for the
+        answer, NaN where nothing can be said. Asked for per run, never by default; runs with gradients available.
+        """
         return [{} for _ in predictions]
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, LargeBinary, MetaData, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, LargeBinary, MetaData, UniqueConstraint, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite autoincrements only INTEGER PRIMARY KEY
@@ -69,6 +69,7 @@ class StudyRow(Base):
     description: Mapped[str | None]
     started_us: Mapped[int | None]
     started_offset: Mapped[int | None]
+    revision: Mapped[int] = mapped_column(default=0, server_default="0")  # grows with every change to its series
 
 
 class SeriesRow(Base):
@@ -79,6 +80,10 @@ class SeriesRow(Base):
     modality: Mapped[str] = mapped_column(index=True)
     body_part: Mapped[str | None]
     description: Mapped[str | None]
+    protocol_name: Mapped[str | None]
+    image_type: Mapped[str | None]  # ImageType of its first instance, with backslashes between the values
+    contrast: Mapped[bool | None]  # whether a ContrastBolusAgent is named; None: taken in before this was kept
+    slice_thickness_mm: Mapped[float | None]  # SliceThickness
     series_number: Mapped[int | None]
     frame_of_reference_uid: Mapped[str | None]
     laterality: Mapped[str | None]
@@ -309,6 +314,7 @@ class ChunkRow(Base):
     reasons: Mapped[dict[str, Any]] = mapped_column(default=dict)
     seconds: Mapped[dict[str, Any]] = mapped_column(default=dict)  # by stage
     error: Mapped[str | None]  # why the model could not be run at all
+    explain: Mapped[bool] = mapped_column(default=False, server_default=false())  # heat maps are wanted as well
     __table_args__ = (
         Index("ix_chunk_queue", "model_id", "state", "id"),
         Index("ix_chunk_finished", "finished_us"),
@@ -339,6 +345,23 @@ class PredictionRow(Base):
     detail: Mapped[dict[str, Any]] = mapped_column(default=dict)  # class probabilities, voxel counts
     mask: Mapped[str | None]  # sha256 of the mask in the object store
     out_of_scope: Mapped[str | None]
+
+
+class ResultObjectRow(Base):
+    """A DICOM object that a job made: the segmentation of its masks, or a heat map."""
+
+    __tablename__ = "result_object"
+    id: Mapped[int] = _key()
+    job_id: Mapped[int] = mapped_column(Id, ForeignKey("job.id", ondelete="CASCADE"), index=True)
+    kind: Mapped[str]  # segmentation | heat-map
+    sop_class_uid: Mapped[str]
+    sop_instance_uid: Mapped[str] = mapped_column(unique=True)
+    series_uid: Mapped[str]
+    study_uid: Mapped[str]
+    sha256: Mapped[str]  # in the object store
+    size: Mapped[int]
+    outputs: Mapped[list[Any]]  # names of the outputs that it shows
+    created_us: Mapped[int]
 
 
 class OutboxRow(Base):
