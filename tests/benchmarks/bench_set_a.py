@@ -31,7 +31,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 from challenge2012 import SYSTEM, convert
 
-SAMPLE = 20_000  # resources that the peer of ingest validates
+SAMPLE = 100_000  # resources that the peer of ingest validates, before it and again after it
 PIECE = 500
 NOTHING_WRONG = (0, 3)  # 3: some stays have too few measurements to be scored
 
@@ -61,9 +61,9 @@ def run(set_a: Path, loinc: Path, work: Path, *, limit: int | None) -> dict[str,
     outcomes = next(set_a.rglob("Outcomes-a.txt"))
     fhir, home, target = work / "fhir", work / "home", work / "delivered"
     written = sum(convert(stays, loinc, fhir, limit=limit).written.values())
-    alone_per_s = validation_rate(fhir)
-
+    before_per_s = validation_rate(fhir)
     ingest, ingest_s = medflow(home, "ingest", "fhir", str(fhir))
+    alone_per_s = (before_per_s + validation_rate(fhir)) / 2  # a shared machine is not as fast at every moment
     again, again_s = medflow(home, "ingest", "fhir", str(fhir))
     score, score_s = medflow(home, "score", "--model", "icu-mortality")
     idle, idle_s = medflow(home, "score", "--model", "icu-mortality")
