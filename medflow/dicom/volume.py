@@ -6,23 +6,16 @@ larger is brighter in every image. A volume is filled slice by slice into one fl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
-from io import BytesIO
-from pathlib import Path
-from typing import BinaryIO, Protocol
+from collections.abc import Sequence
 
 import numpy as np
-from pydicom import dcmread
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.pixels.processing import apply_modality_lut
-from pydicom.pixels.utils import iter_pixels
+from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
-from medflow.dicom.elements import first_of, items_of, number_of, numbers_of, quiet, text_of
-from medflow.dicom.geometry import Grid, Plane, grid_of, group_of, planes_of
-from medflow.errors import InputNotUsable, ObjectDamaged
+from medflow.dicom.elements import first_of, number_of, numbers_of, quiet, text_of
+from medflow.dicom.geometry import Grid, Plane, grid_of, planes_of
+from medflow.dicom.pixels import InstanceFile, Objects, decode, open_instance
+from medflow.errors import InputNotUsable
 from medflow.plugin import Image, ImagingInput
 from medflow.records import Instance
 
@@ -38,27 +31,6 @@ HEADER = [
     *("ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID", "SharedFunctionalGroupsSequence"),
     *("PerFrameFunctionalGroupsSequence", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
 ]
-
-
-class Objects(Protocol):
-    """Files by their SHA-256 (hex): the object store."""
-
-    def open(self, digest: str) -> BinaryIO:
-        """The object; raises KeyError if it is not there."""
-        ...
-
-    def fetch(self, digests: Iterable[str]) -> None:
-        """Bring near what is about to be opened."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _File:
-    """An instance, where its bytes are, and its header."""
-
-    instance: Instance
-    objects: Objects
-    header: Dataset
 
 
 def read_image(instances: Sequence[Instance], objects: Objects, spec: ImagingInput) -> Image:
@@ -87,33 +59,14 @@ def _is_image(instance: Instance) -> bool:
     return instance.sop_class_uid.startswith(STORAGE) and instance.sop_class_uid[len(STORAGE) :] in IMAGES
 
 
-def _open(instance: Instance, objects: Objects) -> _File:
+def _open(instance: Instance, objects: Objects) -> InstanceFile:
     if not _is_image(instance):
         name = UID(instance.sop_class_uid).name
         raise InputNotUsable("not-an-image", f"{name} is not an image that models are given")
-    with _bytes_of(instance, objects) as file:
-        try:
-            header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=HEADER)  # type: ignore[arg-type]  # keywords
-        except OSError as error:
-            raise InputNotUsable("file-missing", f"a file of the series cannot be read: {error.strerror}") from None
-        except Exception as error:  # whatever pydicom's converters raise on damaged bytes
-            raise InputNotUsable("undecodable-frame", f"a header cannot be read ({type(error).__name__})") from None
-    return _File(instance=instance, objects=objects, header=header)
+    return open_instance(instance, objects, HEADER)
 
 
-def _bytes_of(instance: Instance, objects: Objects) -> BinaryIO:
-    """An instance's file, open; an object store that is out of reach raises its own error, which is not the data's."""
-    try:
-        return Path(instance.path).open("rb") if instance.path is not None else objects.open(instance.sha256)
-    except (FileNotFoundError, KeyError):
-        raise InputNotUsable("file-missing", "a file of the series is no longer where it was stored") from None
-    except ObjectDamaged as error:
-        raise InputNotUsable("file-changed", error.message) from None
-    except OSError as error:
-        raise InputNotUsable("file-missing", f"a file of the series cannot be read: {error.strerror}") from None
-
-
-def _check_content(files: Sequence[_File]) -> None:
+def _check_content(files: Sequence[InstanceFile]) -> None:
     for file in files:
         photometric = first_of(file.header, "PhotometricInterpretation")
         if number_of(file.header, "SamplesPerPixel") != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
@@ -132,14 +85,14 @@ def _check_content(files: Sequence[_File]) -> None:
 # --- one picture -----------------------------------------------------------------------------------------------
 
 
-def _picture(files: Sequence[_File]) -> Image:
+def _picture(files: Sequence[InstanceFile]) -> Image:
     if len(files) > 1 or max(number_of(files[0].header, "NumberOfFrames") or 1, 1) > 1:
         raise InputNotUsable("several-images", "the series holds several images where the model takes one")
     file = files[0]
     header = file.header
     shape = (number_of(header, "Rows") or 0, number_of(header, "Columns") or 0)
     array = np.empty(shape, np.float32)
-    _decode(file, {0: array})
+    decode([(file, {0: array})])
     spacing = next(
         (found for name in ("PixelSpacing", "ImagerPixelSpacing") if (found := _spacing(header, name))), None
     )
@@ -170,14 +123,14 @@ def _picture_affine(header: Dataset) -> np.ndarray | None:
 # --- one volume ------------------------------------------------------------------------------------------------
 
 
-def _volume(files: Sequence[_File], spec: ImagingInput) -> Image:
+def _volume(files: Sequence[InstanceFile], spec: ImagingInput) -> Image:
     planes = [plane for number, file in enumerate(files) for plane in planes_of(file.header, number)]
     if len(planes) < spec.min_slices:
         raise InputNotUsable("too-few-slices", f"{len(planes)} slices; the model needs {spec.min_slices}")
     grid = grid_of(planes)
     array = np.empty((len(grid.planes), *grid.planes[0].shape), np.float32)
-    for number, targets in _by_instance(grid).items():
-        _decode(files[number], {plane.frame: array[z] for z, plane in targets})
+    by_instance = _by_instance(grid).items()
+    decode((files[number], {plane.frame: array[z] for z, plane in targets}) for number, targets in by_instance)
     return Image(array=array, spacing_mm=grid.spacing_mm, affine=grid.affine, modality=_modality(files[0]))
 
 
@@ -188,76 +141,5 @@ def _by_instance(grid: Grid) -> dict[int, list[tuple[int, Plane]]]:
     return targets
 
 
-def _modality(file: _File) -> str:
+def _modality(file: InstanceFile) -> str:
     return text_of(file.header, "Modality") or ""
-
-
-# --- pixels ----------------------------------------------------------------------------------------------------
-
-
-def _decode(file: _File, targets: dict[int, np.ndarray]) -> None:
-    """Decode the frames that are asked for, each into its target (rows, columns) float32, after the modality LUT."""
-    dataset = _whole(file)
-    frames = sorted(targets)
-    try:
-        for frame, pixels in zip(frames, iter_pixels(dataset, indices=frames), strict=True):
-            target = targets[frame]
-            if pixels.shape != target.shape:
-                raise InputNotUsable("undecodable-frame", "a decoded frame has another size than its header says")
-            target[...] = _values(pixels, dataset, frame)
-    except InputNotUsable:
-        raise
-    except Exception as error:  # decoders raise whatever their libraries do; the text may quote the data
-        reason = f"the pixels of an instance cannot be decoded ({type(error).__name__})"
-        raise InputNotUsable("undecodable-frame", reason, transfer_syntax=file.instance.transfer_syntax_uid) from None
-    if not all(np.isfinite(target).all() for target in targets.values()):
-        raise InputNotUsable("undecodable-frame", "the pixels of an instance are not finite numbers")
-
-
-def _whole(file: _File) -> Dataset:
-    """The data set with its pixel data; a file that stays in place must still be the one that was taken in."""
-    with _bytes_of(file.instance, file.objects) as opened:
-        try:
-            data = opened.read()
-        except OSError as error:
-            raise InputNotUsable("file-missing", f"a file of the series cannot be read: {error.strerror}") from None
-    if len(data) != file.instance.size or (file.instance.path and sha256(data).hexdigest() != file.instance.sha256):
-        raise InputNotUsable("file-changed", "a file of the series has changed since it was taken in: ingest it again")
-    dataset = dcmread(BytesIO(data), force=True)
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        dataset.file_meta = FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID = UID(file.instance.transfer_syntax_uid)
-    return dataset
-
-
-def _values(pixels: np.ndarray, dataset: Dataset, frame: int) -> np.ndarray:
-    """Stored pixel values to modality values; MONOCHROME1 mirrored within the range that the bits stored allow."""
-    source = _lut_source(dataset, frame)
-    values = _modality_values(pixels, source)
-    if first_of(dataset, "PhotometricInterpretation") == "MONOCHROME1":
-        bits = number_of(dataset, "BitsStored") or pixels.dtype.itemsize * 8
-        signed = number_of(dataset, "PixelRepresentation") == 1
-        low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
-        ends = _modality_values(np.array([low, high]), source)
-        values = float(ends.sum()) - values
-    return values
-
-
-def _lut_source(dataset: Dataset, frame: int) -> Dataset:
-    """Where the rescale of a frame stands: in its functional groups (PS3.3 C.7.6.16.2.9), else in the data set."""
-    per_frame = items_of(dataset, "PerFrameFunctionalGroupsSequence")
-    if per_frame:
-        groups = (per_frame[frame], *items_of(dataset, "SharedFunctionalGroupsSequence")[:1])
-        return group_of(groups, "PixelValueTransformationSequence")
-    return dataset
-
-
-def _modality_values(pixels: np.ndarray, source: Dataset) -> np.ndarray:
-    if items_of(source, "ModalityLUTSequence"):
-        return np.asarray(apply_modality_lut(pixels, source), np.float64)
-    if "RescaleSlope" not in source and "RescaleIntercept" not in source:
-        return pixels.astype(np.float64)
-    slope, intercept = numbers_of(source, "RescaleSlope"), numbers_of(source, "RescaleIntercept")
-    if len(slope) != 1 or len(intercept) != 1 or slope[0] == 0:
-        raise InputNotUsable("bad-rescale", "RescaleSlope and RescaleIntercept are not a pair of numbers")
-    return pixels * slope[0] + intercept[0]
