@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medflow.errors import ConfigurationError
+from medflow.errors import CaseError, ConfigurationError, DeviceExhausted, MedflowError, TransientError, place_of
 
 
 def resolve_device(wanted: str) -> str:
@@ -49,3 +49,19 @@ def free_cache(device: str) -> None:
         import torch
 
         torch.mps.empty_cache()
+
+
+def as_medflow_error(error: Exception) -> MedflowError:
+    """Any error of a plugin in medflow's terms: the data's fault, or the infrastructure's.
+
+    The text of a foreign error may quote what it was given, so only its type and place are kept.
+    """
+    if isinstance(error, (CaseError, TransientError)):
+        return error
+    if is_out_of_memory(error):
+        return DeviceExhausted("the device has no memory left for a single case of this model")
+    where = place_of(error)
+    kind = type(error).__name__
+    if isinstance(error, (OSError, ConnectionError, TimeoutError)) or "Accelerator" in kind:
+        return TransientError(f"{kind} at {where}")
+    return CaseError("plugin-error", f"the model raised {kind} at {where}")

@@ -47,6 +47,18 @@ class Lane:
                     around.enter_context(torch.autocast("cuda", dtype=_half(torch)))
             yield
 
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """The device alone, with autograd and in full precision: an explanation looks for small differences."""
+        with self._lock, ExitStack() as around:
+            if "torch" in sys.modules:
+                import torch
+
+                self._enter_stream(around)
+                around.enter_context(torch.inference_mode(False))
+                around.enter_context(torch.enable_grad())
+            yield
+
     def _enter_stream(self, around: ExitStack) -> None:
         if not self.device.startswith("cuda"):
             return

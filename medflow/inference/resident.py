@@ -18,11 +18,10 @@ from typing import Protocol
 
 from medflow.config import Settings
 from medflow.errors import DeviceExhausted, MedflowError, PluginBroken, TransientError
-from medflow.inference.devices import free_cache, is_out_of_memory, resolve_device
+from medflow.inference.devices import as_medflow_error, free_cache, is_out_of_memory, resolve_device
 from medflow.inference.lane import Lane
 from medflow.inference.loaded import LoadedModel
 from medflow.inference.memory import DeviceMemory, batch_that_fits
-from medflow.inference.runner import as_medflow_error
 from medflow.plugin import Model, ModelSpec
 
 log = logging.getLogger(__name__)

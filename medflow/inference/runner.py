@@ -10,19 +10,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from medflow.errors import (
-    CaseError,
-    ConfigurationError,
-    DeviceExhausted,
-    MedflowError,
-    PluginBroken,
-    TransientError,
-    place_of,
-)
-from medflow.inference.devices import free_cache, is_out_of_memory
+from medflow.errors import ConfigurationError, MedflowError, PluginBroken
+from medflow.inference.devices import as_medflow_error, free_cache, is_out_of_memory
+from medflow.inference.explaining import Explained, Explainer, Explanation
 from medflow.inference.loaded import LoadedModel
 from medflow.plugin import Case, Prediction
 
@@ -34,12 +27,18 @@ CaseOpener = Callable[[], Case]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How one case ended: its prediction, or the error that took it down. ``index`` is its place in the input."""
+    """How one case ended: its prediction, or the error that took it down. ``index`` is its place in the input.
+
+    ``explanation`` is by output, where one was asked for and the model has one; ``unexplained`` says why one is missing
+    that was asked for. The prediction stands in either case.
+    """
 
     index: int
     case: Case | None = None
     prediction: Prediction | None = None
     error: MedflowError | None = None
+    explanation: Explanation = field(default_factory=dict)
+    unexplained: MedflowError | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,8 +51,8 @@ class _Prepared:
 class Runner:
     """Runs one loaded model over cases.
 
-    ``seconds`` are those spent so far: "wait", in which the device waited for a batch to be read and prepared, and
-    "predict", in which it worked on one.
+    ``seconds`` are those spent so far: "wait", in which the device waited for a batch to be read and prepared,
+    "predict", in which it worked on one, and "explain", in which it worked out why, where that is asked for.
 
     Parameters
     ----------
@@ -61,11 +60,14 @@ class Runner:
         The model on its device.
     threads
         How many threads read and prepare.
+    explain
+        Whether predictions are to be explained, by a model that can.
     """
 
-    def __init__(self, loaded: LoadedModel, *, threads: int) -> None:
+    def __init__(self, loaded: LoadedModel, *, threads: int, explain: bool = False) -> None:
         self._loaded = loaded
         self._threads = max(1, threads)
+        self._explainer = Explainer(loaded) if explain and loaded.explains else None
         self.seconds = {"wait": 0.0, "predict": 0.0}
 
     def run(self, openers: Sequence[CaseOpener]) -> Generator[list[Outcome]]:
@@ -109,12 +111,23 @@ class Runner:
             return
         answer = self._predict(batch)
         if not isinstance(answer, MedflowError):
-            for item, prediction in zip(batch, answer, strict=True):
-                yield Outcome(index=item.index, case=item.case, prediction=prediction)
+            yield from self._explained(batch, answer)
         elif len(batch) == 1:
             yield Outcome(index=batch[0].index, case=batch[0].case, error=answer)
         else:
             yield from self._halves(batch)
+
+    def _explained(self, batch: Sequence[_Prepared], answer: Sequence[Prediction]) -> Iterator[Outcome]:
+        predicted = list(zip(batch, answer, strict=True))
+        whole = [Outcome(index=item.index, case=item.case, prediction=prediction) for item, prediction in predicted]
+        if self._explainer is None:
+            yield from whole
+            return
+        asked = [Explained(case=item.case, ready=item.ready, prediction=prediction) for item, prediction in predicted]
+        for outcome, found in zip(whole, self._explainer.explain(asked), strict=True):
+            failed = isinstance(found, MedflowError)
+            yield replace(outcome, unexplained=found) if failed else replace(outcome, explanation=found)
+        self.seconds["explain"] = self._explainer.seconds
 
     def _predict(self, batch: Sequence[_Prepared]) -> list[Prediction] | MedflowError:
         """The predictions of a batch, or what went wrong, without the traceback: it would keep the batch's tensors."""
@@ -140,19 +153,3 @@ class Runner:
         middle = len(batch) // 2
         yield from self._score(batch[:middle])
         yield from self._score(batch[middle:])
-
-
-def as_medflow_error(error: Exception) -> MedflowError:
-    """Any error of a plugin in medflow's terms: the data's fault, or the infrastructure's.
-
-    The text of a foreign error may quote what it was given, so only its type and place are kept.
-    """
-    if isinstance(error, (CaseError, TransientError)):
-        return error
-    if is_out_of_memory(error):
-        return DeviceExhausted("the device has no memory left for a single case of this model")
-    where = place_of(error)
-    kind = type(error).__name__
-    if isinstance(error, (OSError, ConnectionError, TimeoutError)) or "Accelerator" in kind:
-        return TransientError(f"{kind} at {where}")
-    return CaseError("plugin-error", f"the model raised {kind} at {where}")

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from medflow.errors import CaseError, MedflowError
+from medflow.inference.devices import as_medflow_error
 from medflow.inference.lane import Lane
 from medflow.inference.loaded import LoadedModel
 from medflow.inference.results import results_of
-from medflow.inference.runner import Runner, as_medflow_error
+from medflow.inference.runner import Runner
 from medflow.inference.weights import read_weights
 from medflow.plugin import Case, Model, Prediction
 from medflow.registry import check_spec

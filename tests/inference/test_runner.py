@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medflow.errors import CaseError, ConfigurationError, DeviceExhausted, PluginBroken, TransientError
+from medflow.inference.devices import as_medflow_error
 from medflow.inference.lane import Lane
 from medflow.inference.loaded import LoadedModel
-from medflow.inference.runner import Outcome, Runner, as_medflow_error
+from medflow.inference.runner import Outcome, Runner
 from medflow.plugin import Model
 from tests.models import Choosy, GcContent, OutOfMemoryError, SmallDevice, sequence_case
 

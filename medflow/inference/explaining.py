@@ -1,0 +1,131 @@
+"""Explanations of predictions, where a run asks for them: computed after the predictions, and never at their cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from medflow.errors import MedflowError, PredictionInvalid
+from medflow.inference.devices import as_medflow_error, free_cache, is_out_of_memory
+from medflow.inference.loaded import LoadedModel
+from medflow.plugin import Case, Image, ModelSpec, Prediction, Segment
+
+Explanation = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Explained:
+    """A predicted case that is to be explained."""
+
+    case: Case
+    ready: Any
+    prediction: Prediction
+
+
+class Explainer:
+    """Explains what one loaded model predicted; ``seconds`` are those spent so far on the device."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self.seconds = 0.0
+
+    def explain(self, batch: Sequence[Explained]) -> Iterator[Explanation | MedflowError]:
+        """The checked explanation of each case, or why there is none, in order.
+
+        A case out of the model's scope has nothing to explain. A batch that fails is halved until the case that fails
+        it stands alone; a device out of memory is given fewer cases at once from then on.
+        """
+        asked = [place for place, item in enumerate(batch) if item.prediction.out_of_scope is None]
+        found = dict(zip(asked, self._in_parts([batch[place] for place in asked]), strict=True))
+        for place in range(len(batch)):
+            yield found.get(place, {})
+
+    def _in_parts(self, batch: Sequence[Explained]) -> Iterator[Explanation | MedflowError]:
+        if not batch:
+            return
+        size = self._loaded.explained_size
+        if len(batch) > size:
+            yield from self._in_parts(batch[:size])
+            yield from self._in_parts(batch[size:])
+            return
+        answer = self._explain(batch)
+        if not isinstance(answer, MedflowError):
+            yield from (self._checked(item, one) for item, one in zip(batch, answer, strict=True))
+        elif len(batch) == 1:
+            yield answer
+        else:
+            middle = len(batch) // 2
+            yield from self._in_parts(batch[:middle])
+            yield from self._in_parts(batch[middle:])
+
+    def _explain(self, batch: Sequence[Explained]) -> list[Explanation] | MedflowError:
+        """The explanations of a batch, or what went wrong, without the traceback: it would keep the batch's tensors."""
+        loaded, exhausted = self._loaded, False
+        with loaded.lane.explaining():
+            started = time.perf_counter()
+            try:
+                return loaded.explain([item.ready for item in batch], [item.prediction for item in batch])
+            except Exception as error:  # noqa: BLE001 - a plugin's code; the prediction stands whatever it does
+                exhausted = is_out_of_memory(error)
+                known = error if isinstance(error, MedflowError) else as_medflow_error(error)
+                failure = known.with_traceback(None)
+            finally:
+                self.seconds += time.perf_counter() - started
+            if exhausted:
+                free_cache(loaded.lane.device)
+        if exhausted and len(batch) > 1:
+            loaded.explain_fewer(len(batch))
+        return failure
+
+    def _checked(self, item: Explained, answer: Explanation) -> Explanation | MedflowError:
+        try:
+            return checked(self._loaded.spec, item.case, answer)
+        except PredictionInvalid as error:
+            return error.with_traceback(None)
+
+
+def checked(spec: ModelSpec, case: Case, answer: Explanation) -> Explanation:
+    """A model's explanation against its declaration; a map that is NaN everywhere says nothing and is left out.
+
+    Raises
+    ------
+    PredictionInvalid
+        explanation-malformed: a name that is no output, no float32 array, infinite numbers, or a heat map that is not
+        on the grid of the image it explains.
+    """
+    if not isinstance(answer, Mapping):
+        raise _malformed("an explanation is a mapping from the names of outputs to arrays")
+    declared = {output.name for output in spec.outputs}
+    if undeclared := sorted(map(str, set(answer) - declared)):
+        raise _malformed(f"{', '.join(undeclared)} is explained, and the model declares {', '.join(sorted(declared))}")
+    for name, array in answer.items():
+        if not isinstance(array, np.ndarray) or array.dtype != np.float32:
+            raise _malformed(f"the explanation of {name} must be a float32 array")
+        if np.isinf(array).any():
+            raise _malformed(f"the explanation of {name} is infinite somewhere")
+        found = explained_image(spec, case, name)
+        if found is not None and array.shape != found[1].array.shape:
+            raise _malformed(f"the explanation of {name} must be on the grid of the input image")
+    return {name: array for name, array in answer.items() if not np.isnan(array).all()}
+
+
+def explained_image(spec: ModelSpec, case: Case, output: str) -> tuple[str, Image] | None:
+    """The input image that an output's heat map lies on, with its name; None where the case has no image.
+
+    It is the one that a segment is of, else the first one declared that the case has.
+    """
+    declared = spec.output(output)
+    first = declared.of if isinstance(declared, Segment) else None
+    for name in (first, *(item.name for item in spec.accepts)):
+        found = case.inputs.get(name) if name is not None else None
+        if name is not None and isinstance(found, Image):
+            return name, found
+    return None
+
+
+def _malformed(reason: str) -> PredictionInvalid:
+    return PredictionInvalid("explanation-malformed", reason)
