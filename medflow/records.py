@@ -304,14 +304,37 @@ class Result:
     """One declared output of one job, checked against its declaration, as it is stored and mapped to FHIR.
 
     ``value``: a Measure in its unit, a Risk as 0..1, a Classification's positive probability, a Segment's mL.
+    Of a Segment also how many ``voxels`` it has, the ``mean`` intensity inside (None of an empty one) with its UCUM
+    unit, and the SHA-256 of the DICOM segmentation that holds its ``mask``.
     """
 
     output: str
     value: float | None = None
     probabilities: tuple[float, ...] = ()
     voxels: int | None = None
+    mean: float | None = None
+    mean_unit: str | None = None
     mask: str | None = None
     out_of_scope: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResultObject:
+    """A DICOM object that a job made: ``kind`` "segmentation" or "heat-map".
+
+    ``sha256`` and ``size`` are of its file, which is in the object store; ``content`` is a digest of what it says,
+    times of the run left out: the same content needs no sending again. ``outputs`` are those that it shows.
+    """
+
+    kind: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_uid: str
+    study_uid: str
+    sha256: str
+    size: int
+    content: str
+    outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -326,7 +349,11 @@ class InputReference:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outgoing:
-    """A FHIR resource to be sent: ``envelope`` groups what goes in one transaction ("catalog" goes first)."""
+    """A FHIR resource to be sent: ``envelope`` groups what goes in one transaction ("catalog" goes first).
+
+    Of ``type`` "DICOM" it is a DICOM object: ``id`` its SOP Instance UID, ``body`` its file's SHA-256 in hex, by which
+    the object store has it.
+    """
 
     type: str
     id: str

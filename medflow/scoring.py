@@ -21,9 +21,9 @@ from medflow.inference.resident import LoadedModels
 from medflow.inference.results import results_of
 from medflow.inference.runner import Outcome, Runner
 from medflow.inputs import due_units, open_cases
-from medflow.records import Instant, Outgoing, Result, Subject
+from medflow.records import Instant, Outgoing, Result, ResultObject, Subject
 from medflow.registry import RegisteredModel, dump_spec
-from medflow.store import Connection, Store, chunks, outbox
+from medflow.store import Connection, Store, chunks, outbox, result_objects
 from medflow.store import jobs as queue
 from medflow.store.jobs import Job
 from medflow.store.ledger import now_us
@@ -156,9 +156,10 @@ def chunk_cases(settings: Settings, model: RegisteredModel) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Finished:
-    """A job's checked results and their FHIR resources, waiting to be committed."""
+    """A job's checked results, the DICOM objects made of them, and all that is to be sent; waiting to be committed."""
 
     results: Sequence[Result]
+    objects: Sequence[ResultObject]
     outgoing: Sequence[Outgoing]
 
 
@@ -288,7 +289,7 @@ class _Chunk:
             assert outcome.case is not None and outcome.prediction is not None  # noqa: S101 - the other two outcomes
             results = results_of(self.model.spec, outcome.case, outcome.prediction)
             kept = [self._keep_mask(result, outcome) for result in results]
-            self.finished[job.id] = _Finished(results=kept, outgoing=self._resources(job, kept))
+            self.finished[job.id] = self._to_commit(job, kept, [])
         except (CaseError, TransientError) as error:
             self.failures[job.id] = error
 
@@ -309,6 +310,7 @@ class _Chunk:
             held = queue.held(connection, self.owner, [*self.finished, *self.failures])
             done = {job_id: item for job_id, item in self.finished.items() if job_id in held}
             queue.complete(connection, {job_id: item.results for job_id, item in done.items()})
+            result_objects.record(connection, {job_id: item.objects for job_id, item in done.items()})
             if older := queue.supersede_older(connection, list(done)):
                 outbox.supersede(connection, older, "amended")
             outbox.queue_many(connection, {job_id: item.outgoing for job_id, item in done.items()})
@@ -341,9 +343,15 @@ class _Chunk:
         log.warning("job %d of %s: %s (%s)", job_id, self.model.name, state, code, extra=ids)
         return state
 
-    def _resources(self, job: Job, results: Sequence[Result]) -> list[Outgoing]:
+    def _to_commit(self, job: Job, results: Sequence[Result], objects: Sequence[ResultObject]) -> _Finished:
+        context = self._context(job, objects)
+        resources = result_resources(context, results)
+        files = [result_objects.outgoing(item, context.envelope) for item in objects]
+        return _Finished(results=results, objects=objects, outgoing=[*resources, *files])
+
+    def _context(self, job: Job, objects: Sequence[ResultObject]) -> ResultContext:
         facts = self.facts[job.unit.id]
-        context = ResultContext(
+        return ResultContext(
             model=self.identity,
             unit=job.unit,
             subject=self.subjects.get(facts.patient_id) if facts.patient_id is not None else None,
@@ -354,8 +362,8 @@ class _Chunk:
             inputs=facts.inputs,
             encounter=facts.encounter,
             status=self.settings.result_status,
+            objects=tuple(objects),
         )
-        return result_resources(context, results)
 
 
 def _identity(model: RegisteredModel) -> ModelIdentity:

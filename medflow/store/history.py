@@ -202,6 +202,8 @@ def job_view(connection: Connection, job_id: int) -> JobView | None:
             value=item.value,
             probabilities=tuple(item.detail.get("probabilities") or ()),
             voxels=item.detail.get("voxels"),
+            mean=item.detail.get("mean"),
+            mean_unit=item.detail.get("mean_unit"),
             mask=item.mask,
             out_of_scope=item.out_of_scope,
         )

@@ -292,7 +292,7 @@ def complete(connection: Connection, results: dict[int, Sequence[Result]]) -> No
             "job_id": job_id,
             "output": result.output,
             "value": result.value,
-            "detail": {"probabilities": list(result.probabilities), "voxels": result.voxels},
+            "detail": _detail(result),
             "mask": result.mask,
             "out_of_scope": result.out_of_scope,
         }
@@ -312,6 +312,11 @@ def complete(connection: Connection, results: dict[int, Sequence[Result]]) -> No
                 state="done", lease_owner=None, lease_until_us=None, error=None, error_code=None, finished_us=now_us()
             )
         )
+
+
+def _detail(result: Result) -> dict[str, Any]:
+    mean = {} if result.mean is None else {"mean": result.mean, "mean_unit": result.mean_unit}
+    return {"probabilities": list(result.probabilities), "voxels": result.voxels, **mean}
 
 
 def supersede_older(connection: Connection, job_ids: Sequence[int]) -> list[int]:

@@ -1,7 +1,11 @@
-"""The outbox: result resources waiting to be sent, and what each target has been sent of them.
+"""The outbox: result resources, and DICOM objects, waiting to be sent, and what each target has been sent of them.
 
 A resource is queued in the transaction that stores its prediction. A target's `delivery` rows are made when a delivery
 to it begins, and say from then on what it still needs: pending --> delivered, or failed (sent again later), or dead.
+
+A DICOM object is a row of type `DICOM` whose body is the SHA-256 (hex) of its file. Folders are sent them; a FHIR
+server has no place for them and gets no delivery row, so that nothing waits for it. An object of a superseded result
+leaves the outbox: what was sent stays where it is, what was not never goes.
 """
 
 from __future__ import annotations
@@ -12,7 +16,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, and_, bindparam, case, func, literal, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    literal,
+    or_,
+    select,
+    true,
+    update,
+)
 
 from medflow.errors import TargetUnavailable
 from medflow.records import Outgoing, digest_of
@@ -24,6 +41,7 @@ SECOND_US = 1_000_000
 IN_LIST = 5000
 QUEUE_LOCK = 0x6D65_6466_6C6F_7701  # PostgreSQL advisory lock: queueing (shared) against enrolling (exclusive)
 STATES = ("pending", "delivered", "failed", "dead")
+DICOM = "DICOM"  # the type of a row that stands for a DICOM object; no FHIR resource type is written so
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,10 +110,14 @@ def queue_many(connection: Connection, outgoing: Mapping[int | None, Sequence[Ou
 
 
 def supersede(connection: Connection, job_ids: Sequence[int], status: str) -> int:
-    """Give the results of these jobs another FHIR status ("amended", "entered-in-error"); returns how many changed."""
+    """Give the results of these jobs another FHIR status ("amended", "entered-in-error"); returns how many changed.
+
+    Their DICOM objects have no status that could tell: they leave the outbox.
+    """
     _lock_queue(connection, shared=True)
     changed: list[dict[str, Any]] = []
     for part in _parts(job_ids):
+        connection.execute(delete(OutboxRow).where(OutboxRow.job_id.in_(part), OutboxRow.type == DICOM))
         query = select(OutboxRow.id, OutboxRow.body, OutboxRow.sha256).where(OutboxRow.job_id.in_(part))
         for row in connection.execute(query.with_for_update()):
             resource = orjson.loads(row.body)
@@ -116,6 +138,13 @@ def supersede(connection: Connection, job_ids: Sequence[int], status: str) -> in
         )
         _reopen(connection, [row["key"] for row in changed])
     return len(changed)
+
+
+def withdraw(connection: Connection, sop_instance_uids: Sequence[str]) -> None:
+    """Take DICOM objects out of the outbox: no target is sent them from now on."""
+    _lock_queue(connection, shared=True)
+    for part in _parts(sop_instance_uids):
+        connection.execute(delete(OutboxRow).where(OutboxRow.type == DICOM, OutboxRow.fhir_id.in_(part)))
 
 
 def _reopen(connection: Connection, outbox_ids: Sequence[int]) -> None:
@@ -140,6 +169,11 @@ def _lock_queue(connection: Connection, *, shared: bool) -> None:
 # --- targets -------------------------------------------------------------------------------------------------
 
 
+def fits(target: str) -> ColumnElement[bool]:
+    """Which rows of the outbox a target is sent: of a folder all, of a FHIR server's URL no DICOM objects."""
+    return OutboxRow.type != DICOM if "://" in target else true()
+
+
 def claim_target(connection: Connection, target: str, owner: str, *, seconds: int) -> dict[str, int]:
     """Become the one writer to a target for ``seconds``, and enrol what is new in the outbox.
 
@@ -161,7 +195,7 @@ def claim_target(connection: Connection, target: str, owner: str, *, seconds: in
             retry_after_s=(row.lease_until_us - now) / SECOND_US,
         )
     new = select(OutboxRow.id, literal(target), OutboxRow.version, literal("pending"), literal(0), literal(0)).where(
-        OutboxRow.id > row.enrolled
+        OutboxRow.id > row.enrolled, fits(target)
     )
     enrol = upsert(connection, DeliveryRow).from_select(
         ["outbox_id", "target", "version", "state", "attempts", "not_before_us"], new
@@ -310,9 +344,9 @@ def retry_deliveries(connection: Connection, target: str | None = None) -> int:
 def counts(connection: Connection) -> dict[str, dict[str, int]]:
     """Resources by target and state; ``pending`` includes what is not enrolled yet."""
     found: dict[str, dict[str, int]] = {}
-    waiting = select(func.count(OutboxRow.id)).where(OutboxRow.id > TargetRow.enrolled).scalar_subquery()
-    for name, unseen in connection.execute(select(TargetRow.name, waiting).order_by(TargetRow.name)):
-        found[name] = {**dict.fromkeys(STATES, 0), "pending": unseen}
+    for name, enrolled in connection.execute(select(TargetRow.name, TargetRow.enrolled).order_by(TargetRow.name)):
+        waiting = select(func.count(OutboxRow.id)).where(OutboxRow.id > enrolled, fits(name))
+        found[name] = {**dict.fromkeys(STATES, 0), "pending": connection.execute(waiting).scalar_one()}
     query = select(DeliveryRow.target, DeliveryRow.state, func.count()).group_by(DeliveryRow.target, DeliveryRow.state)
     for name, state, count in connection.execute(query):
         found[name][state] += count
@@ -331,6 +365,6 @@ def list_errors(connection: Connection, target: str, *, limit: int = 20) -> list
     return [(kind, key, state, tries, error or "") for kind, key, state, tries, error in connection.execute(query)]
 
 
-def _parts(items: Iterable[int]) -> Iterator[list[int]]:
+def _parts(items: Iterable[Any]) -> Iterator[list[Any]]:
     everything = list(items)
     return (everything[start : start + IN_LIST] for start in range(0, len(everything), IN_LIST))

@@ -17,6 +17,7 @@ from medflow.store.chunks import RUNNING
 from medflow.store.history import RunLine
 from medflow.store.jobs import SECOND_US, is_gone
 from medflow.store.outbox import STATES as DELIVERY_STATES
+from medflow.store.outbox import fits
 from medflow.store.tables import ChunkRow, DeliveryRow, JobRow, ModelRow, OutboxRow, RunRow, TargetRow
 
 HOUR_US = 3600 * SECOND_US
@@ -216,9 +217,9 @@ def _target_line(connection: Connection, name: str, enrolled: int, at_us: int) -
             some = select(DeliveryRow.outbox_id).where(mine, DeliveryRow.state == state).limit(SAMPLED).subquery()
             query = select(func.min(OutboxRow.created_us)).join(some, some.c.outbox_id == OutboxRow.id)
             oldest.append(connection.execute(query).scalar_one())
-    unseen = OutboxRow.id > enrolled
-    if count := _unseen(connection, enrolled, sum(states.values())):
+    if count := _unseen(connection, name, enrolled, sum(states.values())):
         states["pending"] += count
+        unseen = and_(OutboxRow.id > enrolled, fits(name))
         some = select(OutboxRow.created_us).where(unseen).order_by(OutboxRow.id).limit(SAMPLED).subquery()
         oldest.append(connection.execute(select(func.min(some.c.created_us))).scalar_one())
     hour, day = (
@@ -232,9 +233,10 @@ def _target_line(connection: Connection, name: str, enrolled: int, at_us: int) -
     return TargetLine(target=name, states=states, oldest_us=min(oldest, default=None), hour=hour, day=day)
 
 
-def _unseen(connection: Connection, enrolled: int, known: int) -> int:
+def _unseen(connection: Connection, target: str, enrolled: int, known: int) -> int:
     """How many resources are not enrolled; where they are many, by what is: their bodies are not read for it."""
     newest = connection.execute(select(func.max(OutboxRow.id))).scalar_one() or 0
+    query = select(func.count(OutboxRow.id)).where(fits(target))
     if newest - enrolled > SAMPLED:
-        return connection.execute(select(func.count()).select_from(OutboxRow)).scalar_one() - known
-    return connection.execute(select(func.count(OutboxRow.id)).where(OutboxRow.id > enrolled)).scalar_one()
+        return connection.execute(query).scalar_one() - known
+    return connection.execute(query.where(OutboxRow.id > enrolled)).scalar_one()

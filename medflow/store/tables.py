@@ -342,8 +342,8 @@ class PredictionRow(Base):
     )
     output: Mapped[str] = mapped_column(primary_key=True)
     value: Mapped[float | None]
-    detail: Mapped[dict[str, Any]] = mapped_column(default=dict)  # class probabilities, voxel counts
-    mask: Mapped[str | None]  # sha256 of the mask in the object store
+    detail: Mapped[dict[str, Any]] = mapped_column(default=dict)  # class probabilities, voxel counts, mean intensity
+    mask: Mapped[str | None]  # sha256 of the DICOM segmentation in the object store
     out_of_scope: Mapped[str | None]
 
 
@@ -365,7 +365,10 @@ class ResultObjectRow(Base):
 
 
 class OutboxRow(Base):
-    """A result resource to be sent: written in the same transaction as its prediction; a change raises ``version``."""
+    """A result resource to be sent: written in the same transaction as its prediction; a change raises ``version``.
+
+    Of type "DICOM" it is a DICOM object: ``fhir_id`` its SOP Instance UID, ``body`` the SHA-256 (hex) of its file.
+    """
 
     __tablename__ = "outbox"
     id: Mapped[int] = _key()

@@ -22,12 +22,14 @@ from medflow.fhir.write.elements import (
     without_empty,
 )
 from medflow.plugin import Classification, ImagingInput, Measure, ModelSpec, OutputSpec, Risk, Segment, SequenceInput
-from medflow.records import Coding, InputReference, Instant, Outgoing, Result, Subject, Unit
+from medflow.records import Coding, InputReference, Instant, Outgoing, Result, ResultObject, Subject, Unit
 
 CATEGORY = "http://terminology.hl7.org/CodeSystem/observation-category"
 INTERPRETATION = "http://terminology.hl7.org/CodeSystem/v3-ObservationInterpretation"
 ABSENT = "http://terminology.hl7.org/CodeSystem/data-absent-reason"
 AGENT_TYPE = "http://terminology.hl7.org/CodeSystem/provenance-participant-type"
+DICOM_UID = "urn:dicom:uid"
+HOUNSFIELD = "[hnsf'U]"
 COMPONENT = "urn:medflow:observation-component"
 # HL7 v3 ObservationValue: a security label on what software inferred
 AIAST: Json = {
@@ -45,7 +47,7 @@ class ResultContext:
     """What the results of one job are of.
 
     ``effective`` is the acquisition, or the end of the window; ``issued`` the time of the run, which takes no part in
-    any id. ``encounter`` is a FHIR reference.
+    any id. ``encounter`` is a FHIR reference. ``objects`` are the DICOM objects that the job made.
     """
 
     model: ModelIdentity
@@ -58,6 +60,7 @@ class ResultContext:
     inputs: tuple[InputReference, ...] = ()
     encounter: str | None = None
     status: Literal["preliminary", "final"] = "preliminary"
+    objects: tuple[ResultObject, ...] = ()
 
     @property
     def envelope(self) -> str:
@@ -98,7 +101,26 @@ def _mapped(context: ResultContext, result: Result) -> list[Json]:
     else:
         unit = output.unit if isinstance(output, Measure) else "mL"
         observation["valueQuantity"] = quantity(_value(result), unit)
+        if result.mean is not None:
+            observation["component"] = [_mean(result.mean, result.mean_unit)]
+    if linked := [_link(item) for item in context.objects if output.name in item.outputs]:
+        observation["component"] = [*observation.get("component", ()), *linked]
     return [observation]
+
+
+def _mean(mean: float, unit: str | None) -> Json:
+    """The mean intensity inside a segment: in Hounsfield units, or without a unit in whatever the image counts in."""
+    if unit == HOUNSFIELD:
+        value = quantity(mean, unit) | {"unit": "HU"}
+        return {"code": coded(COMPONENT, "mean-intensity") | {"text": "mean attenuation"}, "valueQuantity": value}
+    code = coded(COMPONENT, "mean-intensity") | {"text": "mean intensity, in the image's own units"}
+    return {"code": code, "valueQuantity": quantity(mean, "1")}
+
+
+def _link(item: ResultObject) -> Json:
+    """Where the picture of a result is: a DICOM object, by its SOP Instance UID."""
+    code = coded(COMPONENT, item.kind) | {"text": f"DICOM {item.kind} (SOP Instance UID)"}
+    return {"code": code, "valueString": f"urn:oid:{item.sop_instance_uid}"}
 
 
 def _category(spec: ModelSpec) -> str:
@@ -191,13 +213,21 @@ def _horizon(start: Instant, output: Risk) -> Json:
 
 
 def _provenance(context: ResultContext, targets: Sequence[Json]) -> Json:
-    """Who made these results, from what, by which description."""
+    """Who made these results, DICOM objects among them, from what, by which description."""
+    made = [{"reference": f"{target['resourceType']}/{target['id']}"} for target in targets]
+    objects = [
+        {
+            "identifier": {"system": DICOM_UID, "value": f"urn:oid:{item.sop_instance_uid}"},
+            "display": f"DICOM {item.kind} of {', '.join(item.outputs)}",
+        }
+        for item in context.objects
+    ]
     sources = [{"role": "source", "what": reference(item)} for item in context.inputs]
     card = {"role": "derivation", "what": {"reference": f"DocumentReference/{context.model.card_id}"}}
     return {
         "resourceType": "Provenance",
         "id": _result_id(context, "Provenance", "", None),
-        "target": [{"reference": f"{target['resourceType']}/{target['id']}"} for target in targets],
+        "target": [*made, *objects],
         "recorded": time(context.issued),
         "agent": [{"type": coded(AGENT_TYPE, "assembler"), "who": context.model.device}],
         "entity": [*sources, card],
