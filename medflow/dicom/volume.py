@@ -9,28 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from pydicom.dataset import Dataset
-from pydicom.uid import UID
 
-from medflow.dicom.elements import first_of, number_of, numbers_of, quiet, text_of
-from medflow.dicom.geometry import Grid, Plane, grid_of, planes_of
-from medflow.dicom.pixels import InstanceFile, Objects, decode, open_instance
-from medflow.errors import InputNotUsable
+from medflow.dicom.pixels import Objects, decode
+from medflow.dicom.plan import Slice, VolumePlan, plan_volume
 from medflow.plugin import Image, ImagingInput
 from medflow.records import Instance
 
-STORAGE = "1.2.840.10008.5.1.4.1.1."
-IMAGES = {  # SOP classes whose pixel data are a picture of a patient's inside (PS3.4 B.5), by the end of their UIDs
-    *("1", "1.1", "1.1.1", "1.2", "1.2.1", "1.3", "1.3.1"),  # CR, DX, MG, IO
-    *("2", "2.1", "2.2", "4", "4.1", "4.4", "128", "130", "128.1"),  # CT, MR, PET: plain, enhanced, converted
-    *("6.1", "7", "7.2", "7.3", "12.1", "12.2", "13.1.1", "13.1.2", "13.1.3", "20", "481.1"),  # US SC XA RF 3D NM RT
-}
-HEADER = [
-    *("SOPClassUID", "Modality", "ImageType", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
-    *("PhotometricInterpretation", "BitsStored", "PixelRepresentation", "PixelSpacing", "ImagerPixelSpacing"),
-    *("ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID", "SharedFunctionalGroupsSequence"),
-    *("PerFrameFunctionalGroupsSequence", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
-]
+__all__ = ["Slice", "VolumePlan", "plan_volume", "read_image"]
 
 
 def read_image(instances: Sequence[Instance], objects: Objects, spec: ImagingInput) -> Image:
@@ -43,103 +28,15 @@ def read_image(instances: Sequence[Instance], objects: Objects, spec: ImagingInp
     Raises
     ------
     InputNotUsable
-        With a kebab-case code: file-missing, file-changed, not-an-image, mixed-content, colour-image, mosaic,
-        several-images, bad-rescale, undecodable-frame, too-few-slices, or one of `geometry.grid_of`.
+        With a code of `plan_volume` or `pixels.decode`.
     """
-    quiet()
-    if not instances:
-        raise InputNotUsable("too-few-slices", "the series has no instances")
-    objects.fetch(instance.sha256 for instance in instances if instance.path is None and _is_image(instance))
-    files = [_open(instance, objects) for instance in instances]
-    _check_content(files)
-    return _picture(files) if spec.dimensions == 2 else _volume(files, spec)
-
-
-def _is_image(instance: Instance) -> bool:
-    return instance.sop_class_uid.startswith(STORAGE) and instance.sop_class_uid[len(STORAGE) :] in IMAGES
-
-
-def _open(instance: Instance, objects: Objects) -> InstanceFile:
-    if not _is_image(instance):
-        name = UID(instance.sop_class_uid).name
-        raise InputNotUsable("not-an-image", f"{name} is not an image that models are given")
-    return open_instance(instance, objects, HEADER)
-
-
-def _check_content(files: Sequence[InstanceFile]) -> None:
-    for file in files:
-        photometric = first_of(file.header, "PhotometricInterpretation")
-        if number_of(file.header, "SamplesPerPixel") != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
-            raise InputNotUsable("colour-image", f"{photometric or 'unknown'} is not a greyscale image")
-        if "MOSAIC" in (text_of(file.header, "ImageType") or "").upper().split("\\"):
-            raise InputNotUsable("mosaic", "each image is a mosaic of slices, which is not taken apart")
-    for what in (
-        {file.instance.sop_class_uid for file in files},
-        {first_of(file.header, "PhotometricInterpretation") for file in files},
-        {first_of(file.header, "Modality") for file in files},
-    ):
-        if len(what) > 1:
-            raise InputNotUsable("mixed-content", "the series mixes kinds of images")
-
-
-# --- one picture -----------------------------------------------------------------------------------------------
-
-
-def _picture(files: Sequence[InstanceFile]) -> Image:
-    if len(files) > 1 or max(number_of(files[0].header, "NumberOfFrames") or 1, 1) > 1:
-        raise InputNotUsable("several-images", "the series holds several images where the model takes one")
-    file = files[0]
-    header = file.header
-    shape = (number_of(header, "Rows") or 0, number_of(header, "Columns") or 0)
-    array = np.empty(shape, np.float32)
-    decode([(file, {0: array})])
-    spacing = next(
-        (found for name in ("PixelSpacing", "ImagerPixelSpacing") if (found := _spacing(header, name))), None
+    plan = plan_volume(instances, objects, spec)
+    array = np.empty(plan.shape, np.float32)
+    targets: dict[Instance, dict[int, np.ndarray]] = {}
+    flat = array.reshape(-1, *plan.shape[-2:])
+    for target, item in zip(flat, (item for volume in plan.slices for item in volume), strict=True):
+        targets.setdefault(item.instance, {})[item.frame] = target
+    decode((plan.files[instance], frames) for instance, frames in targets.items())
+    return Image(
+        array=array, spacing_mm=plan.spacing_mm, affine=plan.affine, modality=plan.modality, volumes=plan.volumes
     )
-    return Image(array=array, spacing_mm=spacing, affine=_picture_affine(header), modality=_modality(file))
-
-
-def _spacing(header: Dataset, name: str) -> tuple[float, float] | None:
-    values = numbers_of(header, name)
-    return (values[0], values[1]) if len(values) == 2 and min(values) > 0 else None
-
-
-def _picture_affine(header: Dataset) -> np.ndarray | None:
-    """Of a single slice that has a place; its third column is the unit normal, as one slice has no slice distance."""
-    if len(numbers_of(header, "ImagePositionPatient")) != 3:
-        return None
-    try:
-        (plane,) = planes_of(header, 0)
-    except InputNotUsable:
-        return None
-    affine = np.eye(4)
-    affine[:3, 0] = plane.along_rows * plane.spacing_mm[1]
-    affine[:3, 1] = plane.along_columns * plane.spacing_mm[0]
-    affine[:3, 2] = plane.normal
-    affine[:3, 3] = plane.position
-    return affine
-
-
-# --- one volume ------------------------------------------------------------------------------------------------
-
-
-def _volume(files: Sequence[InstanceFile], spec: ImagingInput) -> Image:
-    planes = [plane for number, file in enumerate(files) for plane in planes_of(file.header, number)]
-    if len(planes) < spec.min_slices:
-        raise InputNotUsable("too-few-slices", f"{len(planes)} slices; the model needs {spec.min_slices}")
-    grid = grid_of(planes)
-    array = np.empty((len(grid.planes), *grid.planes[0].shape), np.float32)
-    by_instance = _by_instance(grid).items()
-    decode((files[number], {plane.frame: array[z] for z, plane in targets}) for number, targets in by_instance)
-    return Image(array=array, spacing_mm=grid.spacing_mm, affine=grid.affine, modality=_modality(files[0]))
-
-
-def _by_instance(grid: Grid) -> dict[int, list[tuple[int, Plane]]]:
-    targets: dict[int, list[tuple[int, Plane]]] = {}
-    for z, plane in enumerate(grid.planes):
-        targets.setdefault(plane.instance, []).append((z, plane))
-    return targets
-
-
-def _modality(file: InstanceFile) -> str:
-    return text_of(file.header, "Modality") or ""
