@@ -26,17 +26,17 @@ Scored = dict[str, MedflowError]
 TASK_KEY = "medflow.score/{}"  # what a worker subscribes to: no hash of code, which may lie at another path there
 
 
-def score_chunks(here: Site, run: Run, models: Sequence[RegisteredModel]) -> Scored:
+def score_chunks(here: Site, run: Run, models: Sequence[RegisteredModel], *, explain: bool = False) -> Scored:
     """Score all that waits for these models, where the settings say; returns, by name, why a model was given up."""
     if here.settings.executor == "workers":
-        return steps.dispatch(here, run, models, wake_workers)
+        return steps.dispatch(here, run, models, wake_workers, explain=explain)
     if here.settings.executor == "dask":
         with dask(here) as wake:
-            return steps.dispatch(here, run, models, wake, announced=False)
+            return steps.dispatch(here, run, models, wake, announced=False, explain=explain)
     given_up: Scored = {}
     for model in models:
         try:
-            while score_here(model.name, run.id):
+            while score_here(model.name, run.id, explain):
                 pass
         except (PluginBroken, TransientError) as error:
             given_up[model.name] = error
@@ -47,10 +47,11 @@ def score_chunks(here: Site, run: Run, models: Sequence[RegisteredModel]) -> Sco
 
 
 @task(task_run_name="score {model}", retry_condition_fn=only_transient, **TASK)
-def score_here(model: str, run_id: int) -> int:
+def score_here(model: str, run_id: int, explain: bool) -> int:
     """Lease and score one chunk in this process; returns how many cases were leased."""
     here = site()
-    return steps.score_chunk(here, here.registry.get(model), loaded_models(), run_id=run_id).leased
+    registered = here.registry.get(model)
+    return steps.score_chunk(here, registered, loaded_models(), run_id=run_id, explain=explain).leased
 
 
 # --- on workers --------------------------------------------------------------------------------------------------

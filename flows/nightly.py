@@ -12,7 +12,7 @@ from medflow.flows.deliver import Target, send
 from medflow.flows.ingest import Sources, take_in
 from medflow.flows.installation import scoring_site, site
 from medflow.flows.report import final_state, named, report_night
-from medflow.flows.score import AsOf, Models, run_models
+from medflow.flows.score import AsOf, Explain, Models, run_models
 from medflow.steps import recorded
 from medflow.store.history import NIGHTLY
 from medflow.store.ledger import now_us
@@ -21,7 +21,13 @@ from medflow.store.ledger import now_us
 @flow(
     name="nightly", flow_run_name=named("nightly"), description="Take in what is new, score it, and send the results."
 )
-def nightly(sources: Sources = None, models: Models = None, as_of: AsOf = None, target: Target = None) -> State:
+def nightly(
+    sources: Sources = None,
+    models: Models = None,
+    as_of: AsOf = None,
+    explain: Explain = False,
+    target: Target = None,
+) -> State:
     """Take in what is new, score it, and send the results; infrastructure that fails one step does not stop the next.
 
     What is configured wrongly stops it before it begins.
@@ -34,7 +40,7 @@ def nightly(sources: Sources = None, models: Models = None, as_of: AsOf = None, 
     with recorded(here, NIGHTLY) as run:
         counts = {
             "ingest": _tried(lambda: take_in(sources)),
-            "score": _tried(lambda: run_models(models, as_of)),
+            "score": _tried(lambda: run_models(models, as_of, explain=explain)),
             "deliver": _tried(lambda: send(target)),
         }
         run.counts = counts

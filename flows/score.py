@@ -24,6 +24,14 @@ AsOf = Annotated[
     datetime | None,
     Field(title="As of", description="Score as if it were this moment (with a time zone); empty means now."),
 ]
+Explain = Annotated[
+    bool,
+    Field(
+        title="Explain",
+        description="Models that can also show what led to their answers, as heat maps of the images that are scored; "
+        "takes longer.",
+    ),
+]
 DeliverTo = Annotated[
     str | None,
     Field(
@@ -50,7 +58,7 @@ def instant(moment: datetime | None) -> Instant | None:
     return Instant.of(moment)
 
 
-def run_models(models: list[str] | None, as_of: datetime | None) -> dict[str, Any]:
+def run_models(models: list[str] | None, as_of: datetime | None, *, explain: bool = False) -> dict[str, Any]:
     """Select for every model, have all of it scored, and report; a broken model does not stop the others."""
     here = scoring_site()
     chosen = here.registry.choose(models or ())
@@ -59,7 +67,7 @@ def run_models(models: list[str] | None, as_of: datetime | None) -> dict[str, An
         total.broken.update({plugin.entry_point: plugin.error for plugin in here.registry.broken})
     with steps.recorded(here, "score") as run:
         selected = {model.name: select_cases(model.name, as_of) for model in chosen}
-        given_up = score_chunks(here, run, chosen)
+        given_up = score_chunks(here, run, chosen, explain=explain)
         tallies = steps.scored(here, run)
         by_model: dict[str, Any] = {}
         for model in chosen:
@@ -77,9 +85,9 @@ def run_models(models: list[str] | None, as_of: datetime | None) -> dict[str, An
 
 
 @flow(name="score", flow_run_name=named("score"), description="Run the models over what is new to them.")
-def score(models: Models = None, as_of: AsOf = None, deliver_to: DeliverTo = None) -> State:
+def score(models: Models = None, as_of: AsOf = None, explain: Explain = False, deliver_to: DeliverTo = None) -> State:
     """Run the models over what is new to them; the results are queued for delivery, or delivered at once."""
     if deliver_to is not None:
         site().settings.target(deliver_to)
-    counts = run_models(models, as_of)
+    counts = run_models(models, as_of, explain=explain)
     return final_state({"score": counts, "deliver": send(deliver_to)} if deliver_to is not None else counts)

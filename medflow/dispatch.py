@@ -54,11 +54,15 @@ class Dispatch:
         Called with a model's name and how many chunks have just been asked for; may raise `TransientError`.
     announced
         Whether whoever scores is on the store's list of workers, so that their absence can be told.
+    explain
+        Whether predictions are to be explained; the chunks remember it.
     """
 
-    def __init__(self, store: Store, settings: Settings, run_id: int, wake: Wake, *, announced: bool) -> None:
+    def __init__(
+        self, store: Store, settings: Settings, run_id: int, wake: Wake, *, announced: bool, explain: bool = False
+    ) -> None:
         self._store, self._settings, self._run_id = store, settings, run_id
-        self._wake, self._announced = wake, announced
+        self._wake, self._announced, self._explain = wake, announced, explain
         self._held = 0.0
 
     def run(self, models: Sequence[RegisteredModel]) -> dict[str, MedflowError]:
@@ -130,7 +134,7 @@ class Dispatch:
 
     def _ask(self, item: _Round, count: int) -> None:
         with self._store.writing() as connection:
-            chunks.ask(connection, self._run_id, item.model_id, count, seconds=HOLD_S)
+            chunks.ask(connection, self._run_id, item.model_id, count, seconds=HOLD_S, explain=self._explain)
         self._call(item, count)
 
     def _call(self, item: _Round, count: int) -> None:

@@ -71,7 +71,7 @@ class ScoreTally:
     def add_chunk(self, chunk: chunks.Chunk) -> None:
         """Count a chunk's cases as well."""
         numbers = {name: getattr(chunk, name) for name in ("leased", "done", "failed", "dead")}
-        other = ScoreTally(**numbers, reasons=Counter(chunk.reasons))
+        other = ScoreTally(**numbers, reasons=Counter(chunk.reasons), notes=Counter(chunk.notes))
         other.seconds.update(chunk.seconds)
         self.add(other)
 
@@ -123,10 +123,15 @@ def score_chunk(
     loaded: LoadedModels,
     *,
     run_id: int | None = None,
+    explain: bool = False,
     progress: Progress | None = None,
 ) -> ScoreTally:
-    """Lease one chunk of the model's jobs and score it; an empty tally when there is nothing to lease."""
-    return _Chunk(store, settings, model, loaded, _Terms(run_id=run_id, progress=progress or (lambda _: None))).run()
+    """Lease one chunk of the model's jobs and score it; an empty tally when there is nothing to lease.
+
+    With ``explain`` a model that can also shows what led to each of its answers.
+    """
+    terms = _Terms(run_id=run_id, explain=explain, progress=progress or (lambda _: None))
+    return _Chunk(store, settings, model, loaded, terms).run()
 
 
 def score_asked(
@@ -141,6 +146,7 @@ def score_asked(
 ) -> ScoreTally:
     """Score the chunk that was asked for first, leased as ``owner``; an empty tally when none is.
 
+    The chunk says whether its predictions are to be explained.
     When ``stopping`` turns true, what is scored is committed after the batch at hand and the rest given back.
     """
     return _Chunk(
@@ -165,10 +171,14 @@ class _Finished:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Terms:
-    """On what terms a chunk is scored: for which run, or because another process ``asked``; and until when."""
+    """On what terms a chunk is scored: for which run, or because another process ``asked``; and until when.
+
+    Of an asked chunk its row says whether to ``explain``.
+    """
 
     run_id: int | None = None
     asked: bool = False
+    explain: bool = False
     worker: str | None = None
     owner: str | None = None
     progress: Progress = lambda _count: None
@@ -183,6 +193,7 @@ class _Chunk:
     ) -> None:
         self.store, self.settings, self.model, self.loaded, self.terms = store, settings, model, loaded, terms
         self.id = 0
+        self.explain = terms.explain
         self.owner = terms.owner or queue.process_owner()
         self.committed = time.perf_counter()
         self.tally = ScoreTally()
@@ -215,7 +226,7 @@ class _Chunk:
                 taken = chunks.take(connection, model_id, self.owner, terms.worker, seconds=seconds)
                 if taken is None:
                     return []
-                self.id = taken
+                self.id, self.explain = taken.id, taken.explain
             leased = queue.lease(
                 connection,
                 model_id,
@@ -225,7 +236,9 @@ class _Chunk:
                 max_attempts=self.settings.max_attempts,
             )
             if leased and not terms.asked:
-                self.id = chunks.begin(connection, terms.run_id, model_id, self.owner, seconds=seconds)
+                self.id = chunks.begin(
+                    connection, terms.run_id, model_id, self.owner, seconds=seconds, explain=self.explain
+                )
             self.tally.leased = len(leased)
             self.open = {job.id: job for job in leased}
             if leased:
@@ -236,7 +249,8 @@ class _Chunk:
 
     def _counts(self) -> dict[str, object]:
         counted = {name: getattr(self.tally, name) for name in ("leased", "done", "failed", "dead")}
-        return {**counted, "reasons": dict(self.tally.reasons), "seconds": dict(self.tally.seconds)}
+        details = {name: dict(getattr(self.tally, name)) for name in ("reasons", "notes", "seconds")}
+        return {**counted, **details}
 
     def _finish(self, connection: Connection, error: BaseException | None = None) -> None:
         state = chunks.DONE if error is None else chunks.BROKEN if isinstance(error, PluginBroken) else chunks.FAILED
@@ -255,7 +269,7 @@ class _Chunk:
         openers = open_cases(self.store, self.model.spec, leased)
         self.tally.seconds["read"] += time.perf_counter() - started
         started = time.perf_counter()
-        runner = Runner(model, threads=self.settings.threads)
+        runner = Runner(model, threads=self.settings.threads, explain=self.explain)
         with closing(runner.run(openers)) as batches:
             for batch in batches:
                 for outcome in batch:

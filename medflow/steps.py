@@ -102,12 +102,14 @@ def score(
     models: Sequence[str] = (),
     *,
     as_of: Instant | None = None,
+    explain: bool = False,
     loaded: LoadedModels | None = None,
     progress: ScoreProgress | None = None,
 ) -> ScoreTally:
     """Score what is new to the named models (default: all), chunk by chunk, until nothing is left.
 
-    ``progress`` is called with the model's name, how many cases just ended, and how many there were at its start.
+    With ``explain`` models that can also show what led to their answers. ``progress`` is called with the model's name,
+    how many cases just ended, and how many there were at its start.
     """
     total = ScoreTally()
     own = loaded or LoadedModels(site.settings)
@@ -115,7 +117,7 @@ def score(
         for model in site.registry.choose(models):
             try:
                 tick = progress or (lambda _name, _count, _cases: None)
-                total.add(_score_model(site, model, own, as_of, run.id, tick))
+                total.add(_score_model(site, model, own, as_of, run.id, tick, explain=explain))
             except PluginBroken as error:
                 total.broken[model.name] = error.message
         if not models:
@@ -133,6 +135,8 @@ def _score_model(
     as_of: Instant | None,
     run_id: int,
     progress: ScoreProgress,
+    *,
+    explain: bool,
 ) -> ScoreTally:
     def advance(count: int) -> None:
         progress(model.name, count, cases)
@@ -140,7 +144,7 @@ def _score_model(
     total = select(site, model, as_of=as_of)
     cases, _ = scoring.waiting(site.store, model)
     progress(model.name, 0, cases)
-    while (chunk := score_chunk(site, model, loaded, run_id=run_id, progress=advance)).leased:
+    while (chunk := score_chunk(site, model, loaded, run_id=run_id, explain=explain, progress=advance)).leased:
         total.add(chunk)
     note_held(site, model, total)
     return total
@@ -177,11 +181,14 @@ def score_chunk(
     loaded: LoadedModels,
     *,
     run_id: int | None = None,
+    explain: bool = False,
     progress: Progress | None = None,
 ) -> ScoreTally:
     """Lease one chunk of a model's jobs and score it; ``leased`` is 0 when there was nothing to do."""
     with _sealed():
-        return scoring.score_chunk(site.store, site.settings, model, loaded, run_id=run_id, progress=progress)
+        return scoring.score_chunk(
+            site.store, site.settings, model, loaded, run_id=run_id, explain=explain, progress=progress
+        )
 
 
 def score_asked(
@@ -207,11 +214,18 @@ def score_asked(
 
 
 def dispatch(
-    site: Site, run: Run, models: Sequence[RegisteredModel], wake: Wake, *, announced: bool = True
+    site: Site,
+    run: Run,
+    models: Sequence[RegisteredModel],
+    wake: Wake,
+    *,
+    announced: bool = True,
+    explain: bool = False,
 ) -> dict[str, MedflowError]:
     """Have others score what is waiting for these models; returns, by name, why a model was given up."""
     with _sealed():
-        return Dispatch(site.store, site.settings, run.id, wake, announced=announced).run(models)
+        asking = Dispatch(site.store, site.settings, run.id, wake, announced=announced, explain=explain)
+        return asking.run(models)
 
 
 def scored(site: Site, run: Run) -> dict[str, ScoreTally]:

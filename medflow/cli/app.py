@@ -19,6 +19,7 @@ from medflow.cli import plugins as plugin_commands
 from medflow.cli import receive as receive_command
 from medflow.cli import services, watch
 from medflow.cli import show as show_command
+from medflow.cli.extensions import CommandsOfPlugins
 from medflow.cli.flows import run_nightly
 from medflow.cli.output import (
     COULD_NOT_RUN,
@@ -37,7 +38,13 @@ from medflow.errors import MedflowError
 from medflow.store import Store, ledger
 from medflow.store import jobs as job_store
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=CommandsOfPlugins,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
 ingest_app = typer.Typer(no_args_is_help=True, help="Take files into the store.")
 retry_app = typer.Typer(no_args_is_help=True, help="Try again what was rejected, died, or could not be delivered.")
 db_app = typer.Typer(no_args_is_help=True, help="The database.")
@@ -55,6 +62,7 @@ app.command()(watch.metrics)
 app.command()(deploy_command.deploy)
 
 Paths = Annotated[list[Path], typer.Argument(help="Files and folders.", show_default=False)]
+Explain = Annotated[bool, typer.Option("--explain", help="Have models that can show what led to their answers.")]
 
 
 @app.callback()
@@ -113,6 +121,7 @@ def ingest_fasta(paths: Paths, as_json: Json = False) -> None:
 def score(
     model: Names = None,
     as_of: Annotated[str | None, typer.Option(help="Score as if it were this moment, with a zone.")] = None,
+    explain: Explain = False,
     as_json: Json = False,
 ) -> None:
     """Run the models over what is new to them."""
@@ -122,7 +131,7 @@ def score(
         def tick(name: str, count: int, cases: int) -> None:
             advance(count, description=name, total=cases if count == 0 else None)
 
-        tally = steps.score(site, model or (), as_of=as_instant(as_of), progress=tick)
+        tally = steps.score(site, model or (), as_of=as_instant(as_of), explain=explain, progress=tick)
     finish(tally.as_json(), as_json=as_json, title="score")
 
 
@@ -143,6 +152,7 @@ def nightly(
     source: Annotated[list[str] | None, typer.Option("--source", help="A configured source; repeatable.")] = None,
     model: Names = None,
     as_of: Annotated[str | None, typer.Option(help="Score as if it were this moment, with a zone.")] = None,
+    explain: Explain = False,
     to: Annotated[str | None, typer.Option("--to", help="A configured target, a folder, or a FHIR base URL.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -150,7 +160,8 @@ def nightly(
     moment = as_instant(as_of)
     if to is not None and to not in load_settings().targets:
         os.environ["MEDFLOW_DELIVER_TO"], to = to, None  # a path or address is no Prefect parameter
-    counts = run_nightly(sources=source, models=model, as_of=moment.datetime() if moment else None, target=to)
+    as_of_time = moment.datetime() if moment else None
+    counts = run_nightly(sources=source, models=model, as_of=as_of_time, target=to, explain=explain)
     if as_json:
         finish(counts, as_json=True, title="nightly")
     for name, part in counts.items():

@@ -39,7 +39,12 @@ def load(entry_point: str) -> Any:
 
 
 def run_nightly(
-    *, sources: list[str] | None, models: list[str] | None, as_of: datetime | None, target: str | None
+    *,
+    sources: list[str] | None,
+    models: list[str] | None,
+    as_of: datetime | None,
+    target: str | None,
+    explain: bool = False,
 ) -> dict[str, Any]:
     """Run the nightly flow in this process, with Prefect's temporary server where none is configured.
 
@@ -52,7 +57,8 @@ def run_nightly(
     """
     quiet_prefect()
     flow = load(NIGHTLY)
-    state = flow(sources=sources, models=models, as_of=as_of, target=target, return_state=True)
+    parameters = {"sources": sources, "models": models, "as_of": as_of, "explain": explain, "target": target}
+    state = flow(**parameters, return_state=True)
     result = state.result(raise_on_failure=False)
     if isinstance(result, dict):
         return result

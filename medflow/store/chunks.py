@@ -38,14 +38,23 @@ class Chunk:
     failed: int = 0
     dead: int = 0
     reasons: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
 
 
-def ask(connection: Connection, run_id: int, model_id: int, count: int, *, seconds: int) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Taken:
+    """An asked chunk that is this process's now, and whether its predictions are to be explained."""
+
+    id: int
+    explain: bool
+
+
+def ask(connection: Connection, run_id: int, model_id: int, count: int, *, seconds: int, explain: bool = False) -> None:
     """Ask for ``count`` chunks of a model to be scored by whoever can; they are void after ``seconds`` unless held."""
     now = now_us()
-    row = {"run_id": run_id, "model_id": model_id, "state": ASKED, "asked_us": now}
+    row = {"run_id": run_id, "model_id": model_id, "state": ASKED, "asked_us": now, "explain": explain}
     connection.execute(insert(ChunkRow), [{**row, "lease_until_us": now + seconds * SECOND_US}] * count)
 
 
@@ -96,24 +105,27 @@ def withdraw(connection: Connection, run_id: int, model_id: int | None = None) -
     return connection.execute(update(ChunkRow).where(asked).values(state=LOST, finished_us=now_us())).rowcount
 
 
-def take(connection: Connection, model_id: int, owner: str, worker: str | None, *, seconds: int) -> int | None:
-    """Become the one who scores the oldest asked chunk of a model; its id, or None when nothing is asked."""
+def take(connection: Connection, model_id: int, owner: str, worker: str | None, *, seconds: int) -> Taken | None:
+    """Become the one who scores the oldest asked chunk of a model; None when nothing is asked."""
     now = now_us()
     query = (
-        select(ChunkRow.id)
+        select(ChunkRow.id, ChunkRow.explain)
         .where(ChunkRow.model_id == model_id, ChunkRow.state == ASKED, ChunkRow.lease_until_us >= now)
         .order_by(ChunkRow.id)
         .limit(1)
     )
-    chunk_id = connection.execute(query.with_for_update(skip_locked=True)).scalar_one_or_none()
-    if chunk_id is not None:
-        mine = {"state": RUNNING, "owner": owner, "worker": worker, "started_us": now}
-        until = now + seconds * SECOND_US
-        connection.execute(update(ChunkRow).where(ChunkRow.id == chunk_id).values(**mine, lease_until_us=until))
-    return chunk_id
+    found = connection.execute(query.with_for_update(skip_locked=True)).one_or_none()
+    if found is None:
+        return None
+    mine = {"state": RUNNING, "owner": owner, "worker": worker, "started_us": now}
+    until = now + seconds * SECOND_US
+    connection.execute(update(ChunkRow).where(ChunkRow.id == found.id).values(**mine, lease_until_us=until))
+    return Taken(id=found.id, explain=found.explain)
 
 
-def begin(connection: Connection, run_id: int | None, model_id: int, owner: str, *, seconds: int) -> int:
+def begin(
+    connection: Connection, run_id: int | None, model_id: int, owner: str, *, seconds: int, explain: bool = False
+) -> int:
     """Note a chunk that nobody asked for, taken by its own run; returns its id."""
     now = now_us()
     statement = insert(ChunkRow).values(
@@ -121,6 +133,7 @@ def begin(connection: Connection, run_id: int | None, model_id: int, owner: str,
         model_id=model_id,
         state=RUNNING,
         owner=owner,
+        explain=explain,
         asked_us=now,
         started_us=now,
         lease_until_us=now + seconds * SECOND_US,

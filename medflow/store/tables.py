@@ -312,6 +312,7 @@ class ChunkRow(Base):
     failed: Mapped[int] = mapped_column(default=0)
     dead: Mapped[int] = mapped_column(default=0)
     reasons: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    notes: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")  # what is no failure
     seconds: Mapped[dict[str, Any]] = mapped_column(default=dict)  # by stage
     error: Mapped[str | None]  # why the model could not be run at all
     explain: Mapped[bool] = mapped_column(default=False, server_default=false())  # heat maps are wanted as well

@@ -29,9 +29,19 @@ def test_what_is_asked_for_is_taken_once_in_order_and_then_there_is_none(asked):
     with store.writing() as connection:
         taken = [chunks.take(connection, model_id, jobs.process_owner(), "w1", seconds=60) for _ in range(3)]
 
-    assert taken[0] < taken[1]
+    assert taken[0].id < taken[1].id
     assert taken[2] is None
     assert states(store, run_id) == ["running", "running"]
+
+
+def test_a_chunk_remembers_whether_its_run_asked_for_explanations(asked):
+    store, run_id, model_id = asked
+
+    with store.writing() as connection:
+        chunks.ask(connection, run_id, model_id, 1, seconds=60, explain=True)
+        taken = [chunks.take(connection, model_id, jobs.process_owner(), "w1", seconds=60) for _ in range(3)]
+
+    assert [chunk.explain for chunk in taken] == [False, False, True]
 
 
 def test_what_nobody_holds_alive_is_void(asked):

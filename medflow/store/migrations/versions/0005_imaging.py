@@ -16,6 +16,7 @@ def upgrade() -> None:
     op.add_column('series', sa.Column('contrast', sa.Boolean(), nullable=True))
     op.add_column('series', sa.Column('slice_thickness_mm', sa.Float(), nullable=True))
     op.add_column('chunk', sa.Column('explain', sa.Boolean(), server_default=sa.false(), nullable=False))
+    op.add_column('chunk', sa.Column('notes', sa.JSON(), server_default='{}', nullable=False))
     op.create_table('result_object',
     sa.Column('id', sa.BigInteger().with_variant(sa.Integer(), 'sqlite'), autoincrement=True, nullable=False),
     sa.Column('job_id', sa.BigInteger().with_variant(sa.Integer(), 'sqlite'), nullable=False),
@@ -37,6 +38,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table('result_object')
+    op.drop_column('chunk', 'notes')
     op.drop_column('chunk', 'explain')
     for name in ('slice_thickness_mm', 'contrast', 'image_type', 'protocol_name'):
         op.drop_column('series', name)
