@@ -82,6 +82,9 @@ class Settings(LogSettings):
     objects: str | None = Field(
         None, min_length=1, description="Folder or fsspec URL (s3://bucket/prefix) of the objects; default under home."
     )
+    bundles: Path | None = Field(
+        None, description="Folder of the MONAI bundles that were added; default bundles/ at home."
+    )
     cache_mib: int = Field(10240, ge=1, description="Local copies of objects fetched from a remote store, in MiB.")
     timezone: str | None = Field(None, description="IANA zone that places times written without one; else a reject.")
     source: str = Field("local", pattern=r"^[a-z0-9][a-z0-9.-]*$", description="Name of the system records come from.")

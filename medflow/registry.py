@@ -1,18 +1,20 @@
 """The models that are installed: found through the entry-point group ``medflow.models``.
 
-A plugin that cannot be read is named with its error and never stops the others.
+A plugin that cannot be read is named with its error and never stops the others; nor does one of several models that
+an entry point gives. Models that come and go while a process lives (added bundles) are found without a restart.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -43,7 +45,10 @@ class RegisteredModel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BrokenPlugin:
-    """An entry point that gives no usable model, and why."""
+    """An entry point that gives no usable model, and why.
+
+    A callable that yields models yields one of these, under the model's name, for a model that cannot be used.
+    """
 
     distribution: str
     entry_point: str
@@ -101,10 +106,38 @@ def load_spec(data: Mapping[str, Any]) -> ModelSpec:
         raise ConfigurationError(f"a stored model spec does not fit this version of medflow (at: {fields})") from None
 
 
-@cache
+_reading = Lock()
+_last: tuple[Hashable, Registry] | None = None
+
+
 def installed() -> Registry:
-    """The models installed beside this process; read once, as modules that are imported stay what they were."""
-    return read_models(entry_points(group=GROUP))
+    """The models installed beside this process.
+
+    They are read once, as modules that are imported stay what they were; and again when an entry point's callable has
+    an attribute ``stamp``, a callable too, that gives another value than it did.
+    """
+    global _last
+    with _reading:
+        stamp = _stamp()
+        if _last is None or _last[0] != stamp:
+            _last = stamp, read_models(_points())
+        return _last[1]
+
+
+@cache
+def _points() -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=GROUP))
+
+
+def _stamp() -> Hashable:
+    stamps: list[Hashable] = []
+    for point in _points():
+        try:
+            target = point.load()
+            stamps.append(target.stamp() if hasattr(target, "stamp") else None)
+        except Exception:  # noqa: BLE001 - reading the models says what is wrong with it
+            stamps.append(None)
+    return tuple(stamps)
 
 
 def read_models(points: Iterable[EntryPoint]) -> Registry:
@@ -113,19 +146,28 @@ def read_models(points: Iterable[EntryPoint]) -> Registry:
     broken: list[BrokenPlugin] = []
     for point in sorted(points, key=lambda item: item.name):
         distribution = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown distribution"
+        plugin = BrokenPlugin(distribution=distribution, entry_point=point.name, error="")
         try:
-            found = [_register(factory, point, distribution) for factory in _factories(point)]
-            for model in found:
+            found = _factories(point)
+        except Exception as error:  # noqa: BLE001 - whatever a third party's import raises must not stop the others
+            broken.append(replace(plugin, error=_describe(error)))
+            continue
+        for factory in found:
+            if isinstance(factory, BrokenPlugin):
+                broken.append(replace(factory, distribution=distribution))
+                continue
+            try:
+                model = _register(factory, point, distribution)
                 if model.name in models:
                     other = models[model.name].distribution
                     raise PluginBroken(f"the name {model.name!r} is taken by {other}: uninstall one of them")
-            models.update({model.name: model for model in found})
-        except Exception as error:  # noqa: BLE001 - whatever a third party's import raises must not stop the others
-            broken.append(BrokenPlugin(distribution=distribution, entry_point=point.name, error=_describe(error)))
+                models[model.name] = model
+            except Exception as error:  # noqa: BLE001 - as above
+                broken.append(replace(plugin, error=_describe(error)))
     return Registry(models=models, broken=tuple(broken))
 
 
-def _factories(point: EntryPoint) -> list[Callable[[], Model]]:
+def _factories(point: EntryPoint) -> list[Callable[[], Model] | BrokenPlugin]:
     target: Any = point.load()
     if isinstance(target, type) and issubclass(target, Model):
         return [target]

@@ -11,7 +11,9 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parent.parent
 
 
-def write_distribution(folder: Path, name: str, source: str, models: Mapping[str, str]) -> Path:
+def write_distribution(
+    folder: Path, name: str, source: str, models: Mapping[str, str], *, group: str = "medflow.models"
+) -> Path:
     """A distribution ``name`` 1.0 with one module of that name (dashes as underscores); returns ``folder``."""
     module = name.replace("-", "_")
     metadata = folder / f"{module}-1.0.dist-info"
@@ -19,7 +21,7 @@ def write_distribution(folder: Path, name: str, source: str, models: Mapping[str
     (folder / f"{module}.py").write_text(source)
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     points = "\n".join(f"{model} = {module}:{target}" for model, target in models.items())
-    (metadata / "entry_points.txt").write_text(f"[medflow.models]\n{points}\n")
+    (metadata / "entry_points.txt").write_text(f"[{group}]\n{points}\n")
     return folder
 
 

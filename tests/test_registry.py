@@ -1,14 +1,25 @@
+import subprocess
+import sys
 from importlib.metadata import EntryPoint
 
 import pytest
 
 from medflow.errors import ConfigurationError, PluginBroken, UnknownModel
-from medflow.registry import dump_spec, load_spec, read_models
+from medflow.plugin import Model
+from medflow.registry import BrokenPlugin, dump_spec, load_spec, read_models
+from tests.distributions import environment, write_distribution
 from tests.models import GcContent, renamed
 
 
 def several():
     return [renamed(GcContent, "one"), renamed(GcContent, "two")]
+
+
+def several_and_a_broken_one():
+    yield renamed(GcContent, "one")
+    yield BrokenPlugin(distribution="", entry_point="two", error="its weights have changed")
+    yield Model
+    yield renamed(GcContent, "three")
 
 
 NOT_A_MODEL = object()
@@ -30,6 +41,15 @@ def test_an_entry_point_may_give_several_models():
     found = read_models([point("many", "tests.test_registry:several")])
 
     assert sorted(found.models) == ["one", "two"]
+
+
+def test_a_broken_one_of_several_is_named_and_hides_none():
+    found = read_models([point("many", "tests.test_registry:several_and_a_broken_one")])
+
+    assert sorted(found.models) == ["one", "three"]
+    assert [item.entry_point for item in found.broken] == ["two", "many"]
+    with pytest.raises(PluginBroken, match="its weights have changed"):
+        found.get("two")
 
 
 def test_two_models_of_one_name_are_reported():
@@ -73,3 +93,29 @@ def test_the_digest_changes_with_the_spec():
     found = read_models([point("many", "tests.test_registry:several")])
 
     assert found.models["one"].digest != found.models["two"].digest
+
+
+COUNTED = """
+from tests import models
+
+NAMES = []
+
+def counted():
+    return [models.renamed(models.GcContent, name) for name in NAMES]
+
+counted.stamp = lambda: tuple(NAMES)
+"""
+
+
+def test_models_that_come_and_go_are_found_without_a_restart(tmp_path):
+    plugins = write_distribution(tmp_path, "counting", COUNTED, {"counted": "counted"})
+    code = (
+        "import counting; from medflow.registry import installed; before = installed(); assert installed() is before; "
+        "counting.NAMES.append('late'); print('late' in before.models, 'late' in installed().models)"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(tmp_path, plugins), capture_output=True, text=True, check=False
+    )
+
+    assert done.stdout.split() == ["False", "True"], done.stderr
