@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from threading import Lock
 
@@ -18,12 +19,15 @@ from medflow.plugin import (
     SequenceWindow,
     TimeSeriesInput,
 )
-from medflow.records import DueUnit, Instance, Instant
+from medflow.records import DueUnit, Instance, Instant, UnitKind
+from medflow.series_rule import imaging_inputs
 from medflow.store import Connection, Store
 from medflow.store.genomics import due_sequences, load_sequences
-from medflow.store.imaging import due_series, series_instances
+from medflow.store.imaging import content_of, series_instances
 from medflow.store.jobs import Job
+from medflow.store.selection import chosen_series, due_series, due_studies, series_key, study_key
 from medflow.store.timeseries import due_encounters, load_time_series
+from medflow.store.units import UnitFacts, unit_facts
 
 CaseOpener = Callable[[], Case]
 
@@ -31,6 +35,8 @@ CaseOpener = Callable[[], Case]
 def due_units(connection: Connection, spec: ModelSpec, *, as_of: Instant, model_id: int) -> list[DueUnit]:
     """The units whose input may be new to this model, one set-based query whatever is stored."""
     wanted = spec.accepts[0]
+    if spec.unit is UnitKind.STUDY:
+        return due_studies(connection, imaging_inputs(spec), as_of=as_of, model_id=model_id)
     if isinstance(wanted, ImagingInput):
         return due_series(connection, wanted, as_of=as_of, model_id=model_id)
     if isinstance(wanted, TimeSeriesInput):
@@ -49,7 +55,7 @@ def open_cases(store: Store, spec: ModelSpec, jobs: Sequence[Job]) -> list[CaseO
     """
     wanted = spec.accepts[0]
     if isinstance(wanted, ImagingInput):
-        return [_image_opener(store, wanted, job) for job in jobs]
+        return [partial(_open_images, store, spec, job) for job in jobs]
     assert isinstance(wanted, (TimeSeriesInput, SequenceInput))  # noqa: S101 - the registry admits no other
     batches = [jobs[start : start + spec.batch_size] for start in range(0, len(jobs), spec.batch_size)]
     return [opener for batch in batches for opener in _RecordBatch(store, wanted, batch).openers()]
@@ -73,7 +79,7 @@ class _RecordBatch:
         found = self._found[place]
         if isinstance(found, InputNotUsable):
             raise found
-        return _case(self._jobs[place], self._wanted.name, found)
+        return _case(self._jobs[place], {self._wanted.name: found})
 
     def _read(self) -> Sequence[CaseInput | InputNotUsable]:
         with self._store.reading() as connection:
@@ -84,23 +90,64 @@ class _RecordBatch:
 
 
 def image_instances(connection: Connection, spec: ModelSpec, job: Job) -> dict[str, list[Instance]]:
-    """The instances behind each image that a job's case is given, by the input's name."""
-    return {
-        item.name: series_instances(connection, job.unit.id) for item in spec.accepts if isinstance(item, ImagingInput)
-    }
+    """The instances behind each image that a job's case is given, by the input's name; an optional one may be missing.
+
+    Raises
+    ------
+    InputNotUsable
+        input-changed: the store no longer holds what the job was made for, a slice came in since, say. Selecting again
+        makes a job of what it holds now.
+    """
+    if spec.unit is UnitKind.STUDY:
+        moments = {job.unit.id: job.prediction_time}
+        chosen = chosen_series(connection, imaging_inputs(spec), moments).get(job.unit.id, {})
+        found = {name: series_instances(connection, series.id) for name, series in chosen.items()}
+        key = study_key({name: _content(instances) for name, instances in found.items()})
+    else:
+        instances = series_instances(connection, job.unit.id)
+        found = {item.name: instances for item in imaging_inputs(spec)}
+        key = series_key(_content(instances))
+    if key != job.input_key:
+        raise InputNotUsable(
+            "input-changed",
+            f"the images of {job.unit} changed after the job was made: the next selection makes another of them",
+        )
+    return found
 
 
-def _image_opener(store: Store, wanted: ImagingInput, job: Job) -> CaseOpener:
-    def open_case() -> Case:
-        with store.reading() as connection:
-            instances = series_instances(connection, job.unit.id)
-        return _case(job, wanted.name, read_image(instances, store.objects, wanted))
+def job_facts(connection: Connection, spec: ModelSpec, jobs: Sequence[Job]) -> dict[int, UnitFacts]:
+    """What results need to know of the jobs' units, by the unit's id; of a study also which series were chosen."""
+    facts = unit_facts(connection, spec.unit, [job.unit.id for job in jobs])
+    if spec.unit is UnitKind.STUDY:
+        moments = {job.unit.id: job.prediction_time for job in jobs}
+        for study_id, chosen in chosen_series(connection, imaging_inputs(spec), moments).items():
+            named = "; ".join(f"{name}: series urn:oid:{series.uid}" for name, series in chosen.items())
+            inputs = tuple(replace(item, display=named) for item in facts[study_id].inputs)
+            facts[study_id] = replace(facts[study_id], inputs=inputs)
+    return facts
 
-    return open_case
+
+def _content(instances: Sequence[Instance]) -> str:
+    return content_of(item.sha256 for item in instances)
 
 
-def _case(job: Job, name: str, found: CaseInput) -> Case:
-    return Case(unit=job.unit, prediction_time=job.prediction_time.datetime(), inputs={name: found})
+def _open_images(store: Store, spec: ModelSpec, job: Job) -> Case:
+    with store.reading() as connection:
+        found = image_instances(connection, spec, job)
+    images: dict[str, CaseInput] = {}
+    for item in imaging_inputs(spec):
+        if item.name in found:
+            try:
+                images[item.name] = read_image(found[item.name], store.objects, item)
+            except InputNotUsable as error:
+                if spec.unit is not UnitKind.STUDY:
+                    raise
+                raise InputNotUsable(error.code, f"{item.name}: {error.message}") from None
+    return _case(job, images)
+
+
+def _case(job: Job, inputs: Mapping[str, CaseInput]) -> Case:
+    return Case(unit=job.unit, prediction_time=job.prediction_time.datetime(), inputs=inputs)
 
 
 def _windows(

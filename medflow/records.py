@@ -104,12 +104,20 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
-    """DICOM series level."""
+    """DICOM series level, as one object says it.
+
+    ``image_type`` has backslashes between its values. ``contrast`` is whether a contrast agent was given, None where
+    that is not known; ``slice_thickness_mm`` is SliceThickness, which says nothing of where slices lie.
+    """
 
     series_instance_uid: str
     modality: str
     body_part: str | None = None
     description: str | None = None
+    protocol_name: str | None = None
+    image_type: str | None = None
+    contrast: bool | None = None
+    slice_thickness_mm: float | None = None
     series_number: int | None = None
     frame_of_reference_uid: str | None = None
     laterality: str | None = None

@@ -20,7 +20,7 @@ from medflow.inference.memory import largest_batch
 from medflow.inference.resident import LoadedModels
 from medflow.inference.results import results_of
 from medflow.inference.runner import Outcome, Runner
-from medflow.inputs import due_units, open_cases
+from medflow.inputs import due_units, job_facts, open_cases
 from medflow.records import Instant, Outgoing, Result, ResultObject, Subject
 from medflow.registry import RegisteredModel, dump_spec
 from medflow.store import Connection, Store, chunks, outbox, result_objects
@@ -28,7 +28,7 @@ from medflow.store import jobs as queue
 from medflow.store.jobs import Job
 from medflow.store.ledger import now_us
 from medflow.store.patients import subjects
-from medflow.store.units import UnitFacts, unit_facts
+from medflow.store.units import UnitFacts
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int], None]
@@ -292,7 +292,7 @@ class _Chunk:
 
     def _read_facts(self, leased: Sequence[Job]) -> None:
         with self.store.reading() as connection:
-            self.facts = unit_facts(connection, self.model.spec.unit, [job.unit.id for job in leased])
+            self.facts = job_facts(connection, self.model.spec, leased)
             patients = [item.patient_id for item in self.facts.values() if item.patient_id is not None]
             self.subjects = subjects(connection, patients, source=self.settings.source)
 

@@ -19,9 +19,10 @@ from medflow.config import Settings
 from medflow.dicom.elements import first_of, number_of, quiet, text_of
 from medflow.dicom.header import Header, read_header
 from medflow.dicom.identity import patient_of
+from medflow.dicom.series import SERIES_NAMES, series_of
 from medflow.dicom.times import Clock
 from medflow.errors import InputRejected, RejectCode
-from medflow.records import DicomObject, Instance, Series, Study
+from medflow.records import DicomObject, Instance, Study
 
 UID_FORM = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")  # PS3.5 9.1
 
@@ -43,8 +44,8 @@ NAMES = (
     *UIDS,
     *("PatientID", "IssuerOfPatientID", "IssuerOfPatientIDQualifiersSequence", "PatientBirthDate", "PatientSex"),
     *("TimezoneOffsetFromUTC", "StudyDate", "StudyTime", "AcquisitionDateTime", "AcquisitionDate"),
-    *("AcquisitionTime", "ContentDate", "ContentTime", "AccessionNumber", "StudyDescription", "SeriesDescription"),
-    *("Modality", "BodyPartExamined", "SeriesNumber", "FrameOfReferenceUID", "Laterality", "InstanceNumber"),
+    *("AcquisitionTime", "ContentDate", "ContentTime", "AccessionNumber", "StudyDescription", "InstanceNumber"),
+    *SERIES_NAMES,
     *("Rows", "Columns", "NumberOfFrames", "BitsAllocated", "SamplesPerPixel", "PhotometricInterpretation"),
 )
 TAGS = frozenset(tag for name in NAMES if (tag := tag_for_keyword(name)) is not None)
@@ -103,15 +104,7 @@ def read_object(file: BinaryIO, *, size: int, digest: str, settings: Settings, p
         acquired=clock.acquired(dataset),
         path=path,
     )
-    series = Series(
-        series_instance_uid=uids["SeriesInstanceUID"],
-        modality=text_of(dataset, "Modality") or "",
-        body_part=text_of(dataset, "BodyPartExamined"),
-        description=text_of(dataset, "SeriesDescription"),
-        series_number=number_of(dataset, "SeriesNumber"),
-        frame_of_reference_uid=first_of(dataset, "FrameOfReferenceUID"),
-        laterality=text_of(dataset, "Laterality"),
-    )
+    series = series_of(dataset, uids["SeriesInstanceUID"])
     study = Study(
         study_instance_uid=uids["StudyInstanceUID"],
         accession_number=text_of(dataset, "AccessionNumber"),

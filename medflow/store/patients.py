@@ -273,6 +273,9 @@ def _bump(connection: Connection, patient_ids: Sequence[int], *, imaging: bool =
         for row in mine:
             connection.execute(update(row).where(row.patient_id.in_(chunk)).values(revision=row.revision + 1))
         if imaging:
+            connection.execute(
+                update(StudyRow).where(StudyRow.patient_id.in_(chunk)).values(revision=StudyRow.revision + 1)
+            )
             studies = select(StudyRow.id).where(StudyRow.patient_id.in_(chunk))
             connection.execute(
                 update(SeriesRow).where(SeriesRow.study_id.in_(studies)).values(revision=SeriesRow.revision + 1)

@@ -25,7 +25,12 @@ class UnitFacts:
 
 def unit_facts(connection: Connection, kind: UnitKind, ids: Sequence[int]) -> dict[int, UnitFacts]:
     """The facts of these units, by id."""
-    read = {UnitKind.SERIES: _series, UnitKind.ENCOUNTER: _encounters, UnitKind.SEQUENCE: _sequences}[kind]
+    read = {
+        UnitKind.SERIES: _series,
+        UnitKind.STUDY: _studies,
+        UnitKind.ENCOUNTER: _encounters,
+        UnitKind.SEQUENCE: _sequences,
+    }[kind]
     facts: dict[int, UnitFacts] = {}
     for start in range(0, len(ids), IN_LIST):
         facts.update(read(connection, ids[start : start + IN_LIST]))
@@ -41,16 +46,26 @@ def _series(connection: Connection, ids: Sequence[int]) -> dict[int, UnitFacts]:
     )
     facts = {}
     for row in connection.execute(query):
-        study = InputReference(
-            type="ImagingStudy",
-            identifier=Identifier(system="urn:dicom:uid", value=f"urn:oid:{row.study_uid}"),
-            display=f"series urn:oid:{row.uid}",
-        )
+        study = _study_reference(row.study_uid, display=f"series urn:oid:{row.uid}")
         acquired = None
         if row.acquired_us is not None:
             acquired = Instant(utc_us=row.acquired_us, offset_min=row.acquired_offset or 0)
         facts[row.id] = UnitFacts(patient_id=row.patient_id, inputs=(study,), effective=acquired)
     return facts
+
+
+def _studies(connection: Connection, ids: Sequence[int]) -> dict[int, UnitFacts]:
+    """Without the series chosen, which depend on the model; results of a study state the prediction time."""
+    query = select(StudyRow.id, StudyRow.uid, StudyRow.patient_id).where(StudyRow.id.in_(ids))
+    return {
+        row.id: UnitFacts(patient_id=row.patient_id, inputs=(_study_reference(row.uid),))
+        for row in connection.execute(query)
+    }
+
+
+def _study_reference(uid: str, *, display: str | None = None) -> InputReference:
+    identifier = Identifier(system="urn:dicom:uid", value=f"urn:oid:{uid}")
+    return InputReference(type="ImagingStudy", identifier=identifier, display=display)
 
 
 def _encounters(connection: Connection, ids: Sequence[int]) -> dict[int, UnitFacts]:

@@ -21,8 +21,9 @@ from medflow.ingest.dicom import ingest_dicom
 from medflow.plugin import ImagingInput
 from medflow.records import Instant
 from medflow.store import Store
-from medflow.store.imaging import due_series, series_instances
+from medflow.store.imaging import series_instances
 from medflow.store.ledger import list_rejects
+from medflow.store.selection import due_series
 from tests.factories_dicom import slice_of, to_bytes, volume_of, write_series
 
 SAMPLES = Path(pydicom.__file__).parent / "data"

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import select
 
 from medflow.errors import InputRejected, RejectCode
 from medflow.plugin import ImagingInput
 from medflow.records import DicomObject, DueUnit, Identifier, Instance, Instant, Patient, Series, Study
 from medflow.store import Store
-from medflow.store.imaging import due_series, known_objects, relocate_objects, series_instances, store_objects
+from medflow.store.imaging import known_objects, relocate_objects, series_instances, store_objects
 from medflow.store.patients import resolve_patients
-from medflow.store.tables import JobRow, ModelRow, SeriesRow, StudyRow
+from medflow.store.selection import due_series
+from medflow.store.tables import SeriesRow, StudyRow
 
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 CT = ImagingInput(modality=("CT", "PT"))
 LATE = Instant(utc_us=4_000_000_000_000_000)
 
@@ -24,7 +25,7 @@ LATE = Instant(utc_us=4_000_000_000_000_000)
 def _object(number: int = 0, *, study: str = "1.1", series: str = "1.1.1", **changes: Any) -> DicomObject:
     acquired = Instant(utc_us=2_000_000 - number, offset_min=60)
     fields: dict[str, Any] = {"sha256": f"{number:064d}", "size": 1, "instance_number": number, "acquired": acquired}
-    fields |= {"sop_instance_uid": f"{series}.{number}", "sop_class_uid": "1.2.3", "transfer_syntax_uid": "1.2.4"}
+    fields |= {"sop_instance_uid": f"{series}.{number}", "sop_class_uid": CT_IMAGE, "transfer_syntax_uid": "1.2.4"}
     levels: dict[str, Any] = {"modality": "CT", "body_part": "Chest", "started": None}
     for name, value in changes.items():
         (levels if name in levels else fields)[name] = value
@@ -82,7 +83,7 @@ def test_the_series_sums_up_its_instances(store: Store) -> None:
     with store.reading() as connection:
         row = connection.execute(select(SeriesRow.__table__)).one()
 
-    assert (row.instances, row.frames, row.sop_class_uid, row.revision) == (2, 6, "1.2.3", 1)
+    assert (row.instances, row.frames, row.sop_class_uid, row.revision) == (2, 6, CT_IMAGE, 1)
     assert (row.acquired_us, row.acquired_offset) == (1_999_999, 60)
 
 
@@ -160,78 +161,3 @@ def test_known_objects_and_where_they_lie(store: Store) -> None:
     with store.writing() as connection:
         relocate_objects(connection, {digests[1]: "/new"})
         assert known_objects(connection, digests) == {digests[0]: None, digests[1]: "/new"}
-
-
-# --- due -------------------------------------------------------------------------------------------------------
-
-
-def test_due_series_fit_the_input(store: Store) -> None:
-    (patient,) = _patients(store, "a")
-    _put(store, [_object(number) for number in range(3)], patient)
-
-    assert len(_due(store)) == 1
-    assert len(_due(store, replace(CT, min_slices=3, body_parts=("CHEST",), sop_classes=("1.2.3",)))) == 1
-    for spec in (
-        replace(CT, modality=("MR",)),
-        replace(CT, min_slices=4),
-        replace(CT, body_parts=("HEAD",)),
-        replace(CT, sop_classes=("1.2.9",)),
-    ):
-        assert _due(store, spec) == []
-
-
-def test_a_series_without_body_part_fits_any(store: Store) -> None:
-    (patient,) = _patients(store, "a")
-    _put(store, [_object(0, body_part=None)], patient)
-
-    assert len(_due(store, replace(CT, body_parts=("HEAD",)))) == 1
-
-
-def test_frames_count_as_slices(store: Store) -> None:
-    (patient,) = _patients(store, "a")
-    _put(store, [_object(0, frames=40)], patient)
-
-    assert len(_due(store, replace(CT, min_slices=40))) == 1
-
-
-def test_the_prediction_time_is_the_acquisition_and_stable(store: Store) -> None:
-    (patient,) = _patients(store, "a")
-    _put(store, [_object(0), _object(1)], patient)
-
-    first, second = _due(store), _due(store, as_of=replace(LATE, utc_us=LATE.utc_us + 5))
-
-    assert first == second
-    assert first[0].prediction_time == Instant(utc_us=1_999_999, offset_min=60)
-    assert _due(store, as_of=Instant(utc_us=1_999_998)) == []  # it had not been taken yet
-
-
-def test_without_acquisition_the_study_start_counts_else_the_receipt(store: Store) -> None:
-    (patient,) = _patients(store, "a")
-    started = Instant(utc_us=77, offset_min=-60)
-    _put(store, [_object(0, acquired=None, started=started)], patient)
-    _put(store, [_object(0, study="1.2", series="1.2.1", acquired=None, sha256="a" * 64)], patient)
-
-    first, second = _due(store)
-
-    assert first.prediction_time == started
-    assert second.prediction_time.utc_us > 1_600_000_000_000_000
-    assert _due(store)[1] == second
-
-
-def test_a_series_is_due_again_only_when_it_changes(store: Store) -> None:
-    (patient,) = _patients(store, "a")
-    _put(store, [_object(0)], patient)
-    (due,) = _due(store)
-    with store.writing() as connection:
-        model = {"name": "m", "version": "1", "digest": "d", "distribution": "d", "spec": {}, "registered_us": 0}
-        connection.execute(insert(ModelRow).values(id=1, **model))
-        job = {"unit_kind": "series", "unit_id": due.unit.id, "unit_revision": due.revision, "created_us": 0}
-        key = {"input_key": due.input_key, "prediction_time_us": due.prediction_time.utc_us}
-        connection.execute(insert(JobRow).values(model_id=1, **job, **key))
-    assert _due(store) == []
-    assert len(_due(store, model_id=2)) == 1
-
-    _put(store, [_object(1)], patient)
-
-    (again,) = _due(store)
-    assert again.input_key != due.input_key

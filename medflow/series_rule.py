@@ -1,0 +1,318 @@
+"""What an `ImagingInput` asks of a series: in words, as a test, and which of several that fit it takes.
+
+Selecting, explaining (`medflow select --explain`) and showing (`medflow models`) share it, so that none says other than
+what is done. Words quote what a model declares, never what a series says of itself: a description may hold a name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from medflow.plugin import ImagingInput, ModelSpec
+from medflow.records import Instant, UnitKind
+
+STORAGE = "1.2.840.10008.5.1.4.1.1."
+SECONDARY_CAPTURES = frozenset(STORAGE + end for end in ("7", "7.1", "7.2", "7.3", "7.4"))
+IMAGE_CLASSES = SECONDARY_CAPTURES | frozenset(  # pixel data that are a picture of a patient's inside (PS3.4 B.5)
+    STORAGE + end
+    for ends in (
+        ("1", "1.1", "1.1.1", "1.2", "1.2.1", "1.3", "1.3.1"),  # CR, DX, MG, IO
+        ("2", "2.1", "2.2", "4", "4.1", "4.4", "128", "130", "128.1"),  # CT, MR, PET: plain, enhanced, converted
+        ("6.1", "12.1", "12.2", "13.1.1", "13.1.2", "13.1.3", "20", "481.1"),  # US XA RF 3D NM RT
+    )
+    for end in ends
+)
+SCOUTS = frozenset(("LOCALIZER", "SCOUT", "TOPOGRAM"))  # values of ImageType (PS3.3 C.8.2.1.1.1, C.8.15.2.1.1)
+LONGER_MODALITIES = frozenset(("ANN", "AUDIO", "DOC", "HC", "OPTBSV", "RTDOSE", "RTIMAGE", "RTPLAN", "RTSTRUCT", "SEG"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeriesFacts:
+    """What the store knows of a series, as far as a model may ask for it.
+
+    ``moment`` is its acquisition, else the study's start, else when its first instance was received. ``frames`` are the
+    slices of all its instances together. ``contrast`` is None where it is not known.
+    """
+
+    id: int
+    study_id: int
+    uid: str
+    modality: str
+    frames: int
+    instances: int
+    content: str
+    revision: int
+    moment: Instant
+    has_patient: bool = True
+    sop_class_uid: str | None = None
+    body_part: str | None = None
+    description: str | None = None
+    protocol_name: str | None = None
+    image_type: str | None = None
+    contrast: bool | None = None
+    slice_thickness_mm: float | None = None
+    series_number: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reason:
+    """Why a series or study was not taken, or what became of it: a kebab-case code and words; nothing of a patient."""
+
+    code: str
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Condition:
+    """One thing that a model asks of a series. ``unmet`` says why a series is not so; None where it is."""
+
+    code: str
+    words: str
+    unmet: Callable[[SeriesFacts], str | None]
+
+
+def is_scout(image_type: str | None) -> bool:
+    """Whether an ImageType (values between backslashes) is that of a localizer."""
+    return image_type is not None and not SCOUTS.isdisjoint(image_type.upper().split("\\"))
+
+
+def excluded_classes(spec: ImagingInput) -> frozenset[str]:
+    """SOP classes of images that the input does not take unless it names them: secondary captures as volumes."""
+    return frozenset() if spec.dimensions == 2 else SECONDARY_CAPTURES - frozenset(spec.sop_classes)
+
+
+@lru_cache(maxsize=256)
+def conditions_of(spec: ImagingInput) -> tuple[Condition, ...]:
+    """What the input asks of a series, all of which must be met."""
+    found = [_modality(spec), _image()]
+    if spec.dimensions != 2:
+        found += [_no_capture(spec), _no_scout()]
+    if spec.sop_classes:
+        found.append(_sop_class(spec))
+    if spec.body_parts:
+        found.append(_body_part(spec))
+    if spec.descriptions:
+        found.append(_described(spec.descriptions))
+    if spec.excluded_descriptions:
+        found.append(_not_described(spec.excluded_descriptions))
+    if spec.contrast is not None:
+        found.append(_contrast(spec.contrast))
+    if spec.slice_thickness_mm is not None:
+        found.append(_thickness(*spec.slice_thickness_mm))
+    found.append(_slices(spec))
+    return tuple(found)
+
+
+def unmet(spec: ImagingInput, series: SeriesFacts) -> list[Reason]:
+    """Every condition that a series does not meet; none where it fits."""
+    found = ((condition, condition.unmet(series)) for condition in conditions_of(spec))
+    return [Reason(code=condition.code, words=why) for condition, why in found if why is not None]
+
+
+def fits(spec: ImagingInput, series: SeriesFacts) -> bool:
+    """Whether a series meets every condition."""
+    return all(condition.unmet(series) is None for condition in conditions_of(spec))
+
+
+# --- which of several ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Merit:
+    """One point of comparison: more counts more; ``words`` say how the better one is better."""
+
+    words: str
+    of: Callable[[SeriesFacts], float | str]
+
+
+_LATER = _Merit(words="acquired later", of=lambda series: series.moment.utc_us)
+_THINNER = _Merit(words="thinner slices", of=lambda series: -(series.slice_thickness_mm or float("inf")))
+_MORE = _Merit(words="more slices", of=lambda series: series.frames)
+_NUMBER = _Merit(words="a higher series number", of=lambda series: series.series_number or 0)
+_UID = _Merit(words="equal in all, and last by its UID", of=lambda series: series.uid)
+MERITS: Mapping[str, tuple[_Merit, ...]] = {
+    "newest": (_LATER, _NUMBER, _UID),
+    "best": (_THINNER, _MORE, _LATER, _NUMBER, _UID),
+}
+PREFERENCE = {
+    "every": "every series that fits",
+    "newest": "of several the newest: acquired last, else the higher series number",
+    "best": "of several the best: the thinnest slices, else the most, else the newest, else the higher series number",
+}
+
+
+def preferred(spec: ImagingInput, fitting: Iterable[SeriesFacts]) -> SeriesFacts | None:
+    """The one series that the input takes of those that fit, the same whatever their order; None of none."""
+    merits = MERITS[spec.prefer]
+    return max(fitting, key=lambda series: tuple(merit.of(series) for merit in merits), default=None)
+
+
+def why_preferred(spec: ImagingInput, taken: SeriesFacts, other: SeriesFacts) -> str:
+    """In what the series taken is better than another that fits."""
+    return next(merit.words for merit in MERITS[spec.prefer] if merit.of(taken) != merit.of(other))
+
+
+def choose(
+    inputs: Sequence[ImagingInput], series: Sequence[SeriesFacts]
+) -> tuple[dict[str, SeriesFacts], tuple[str, ...]]:
+    """The series of one study that each input takes, by the input's name, and the inputs that must have one and have none.
+
+    Inputs choose independently: a series that fits two inputs may serve both.
+    """
+    taken: dict[str, SeriesFacts] = {}
+    missing: list[str] = []
+    for item in inputs:
+        chosen = preferred(item, (one for one in series if fits(item, one)))
+        if chosen is not None:
+            taken[item.name] = chosen
+        elif not item.optional:
+            missing.append(item.name)
+    return taken, tuple(missing)
+
+
+# --- in words --------------------------------------------------------------------------------------------------
+
+
+def rule_of(spec: ImagingInput) -> str:
+    """What the input takes, in one line."""
+    asked = "; ".join(condition.words for condition in conditions_of(spec) if condition.words)
+    return f"{asked}; {PREFERENCE[spec.prefer]}"
+
+
+def imaging_inputs(spec: ModelSpec) -> tuple[ImagingInput, ...]:
+    """The inputs of a model that are images."""
+    return tuple(item for item in spec.accepts if isinstance(item, ImagingInput))
+
+
+def rules_of(spec: ModelSpec) -> list[str]:
+    """What each image of a model is, in one line each: named, where a study gives several."""
+    if spec.unit is not UnitKind.STUDY:
+        return [rule_of(item) for item in imaging_inputs(spec)]
+    return [
+        f"{item.name}{' (may be missing)' if item.optional else ''}: {rule_of(item)}" for item in imaging_inputs(spec)
+    ]
+
+
+def _or(words: Iterable[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+# --- the conditions --------------------------------------------------------------------------------------------
+
+
+def _modality(spec: ImagingInput) -> Condition:
+    asked = _or(spec.modality)
+
+    def why(series: SeriesFacts) -> str | None:
+        if series.modality in spec.modality:
+            return None
+        known = re.fullmatch(r"[A-Z]{2}", series.modality) or series.modality in LONGER_MODALITIES
+        return f"modality {series.modality}, not {asked}" if known else f"another modality than {asked}"
+
+    return Condition(code="modality", words=f"{asked} {spec.dimensions}D", unmet=why)
+
+
+def _image() -> Condition:
+    def why(series: SeriesFacts) -> str | None:
+        # several classes in one series: which objects are images is seen when they are read
+        return None if series.sop_class_uid is None or series.sop_class_uid in IMAGE_CLASSES else "it is no image"
+
+    return Condition(code="not-an-image", words="", unmet=why)
+
+
+def _no_capture(spec: ImagingInput) -> Condition:
+    classes = excluded_classes(spec)
+
+    def why(series: SeriesFacts) -> str | None:
+        return (
+            "secondary captures (screenshots and the like) make no volume" if series.sop_class_uid in classes else None
+        )
+
+    return Condition(code="secondary-capture", words="", unmet=why)
+
+
+def _no_scout() -> Condition:
+    def why(series: SeriesFacts) -> str | None:
+        return "a scout (localizer) makes no volume" if is_scout(series.image_type) else None
+
+    return Condition(code="localizer", words="no scout", unmet=why)
+
+
+def _sop_class(spec: ImagingInput) -> Condition:
+    def why(series: SeriesFacts) -> str | None:
+        if series.sop_class_uid in spec.sop_classes:
+            return None
+        return "another SOP class than the model takes" if series.sop_class_uid else "its objects are of several kinds"
+
+    return Condition(code="sop-class", words=f"SOP class {_or(spec.sop_classes)}", unmet=why)
+
+
+def _body_part(spec: ImagingInput) -> Condition:
+    parts, asked = {part.lower() for part in spec.body_parts}, _or(spec.body_parts)
+
+    def why(series: SeriesFacts) -> str | None:
+        fitting = series.body_part is None or series.body_part.lower() in parts
+        return None if fitting else f"another body part than {asked}"
+
+    return Condition(code="body-part", words=f"body part {asked}, or none stated", unmet=why)
+
+
+def _described(patterns: Sequence[str]) -> Condition:
+    asked = _or(f"/{pattern}/" for pattern in patterns)
+
+    def why(series: SeriesFacts) -> str | None:
+        return None if _found(patterns, series) else f"neither description nor protocol matches {asked}"
+
+    return Condition(code="description", words=f"description or protocol matches {asked}", unmet=why)
+
+
+def _not_described(patterns: Sequence[str]) -> Condition:
+    def why(series: SeriesFacts) -> str | None:
+        found = [pattern for pattern in patterns if _found([pattern], series)]
+        return f"description or protocol matches {_or(f'/{one}/' for one in found)}" if found else None
+
+    asked = _or(f"/{pattern}/" for pattern in patterns)
+    return Condition(code="excluded-description", words=f"neither of them matches {asked}", unmet=why)
+
+
+def _found(patterns: Sequence[str], series: SeriesFacts) -> bool:
+    texts = [text for text in (series.description, series.protocol_name) if text]
+    return any(re.search(pattern, text, re.IGNORECASE) for pattern in patterns for text in texts)
+
+
+def _contrast(wanted: bool) -> Condition:
+    def why(series: SeriesFacts) -> str | None:
+        if series.contrast is None:
+            return "whether a contrast agent was given is not known: it was taken in before that was kept"
+        given = "a contrast agent was given" if series.contrast else "no contrast agent was given"
+        return None if series.contrast is wanted else given
+
+    return Condition(code="contrast", words="with a contrast agent" if wanted else "without contrast agent", unmet=why)
+
+
+def _thickness(least: float, largest: float) -> Condition:
+    asked = f"{least:g} to {largest:g} mm"
+
+    def why(series: SeriesFacts) -> str | None:
+        thickness = series.slice_thickness_mm
+        if thickness is None:
+            return f"its slice thickness is not known; {asked} are asked for"
+        return None if least <= thickness <= largest else f"slices {thickness:g} mm thick, not {asked}"
+
+    return Condition(code="slice-thickness", words=f"slices {asked} thick", unmet=why)
+
+
+def _slices(spec: ImagingInput) -> Condition:
+    least = max(spec.min_slices, 1)
+    what = "images" if spec.dimensions == 2 else "slices"
+
+    def why(series: SeriesFacts) -> str | None:
+        found = series.instances if spec.dimensions == 2 else series.frames
+        return None if found >= least else f"{found} {what}, fewer than {least}"
+
+    several = " in each volume" if spec.dimensions == 4 else ""
+    return Condition(code="too-few-slices", words=f"{least} {what} or more{several}" if least > 1 else "", unmet=why)
