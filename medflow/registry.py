@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from medflow.errors import ConfigurationError, PluginBroken, UnknownModel, place_of
 from medflow.plugin import ImagingInput, Model, ModelSpec, NoteInput, SequenceInput, TimeSeriesInput
 from medflow.records import UnitKind
+from medflow.series_rule import problems_of
 
 GROUP = "medflow.models"
 _SPEC = TypeAdapter(ModelSpec)
@@ -187,7 +188,7 @@ def _register(factory: Callable[[], Model], point: EntryPoint, distribution: str
 
 
 _UNITS = {
-    ImagingInput: {UnitKind.SERIES},
+    ImagingInput: {UnitKind.SERIES, UnitKind.STUDY},
     TimeSeriesInput: {UnitKind.ENCOUNTER},
     SequenceInput: {UnitKind.SEQUENCE},
     NoteInput: set[UnitKind](),
@@ -204,14 +205,15 @@ def check_spec(spec: ModelSpec) -> None:
             problems.append(f"{kind} names are not unique: {', '.join(doubles)}")
         if not names:
             problems.append(f"it declares no {kind}")
-    if len(spec.accepts) > 1:
-        problems.append("it joins several inputs; this version of medflow serves models with one input")
+    if len(spec.accepts) > 1 and not (spec.unit is UnitKind.STUDY and {ImagingInput} == set(map(type, spec.accepts))):
+        problems.append("it joins several inputs; this version of medflow serves that for the images of a study only")
     for item in spec.accepts:
         units = _UNITS[type(item)]
         if not units:
             problems.append(f"this version of medflow serves no input of kind {item.kind!r}")
         elif spec.unit not in units:
             problems.append(f"an input of kind {item.kind!r} is scored per {'/'.join(sorted(units))}, not {spec.unit}")
+    problems += problems_of(spec)
     if spec.batch_size < 1:
         problems.append("batch_size must be 1 or more")
     if problems:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from medflow.plugin import ImagingInput, ModelSpec
+from medflow.plugin import ImagingInput, ModelSpec, Segment
 from medflow.records import Instant, UnitKind
 
 STORAGE = "1.2.840.10008.5.1.4.1.1."
@@ -158,7 +158,7 @@ def why_preferred(spec: ImagingInput, taken: SeriesFacts, other: SeriesFacts) ->
 def choose(
     inputs: Sequence[ImagingInput], series: Sequence[SeriesFacts]
 ) -> tuple[dict[str, SeriesFacts], tuple[str, ...]]:
-    """The series of one study that each input takes, by the input's name, and the inputs that must have one and have none.
+    """The series of a study that each input takes, by the input's name; and the inputs that miss one they must have.
 
     Inputs choose independently: a series that fits two inputs may serve both.
     """
@@ -194,6 +194,47 @@ def rules_of(spec: ModelSpec) -> list[str]:
     return [
         f"{item.name}{' (may be missing)' if item.optional else ''}: {rule_of(item)}" for item in imaging_inputs(spec)
     ]
+
+
+def problems_of(spec: ModelSpec) -> list[str]:
+    """What of a model's images cannot be served as declared, in words; nothing where all can."""
+    inputs = imaging_inputs(spec)
+    found = [problem for item in inputs for problem in _problems(item, spec.unit)]
+    if inputs and spec.unit is UnitKind.STUDY and all(item.optional for item in inputs):
+        found.append("every input is optional: one of a study's must be there")
+    names = {item.name for item in inputs}
+    grids = [item for item in spec.outputs if isinstance(item, Segment) and item.of is not None]
+    return found + [
+        f"output {item.name} is of {item.of!r}, which is no image" for item in grids if item.of not in names
+    ]
+
+
+def _problems(item: ImagingInput, unit: UnitKind) -> list[str]:
+    found = [f"{pattern!r} is no regular expression" for pattern in item.descriptions if not _compiles(pattern)]
+    found += [
+        f"{pattern!r} is no regular expression" for pattern in item.excluded_descriptions if not _compiles(pattern)
+    ]
+    if not item.modality:
+        found.append("it names no modality")
+    if item.slice_thickness_mm is not None and not 0 <= item.slice_thickness_mm[0] <= item.slice_thickness_mm[1]:
+        found.append("slice_thickness_mm is the least, then the largest")
+    if item.min_slices < 1:
+        found.append("min_slices must be 1 or more")
+    if item.take != "only" and item.dimensions != 3:
+        found.append(f"take {item.take!r} chooses one volume of several: dimensions must be 3")
+    if unit is UnitKind.STUDY and item.prefer == "every":
+        found.append("a study has one series for each input: prefer must be 'newest' or 'best'")
+    if unit is UnitKind.SERIES and (item.prefer != "every" or item.optional):
+        found.append("a model of series is given every series that fits: prefer must be 'every', and none is optional")
+    return [f"input {item.name}: {problem}" for problem in found]
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
 
 
 def _or(words: Iterable[str]) -> str:

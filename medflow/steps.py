@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from medflow import scoring
+from medflow import scoring, selection
 from medflow.config import LabelTable, Settings, Source
 from medflow.delivery import DeliveryTally, target_name
 from medflow.delivery import deliver as deliver_pending
@@ -36,6 +36,7 @@ from medflow.ingest.tally import Tally
 from medflow.records import Instant
 from medflow.registry import RegisteredModel, Registry, elsewhere, installed, with_announced
 from medflow.scoring import LoadedModels, ScoreTally
+from medflow.selection import Explanation
 from medflow.store import Store, chunks, jobs, ledger, outbox, workers
 from medflow.store.ledger import begin_run, finish_run, now_us
 
@@ -95,6 +96,15 @@ def select(site: Site, model: RegisteredModel, *, as_of: Instant | None = None) 
     """Make jobs of what is new to a model; ``as_of`` stands for the present where it is given."""
     with _sealed():
         return scoring.select(site.store, model, as_of=as_of or Instant(utc_us=now_us()))
+
+
+def explain_selection(
+    site: Site, model: RegisteredModel, *, as_of: Instant | None = None, limit: int, series: int | None = None
+) -> Explanation:
+    """Why a model is given each series or study, or is not; ``limit`` of them get a line. Changes nothing."""
+    with _sealed():
+        moment = as_of or Instant(utc_us=now_us())
+        return selection.explain_selection(site.store, model, as_of=moment, limit=limit, series=series)
 
 
 def score(

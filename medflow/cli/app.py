@@ -17,6 +17,7 @@ from medflow.cli import deploy as deploy_command
 from medflow.cli import evaluate as evaluate_command
 from medflow.cli import plugins as plugin_commands
 from medflow.cli import receive as receive_command
+from medflow.cli import select as select_command
 from medflow.cli import services, watch
 from medflow.cli import show as show_command
 from medflow.cli.extensions import CommandsOfPlugins
@@ -53,6 +54,7 @@ app.add_typer(retry_app, name="retry")
 app.add_typer(db_app, name="db")
 app.add_typer(plugin_commands.app, name="plugin")
 app.command()(evaluate_command.evaluate)
+app.command()(select_command.select)
 app.command()(services.worker)
 app.command()(show_command.show)
 app.command()(receive_command.receive)

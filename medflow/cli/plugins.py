@@ -13,8 +13,9 @@ from medflow.cli.output import PROBLEMS, out, show_table
 from medflow.cli.scaffold import write_plugin
 from medflow.cli.site import Json
 from medflow.errors import UnknownModel
-from medflow.plugin import ImagingInput, InputSpec, SequenceInput, TimeSeriesInput
+from medflow.plugin import ImagingInput, InputSpec, ModelSpec, SequenceInput, TimeSeriesInput
 from medflow.registry import RegisteredModel, installed
+from medflow.series_rule import rules_of
 from medflow.testing import check_model
 
 app = typer.Typer(no_args_is_help=True, help="For plugin authors.")
@@ -44,7 +45,7 @@ def _as_json(model: RegisteredModel) -> dict[str, Any]:
         "title": spec.title,
         "distribution": model.distribution,
         "unit": str(spec.unit),
-        "inputs": [describe(item) for item in spec.accepts],
+        "inputs": describe(spec),
         "outputs": [f"{item.name} ({item.kind})" for item in spec.outputs],
         "digest": model.digest,
     }
@@ -52,16 +53,16 @@ def _as_json(model: RegisteredModel) -> dict[str, Any]:
 
 def _row(model: RegisteredModel) -> list[str]:
     line = _as_json(model)
-    inputs, outputs = "; ".join(line["inputs"]), ", ".join(line["outputs"])
+    inputs, outputs = "\n".join(line["inputs"]), ", ".join(line["outputs"])
     return [line["name"], line["version"], line["distribution"], line["unit"], inputs, outputs, line["digest"][:12]]
 
 
-def describe(spec: InputSpec) -> str:
-    """A declared input in a few words."""
-    if isinstance(spec, ImagingInput):
-        what = f"{'/'.join(spec.modality)} {spec.dimensions}D"
-        parts = f" of {'/'.join(spec.body_parts)}" if spec.body_parts else ""
-        return f"{what}{parts}, {spec.min_slices} slices or more" if spec.dimensions == 3 else f"{what}{parts}"
+def describe(spec: ModelSpec) -> list[str]:
+    """Each declared input in a few words; of images the whole rule by which series are chosen."""
+    return rules_of(spec) + [_describe(item) for item in spec.accepts if not isinstance(item, ImagingInput)]
+
+
+def _describe(spec: InputSpec) -> str:
     if isinstance(spec, TimeSeriesInput):
         hours, step = spec.window.total_seconds() / 3600, spec.step.total_seconds() / 3600
         return f"{len(spec.channels)} channels, {hours:g} h from {spec.anchor} in steps of {step:g} h"

@@ -6,7 +6,8 @@ match differently) and a preference. Either way it is one query, whatever is sto
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -17,7 +18,7 @@ from medflow.records import DueUnit, Instant, Unit, UnitKind, digest_of
 from medflow.series_rule import IMAGE_CLASSES, SeriesFacts, choose, excluded_classes, fits
 from medflow.store.due import not_yet_seen
 from medflow.store.imaging_batch import rows_among
-from medflow.store.tables import SeriesRow, StudyRow
+from medflow.store.tables import JobRow, ModelRow, SeriesRow, StudyRow
 
 MOMENT = func.coalesce(SeriesRow.acquired_us, SeriesRow.received_us).label("moment")
 FACTS = (
@@ -165,3 +166,51 @@ def _may_fit(spec: ImagingInput) -> ColumnElement[bool]:
     if spec.slice_thickness_mm is not None:
         conditions.append(SeriesRow.slice_thickness_mm.between(*spec.slice_thickness_mm))
     return and_(*conditions)
+
+
+# --- for whoever asks why ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobNote:
+    """What became of one input of a unit: a job of the model, of those that count."""
+
+    id: int
+    input_key: str
+    state: str
+    error_code: str | None
+
+
+def series_pages(
+    connection: Connection, kind: UnitKind, *, size: int, only: int | None = None
+) -> Iterator[list[SeriesFacts]]:
+    """All series, those stored last first, a page at a time (of studies: whole ones); ``only`` one, or its study."""
+    column = SeriesRow.study_id if kind is UnitKind.STUDY else SeriesRow.id
+    if only is not None:
+        alone = column == select(column).where(SeriesRow.id == only).scalar_subquery()
+        yield [facts_of(row) for row in connection.execute(series_query().where(alone).order_by(SeriesRow.id.desc()))]
+        return
+    ids = select(column).distinct().order_by(column.desc()).limit(size)
+    found = connection.execute(ids).scalars().all()
+    while found:
+        query = series_query().where(column.between(found[-1], found[0]))
+        rows = connection.execute(query.order_by(column.desc(), SeriesRow.id.desc()))
+        yield [facts_of(row) for row in rows]
+        found = connection.execute(ids.where(column < found[-1])).scalars().all()
+
+
+def job_notes(
+    connection: Connection, *, name: str, digest: str, kind: UnitKind, unit_ids: Sequence[int]
+) -> dict[int, list[JobNote]]:
+    """The jobs of this model for these units that no later one has superseded, the last made first."""
+    query = (
+        select(JobRow.id, JobRow.unit_id, JobRow.input_key, JobRow.state, JobRow.error_code)
+        .join(ModelRow, ModelRow.id == JobRow.model_id)
+        .where(ModelRow.name == name, ModelRow.digest == digest, JobRow.unit_kind == str(kind), ~JobRow.superseded)
+        .order_by(JobRow.id.desc())
+    )
+    found: dict[int, list[JobNote]] = {}
+    for row in rows_among(connection, query, JobRow.unit_id, unit_ids):
+        note = JobNote(id=row.id, input_key=row.input_key, state=row.state, error_code=row.error_code)
+        found.setdefault(row.unit_id, []).append(note)
+    return found
