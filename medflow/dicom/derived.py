@@ -1,0 +1,180 @@
+"""What all DICOM objects that medflow makes of a model's answer have in common: identity, maker, patient and times.
+
+Patient and study are copied from the source image, element by element, as a PACS files objects by them. Nothing of them
+goes anywhere else: libraries that would check, or print, a name are given none.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import UTC, tzinfo
+from hashlib import sha256
+from importlib.metadata import version
+from io import BytesIO
+from uuid import UUID, uuid5
+
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
+
+from medflow.dicom.elements import first_of, items_of, number_of
+from medflow.dicom.pixels import Objects, open_instance
+from medflow.dicom.times import offset_of
+from medflow.records import Instance, Instant, ResultObject, digest_of
+
+NAMESPACE = UUID("5f6ac6a8-2d3b-4f34-9d0f-5a6c7d5c2c0e")  # of all UIDs made here; changing it would orphan every object
+ROOT = "2.25."  # PS3.5 B.2: a UUID as a UID
+MANUFACTURER = "medflow"
+LO = 64  # characters of a Long String (PS3.5 6.2)
+
+COPIED = (  # PS3.3 C.7.1.1, C.7.2.1, C.7.2.2, C.7.1.3, C.7.2.3, and what their text is written in
+    *("SpecificCharacterSet", "TimezoneOffsetFromUTC"),
+    *("PatientName", "PatientID", "IssuerOfPatientID", "IssuerOfPatientIDQualifiersSequence", "TypeOfPatientID"),
+    *("PatientBirthDate", "PatientBirthTime", "PatientSex", "OtherPatientIDsSequence", "PatientSpeciesDescription"),
+    *("PatientIdentityRemoved", "DeidentificationMethod", "DeidentificationMethodCodeSequence"),
+    *("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "StudyDescription", "ReferringPhysicianName"),
+    *("AccessionNumber", "IssuerOfAccessionNumberSequence", "PatientAge", "PatientSize", "PatientWeight"),
+    *("ClinicalTrialSponsorName", "ClinicalTrialProtocolID", "ClinicalTrialProtocolName", "ClinicalTrialSiteID"),
+    *("ClinicalTrialSiteName", "ClinicalTrialSubjectID", "ClinicalTrialSubjectReadingID"),
+    *("ClinicalTrialTimePointID", "ClinicalTrialTimePointDescription"),
+)
+TYPE_2 = (  # may be empty, may not be absent
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
+    *("ReferringPhysicianName", "AccessionNumber"),
+)
+ABOUT_SERIES = (
+    *("SeriesInstanceUID", "SeriesNumber", "BodyPartExamined", "FrameOfReferenceUID", "PositionReferenceIndicator"),
+    *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Maker:
+    """The model that made an object, of what, and when.
+
+    ``identity`` says what the result is of (its exact input, its prediction time): with the model's ``digest`` and the
+    source series it makes the object's UIDs. ``zone`` places the run's time where the source says no offset.
+    """
+
+    model: str
+    version: str
+    title: str
+    digest: str
+    identity: tuple[str, ...]
+    issued: Instant
+    zone: tzinfo | None = None
+
+    def uid(self, *parts: object) -> str:
+        """The UID of something this model made of this input: the same whenever and wherever it is made."""
+        return uid_of(self.model, self.digest, *self.identity, *parts)
+
+    @property
+    def series_description(self) -> str:
+        """The model's title and version."""
+        return ascii_text(f"{self.title} ({self.version})", LO)
+
+    @property
+    def software_versions(self) -> list[str]:
+        """The model's version and medflow's."""
+        return [ascii_text(self.version, LO), f"medflow {version('medflow')}"[:LO]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MadeObject:
+    """A DICOM object as a file, and its record."""
+
+    record: ResultObject
+    data: bytes
+
+
+def uid_of(*parts: object) -> str:
+    """A UID that stands for these parts: UUIDv5, as PS3.5 B.2 writes it."""
+    return f"{ROOT}{uuid5(NAMESPACE, digest_of(*parts)).int}"
+
+
+def ascii_text(text: str, length: int) -> str:
+    """Text that fits any character set the source may use; a backslash would divide it into values."""
+    plain = text.encode("ascii", "replace").decode().replace("\\", "/")
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in plain).split())[:length].strip()
+
+
+def read_source(instance: Instance, objects: Objects) -> Dataset:
+    """What objects made of an instance's series repeat of its header.
+
+    Raises
+    ------
+    InputNotUsable
+        As `pixels.open_instance`.
+    """
+    return open_instance(instance, objects, [*COPIED, *ABOUT_SERIES]).header
+
+
+def blank_source(source: Dataset) -> Dataset:
+    """A header with the source's place in its study, and no patient: for libraries to work from."""
+    blank = Dataset()
+    for name in TYPE_2:
+        setattr(blank, name, "")
+    for name in ("StudyInstanceUID", "SeriesInstanceUID"):
+        setattr(blank, name, first_of(source, name) or "")
+    blank.FrameOfReferenceUID = frame_of_reference(source)
+    for name in ABOUT_SERIES[4:]:
+        if name in source:
+            setattr(blank, name, deepcopy(source[name].value))
+    return blank
+
+
+def frame_of_reference(source: Dataset) -> str:
+    """The source's; one made for its series where it lacks what every image with a position must have."""
+    return first_of(source, "FrameOfReferenceUID") or uid_of(
+        "frame-of-reference", first_of(source, "SeriesInstanceUID")
+    )
+
+
+def series_number(source: Dataset, offset: int) -> int:
+    """A number beside the source's, so that both are found together; it need not be the only one."""
+    return offset + max(number_of(source, "SeriesNumber") or 0, 0) % 100_000
+
+
+def complete(made: Dataset, source: Dataset, maker: Maker) -> None:
+    """Give an object its patient, its study, its maker and the run's time."""
+    for name in COPIED:
+        if name in source:
+            made[name] = deepcopy(source[name])
+    for name in TYPE_2:
+        if name not in made:
+            setattr(made, name, "")
+    if body_part := first_of(source, "BodyPartExamined"):
+        made.BodyPartExamined = body_part[:16]
+    made.Manufacturer = MANUFACTURER
+    made.ManufacturerModelName = ascii_text(maker.model, LO)
+    made.DeviceSerialNumber = maker.digest[:LO]  # which model exactly: over its code, weights and spec
+    made.SoftwareVersions = maker.software_versions
+    made.SeriesDescription = maker.series_description
+    moment = maker.issued.datetime().astimezone(
+        offset_of(first_of(source, "TimezoneOffsetFromUTC")) or maker.zone or UTC
+    )
+    for name in ("InstanceCreation", "Content", "Series"):
+        setattr(made, f"{name}Date", f"{moment:%Y%m%d}")
+        setattr(made, f"{name}Time", f"{moment:%H%M%S}")
+    for equipment in items_of(made, "ContributingEquipmentSequence"):
+        equipment.ContributionDateTime = f"{moment:%Y%m%d%H%M%S%z}"
+
+
+def made_object(made: Dataset, *, kind: str, sop_instance_uid: str, outputs: tuple[str, ...]) -> MadeObject:
+    """Give an object its SOP Instance UID, which must follow from what it shows, and write it as a file."""
+    made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
+    with BytesIO() as file:
+        made.save_as(file, enforce_file_format=True)
+        data = file.getvalue()
+    record = ResultObject(
+        kind=kind,
+        sop_class_uid=str(made.SOPClassUID),
+        sop_instance_uid=sop_instance_uid,
+        series_uid=str(made.SeriesInstanceUID),
+        study_uid=str(made.StudyInstanceUID),
+        sha256=sha256(data).hexdigest(),
+        size=len(data),
+        content=digest_of(sop_instance_uid),
+        outputs=outputs,
+    )
+    return MadeObject(record=record, data=data)

@@ -1,0 +1,376 @@
+"""Masks to DICOM Segmentation objects and back (PS3.3 A.51, C.8.20), through highdicom.
+
+A mask goes back onto the very slices that the image was read from, each frame with a reference to its source, so that a
+viewer lays it over them without guessing. All masks of a job are one object; masks of probabilities are another, as an
+object has one SegmentationType.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from highdicom import AlgorithmIdentificationSequence
+from highdicom.seg import Segmentation, SegmentDescription
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.pixels.utils import iter_pixels
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage
+
+from medflow.dicom.derived import (
+    LO,
+    MANUFACTURER,
+    MadeObject,
+    Maker,
+    ascii_text,
+    blank_source,
+    complete,
+    made_object,
+    read_source,
+    series_number,
+)
+from medflow.dicom.elements import first_of, items_of, number_of, quiet, text_of
+from medflow.dicom.geometry import SAME_POSITION_MM, group_of, planes_of
+from medflow.dicom.pixels import Objects
+from medflow.dicom.plan import VolumePlan
+from medflow.errors import InputNotUsable
+from medflow.plugin import Segment
+from medflow.records import Coding
+
+KIND = "segmentation"
+LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
+LAYOUT = 1  # part of every object's identity: raised when the same masks are written differently
+SERIES_OFFSET = 100_000
+PLACEHOLDER = "2.25."  # then the slice's number: it stands for a slice until its real references are put in
+LEVELS = 255  # MaximumFractionalValue
+SCHEMES = {  # FHIR system to DICOM coding scheme designator (PS3.16 8)
+    "http://snomed.info/sct": "SCT",
+    "http://loinc.org": "LN",
+    "http://dicom.nema.org/resources/ontology/DCM": "DCM",
+    "http://unitsofmeasure.org": "UCUM",
+    "http://purl.org/sig/ont/fma": "FMA",
+    "http://www.radlex.org": "RADLEX",
+    "http://radlex.org": "RADLEX",
+    "http://hl7.org/fhir/sid/icd-10": "I10",
+}
+PRIVATE_SCHEME = "99MEDFLOW"
+
+
+# --- writing ---------------------------------------------------------------------------------------------------
+
+
+def write_segmentations(
+    plan: VolumePlan, objects: Objects, masks: Sequence[tuple[Segment, np.ndarray]], maker: Maker
+) -> list[MadeObject]:
+    """One object of the boolean masks and one of the fractional ones, as far as there are any.
+
+    Parameters
+    ----------
+    plan
+        How the image that the masks lie on was made of its series.
+    objects
+        The object store, for the header of a source image.
+    masks
+        Each on the grid of the image, (z, y, x) or (rows, columns): boolean, or of a fractional segment 0..1.
+    maker
+        The model.
+
+    Raises
+    ------
+    InputNotUsable
+        The source can no longer be read, or says not where it lies.
+    """
+    quiet()
+    fractional = [(segment, mask) for segment, mask in masks if segment.fractional]
+    binary = [(segment, mask) for segment, mask in masks if not segment.fractional]
+    source = _Source(plan, read_source(plan.slices[0][0].instance, objects))
+    return [_write(source, number, part, maker) for number, part in enumerate((binary, fractional), 1) if part]
+
+
+class _Source:
+    """The slices that masks lie on, as headers that highdicom can work from: one frame each, and no patient."""
+
+    def __init__(self, plan: VolumePlan, header: Dataset) -> None:
+        if plan.source_affine is None:
+            raise InputNotUsable("missing-geometry", "a segmentation needs an image that says where it lies")
+        self.plan, self.header = plan, header
+        self.slices = plan.slices[0]  # of several volumes the first stands for all: they share one grid
+        self.affine = plan.source_affine
+        self.shape = (len(self.slices), *plan.source_shape[-2:])
+
+    def headers(self) -> list[Dataset]:
+        along_rows, along_columns = (self.affine[:3, axis] / self._length(axis) for axis in (0, 1))
+        distance = abs(float(np.cross(along_rows, along_columns) @ self.affine[:3, 2]))  # along the normal, tilt or not
+        blank = blank_source(self.header)
+        blank.Modality = self.plan.modality
+        blank.Rows, blank.Columns = self.shape[1:]
+        blank.ImageOrientationPatient = [_decimal(value) for value in (*along_rows, *along_columns)]
+        blank.PixelSpacing = [_decimal(self._length(axis)) for axis in (1, 0)]
+        blank.SliceThickness = blank.SpacingBetweenSlices = _decimal(distance)
+        return [self._slice_header(blank, z, position) for z, position in enumerate(self._positions())]
+
+    def _length(self, axis: int) -> float:
+        return float(np.linalg.norm(self.affine[:3, axis]))
+
+    def _slice_header(self, blank: Dataset, z: int, position: np.ndarray) -> Dataset:
+        header = Dataset()
+        header.update(blank)
+        header.SOPClassUID = CTImageStorage  # of one frame
+        header.SOPInstanceUID = f"{PLACEHOLDER}{z + 1}"
+        header.InstanceNumber = z + 1
+        header.ImagePositionPatient = [_decimal(value) for value in position]
+        return header
+
+    def _positions(self) -> Iterator[np.ndarray]:
+        """As the source says them; of a slice cut out of a larger frame, which says nothing of it, by the grid."""
+        planes = {}
+        for z, item in enumerate(self.slices):
+            if item.tile is not None:
+                yield (self.affine @ (0.0, 0.0, float(z), 1.0))[:3]
+                continue
+            if item.instance not in planes:
+                planes[item.instance] = planes_of(self.plan.files[item.instance].header, 0)
+            yield planes[item.instance][item.frame].position
+
+    def reference(self, placeholder: str, reference: Dataset) -> None:
+        """Turn a reference to a slice's placeholder into one to its instance, and its frame where it has several."""
+        item = self.slices[int(placeholder.removeprefix(PLACEHOLDER)) - 1]
+        reference.ReferencedSOPClassUID = item.instance.sop_class_uid
+        reference.ReferencedSOPInstanceUID = item.instance.sop_instance_uid
+        if (number_of(self.plan.files[item.instance].header, "NumberOfFrames") or 1) > 1:
+            reference.ReferencedFrameNumber = item.frame + 1
+        if item.tile is not None:
+            reference.SpatialLocationsPreserved = "NO"
+
+    def references(self) -> list[Dataset]:
+        """A reference to each instance."""
+        found = []
+        for instance in dict.fromkeys(item.instance for item in self.slices):
+            reference = Dataset()
+            reference.ReferencedSOPClassUID = instance.sop_class_uid
+            reference.ReferencedSOPInstanceUID = instance.sop_instance_uid
+            found.append(reference)
+        return found
+
+
+def _decimal(value: Any) -> str:
+    """A DS of at most 16 characters (PS3.5 6.2)."""
+    number = float(value) + 0.0
+    return next(text for digits in range(16, 5, -1) if len(text := f"{number:.{digits}g}") <= 16)
+
+
+def _write(
+    source: _Source, instance_number: int, masks: Sequence[tuple[Segment, np.ndarray]], maker: Maker
+) -> MadeObject:
+    segments = [segment for segment, _ in masks]
+    arrays = [_on_slices(source, mask) for _, mask in masks]
+    series = first_of(source.header, "SeriesInstanceUID") or ""
+    uid = maker.uid(KIND, LAYOUT, series, _content(segments, arrays))
+    headers = source.headers()
+    filled = [z for z in range(len(headers)) if any(array[z].any() for array in arrays)]
+    shown = filled or [0]  # of empty masks one slice, as an object has at least one frame
+    made = Segmentation(
+        source_images=[headers[z] for z in shown],
+        pixel_array=_stacked(segments, arrays, shown),
+        segmentation_type="FRACTIONAL" if segments[0].fractional else "BINARY",
+        segment_descriptions=[_description(number, item, maker, uid) for number, item in enumerate(segments, 1)],
+        max_fractional_value=LEVELS,
+        omit_empty_frames=bool(filled),
+        series_instance_uid=maker.uid(KIND, series),
+        series_number=series_number(source.header, SERIES_OFFSET),
+        sop_instance_uid=uid,
+        instance_number=instance_number,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=ascii_text(maker.model, LO),
+        software_versions=tuple(maker.software_versions),  # pyright: ignore[reportArgumentType]  # any number of them
+        device_serial_number=maker.digest[:LO],
+        content_label="SEGMENTATION",
+        content_description=ascii_text(maker.title, LO),
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+    )
+    _refer(made, source)
+    organization = maker.uid("dimensions", uid)
+    for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
+        item.DimensionOrganizationUID = organization
+    complete(made, source.header, maker)
+    _identify_schemes(made, segments)
+    return made_object(made, kind=KIND, sop_instance_uid=uid, outputs=tuple(segment.name for segment in segments))
+
+
+def _on_slices(source: _Source, mask: np.ndarray) -> np.ndarray:
+    """uint8 (z, y, x) on the source's slices: 0 and 1, or probabilities in the levels that are written."""
+    array = np.ascontiguousarray(source.plan.on_source(mask)).reshape(source.shape)
+    return array.view(np.uint8) if array.dtype == np.bool_ else np.around(array * LEVELS).astype(np.uint8)
+
+
+def _content(segments: Sequence[Segment], arrays: Sequence[np.ndarray]) -> str:
+    """A digest of what the object shows: another mask is another object."""
+    total = sha256()
+    for segment, array in zip(segments, arrays, strict=True):
+        total.update(repr((segment, array.shape)).encode())
+        total.update((array if segment.fractional else np.packbits(array)).data)
+    return total.hexdigest()
+
+
+def _stacked(segments: Sequence[Segment], arrays: Sequence[np.ndarray], shown: Sequence[int]) -> np.ndarray:
+    """What highdicom takes: segment numbers where no voxel is in two segments, else (z, y, x, segment)."""
+    if segments[0].fractional:
+        return np.stack([array[shown] for array in arrays], axis=-1).astype(np.float32) / np.float32(LEVELS)
+    numbers = np.zeros((len(shown), *arrays[0].shape[1:]), np.uint8 if len(arrays) < 256 else np.uint16)
+    for place, z in enumerate(shown):
+        for number, array in enumerate(arrays, 1):
+            inside = array[z].view(np.bool_)
+            if numbers[place][inside].any():
+                return np.stack([array[shown] for array in arrays], axis=-1)
+            numbers[place][inside] = number
+    return numbers
+
+
+def _description(number: int, segment: Segment, maker: Maker, uid: str) -> SegmentDescription:
+    algorithm = AlgorithmIdentificationSequence(
+        name=ascii_text(maker.model, LO),
+        version=ascii_text(maker.version, LO),
+        family=codes.DCM.ArtificialIntelligence,
+        parameters={"digest": maker.digest},
+    )
+    return SegmentDescription(
+        segment_number=number,
+        segment_label=ascii_text(segment.name, LO),
+        segmented_property_category=_code(segment.property_category),
+        segmented_property_type=_code(segment.property_type or segment.body_site),
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=algorithm,
+        tracking_id=ascii_text(f"{maker.model} {segment.name}", LO),
+        tracking_uid=maker.uid("tracking", uid, segment.name),
+        anatomic_regions=[_code(segment.body_site)],
+    )
+
+
+def _code(coding: Coding) -> Code:
+    """A coding as DICOM writes it; a code of a system without a designator keeps its own under a private one."""
+    meaning = ascii_text(coding.display or coding.code, LO)
+    return Code(coding.code, SCHEMES.get(coding.system, PRIVATE_SCHEME), meaning)
+
+
+def _identify_schemes(made: Dataset, segments: Sequence[Segment]) -> None:
+    """Say which system the private designator stands for (PS3.3 C.12.1.1.7)."""
+    used = [code for item in segments for code in (item.property_category, item.property_type, item.body_site) if code]
+    systems = sorted({code.system for code in used} - SCHEMES.keys())
+    if systems:
+        scheme = Dataset()
+        scheme.CodingSchemeDesignator = PRIVATE_SCHEME
+        scheme.CodingSchemeName = ascii_text(", ".join(systems), 1024)
+        made.CodingSchemeIdentificationSequence = [scheme]
+
+
+def _refer(made: Dataset, source: _Source) -> None:
+    """Put the references to the real instances and frames in place of the slices' placeholders."""
+    made.SourceImageSequence = source.references()
+    made.ReferencedSeriesSequence[0].ReferencedInstanceSequence = source.references()
+    found = {  # frames of several segments on one slice share theirs
+        id(reference): reference
+        for group in made.PerFrameFunctionalGroupsSequence
+        for derivation in items_of(group, "DerivationImageSequence")
+        for reference in derivation.SourceImageSequence
+    }
+    for reference in found.values():
+        source.reference(str(reference.ReferencedSOPInstanceUID), reference)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------
+
+
+def read_segmentation(data: bytes, slices: Sequence[tuple[str, int]] | None = None) -> dict[str, np.ndarray]:
+    """The masks of a segmentation object by SegmentLabel: bool (z, y, x), or float32 0..1 of a fractional one.
+
+    A label that several segments share gets the segment's number after it.
+
+    Parameters
+    ----------
+    data
+        The file.
+    slices
+        The (SOP Instance UID, frame numbered from 0) of each slice of the image: masks are given on these, by what the
+        frames refer to. Without it they are given on the object's own planes, in order along their normal.
+
+    Raises
+    ------
+    InputNotUsable
+        not-a-segmentation, undecodable-frame, or missing-geometry; other-slices: a frame is of none of ``slices``.
+    """
+    quiet()
+    try:
+        dataset = dcmread(BytesIO(data), force=True)
+    except Exception as error:
+        raise InputNotUsable("undecodable-frame", f"the segmentation cannot be read ({type(error).__name__})") from None
+    if first_of(dataset, "SOPClassUID") not in (SegmentationStorage, LABEL_MAP_STORAGE):
+        raise InputNotUsable("not-a-segmentation", "the object is not a DICOM Segmentation")
+    places, depth = _places(dataset) if slices is None else (_referred(dataset, slices), len(slices))
+    labels = _labels(dataset)
+    kind = first_of(dataset, "SegmentationType")
+    shape = (depth, number_of(dataset, "Rows") or 0, number_of(dataset, "Columns") or 0)
+    masks = {number: np.zeros(shape, np.float32 if kind == "FRACTIONAL" else np.bool_) for number in labels}
+    try:
+        for frame, (pixels, z) in enumerate(zip(iter_pixels(dataset), places, strict=True)):
+            if kind == "LABELMAP":
+                for number, mask in masks.items():
+                    mask[z] |= pixels == number
+            elif kind == "FRACTIONAL":
+                masks[_segment_of(dataset, frame)][z] = pixels / np.float32(dataset.MaximumFractionalValue)
+            else:
+                masks[_segment_of(dataset, frame)][z] |= pixels.astype(bool)
+    except Exception as error:
+        reason = f"a frame of the segmentation cannot be decoded ({type(error).__name__})"
+        raise InputNotUsable("undecodable-frame", reason) from None
+    return {labels[number]: mask for number, mask in masks.items()}
+
+
+def _labels(dataset: Dataset) -> dict[int, str]:
+    segments = {number_of(item, "SegmentNumber") or 0: item for item in items_of(dataset, "SegmentSequence")}
+    names = {number: text_of(item, "SegmentLabel") or str(number) for number, item in segments.items()}
+    counted = Counter(names.values())
+    return {number: name if counted[name] == 1 else f"{name} {number}" for number, name in names.items()}
+
+
+def _groups(dataset: Dataset, frame: int) -> tuple[Dataset, ...]:
+    own = items_of(dataset, "PerFrameFunctionalGroupsSequence")[frame]
+    return (own, *items_of(dataset, "SharedFunctionalGroupsSequence")[:1])
+
+
+def _segment_of(dataset: Dataset, frame: int) -> int:
+    identified = group_of(_groups(dataset, frame), "SegmentIdentificationSequence")
+    return number_of(identified, "ReferencedSegmentNumber") or 0
+
+
+def _places(dataset: Dataset) -> tuple[list[int], int]:
+    """The plane of each frame, numbered along their normal, and how many planes there are."""
+    planes = planes_of(dataset, 0)
+    depths = np.array([float(plane.position @ planes[0].normal) for plane in planes])
+    order = np.argsort(depths, kind="stable")
+    number = np.empty(len(depths), int)
+    number[order] = np.cumsum(np.diff(depths[order], prepend=depths[order[0]]) > SAME_POSITION_MM)
+    return number.tolist(), int(number.max()) + 1
+
+
+def _referred(dataset: Dataset, slices: Sequence[tuple[str, int]]) -> list[int]:
+    """The place among ``slices`` of what each frame was made from."""
+    known = {item: z for z, item in enumerate(slices)}
+    places = []
+    for frame in range(len(items_of(dataset, "PerFrameFunctionalGroupsSequence"))):
+        derivation = group_of(_groups(dataset, frame), "DerivationImageSequence")
+        found = {
+            known.get(
+                (first_of(item, "ReferencedSOPInstanceUID") or "", (number_of(item, "ReferencedFrameNumber") or 1) - 1)
+            )
+            for item in items_of(derivation, "SourceImageSequence")
+        } - {None}
+        if len(found) != 1:
+            raise InputNotUsable("other-slices", "a frame of the segmentation does not refer to a slice of the image")
+        places.append(found.pop())
+    return places
