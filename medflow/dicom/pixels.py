@@ -1,158 +1,174 @@
-"""The bytes of stored instances: their headers, and frames decoded into modality values, or a reason.
+"""Frames of stored instances decoded into modality values, or a reason why not.
 
-Everything between a file and a float32 array of a slice is here; where slices lie is `medflow.dicom.volume`.
+Everything between a file and a float32 array of a slice is here; where slices lie is `medflow.dicom.plan`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
-from io import BytesIO
-from pathlib import Path
-from typing import BinaryIO, Protocol
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
+from functools import partial
+from typing import Any
 
 import numpy as np
-from pydicom import dcmread
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.pixels.processing import apply_modality_lut
-from pydicom.pixels.utils import iter_pixels
-from pydicom.uid import UID
+from pydicom.dataset import Dataset
+from pydicom.pixels.utils import as_pixel_options
 
-from medflow.dicom.elements import first_of, items_of, number_of, numbers_of
-from medflow.dicom.geometry import group_of
-from medflow.errors import InputNotUsable, ObjectDamaged
-from medflow.records import Instance
+from medflow.dicom.codecs import codestreams, is_compressed, native_frame
+from medflow.dicom.decoders import Decoders, decoders
+from medflow.dicom.elements import number_of
+from medflow.dicom.files import InstanceFile, Objects, PixelSource, open_instance
+from medflow.dicom.intensities import Intensities, intensities_of
+from medflow.errors import InputNotUsable, MedflowError
 
+__all__ = ["InstanceFile", "Objects", "decode", "open_instance", "stored_frames"]
 
-class Objects(Protocol):
-    """Files by their SHA-256 (hex): the object store."""
+BLOCK = 8 << 20  # bytes of uncompressed frames that one thread converts at a time
+AHEAD = 4  # pieces of work for each thread, so that none waits; more would only hold memory
 
-    def open(self, digest: str) -> BinaryIO:
-        """The object; raises KeyError if it is not there."""
-        ...
-
-    def fetch(self, digests: Iterable[str]) -> None:
-        """Bring near what is about to be opened."""
-        ...
+Sink = Callable[[int, np.ndarray], None]
+Piece = Callable[[], None]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class InstanceFile:
-    """An instance, where its bytes are, and its header."""
+def decode(wanted: Iterable[tuple[InstanceFile, Mapping[int, np.ndarray]]], *, workers: int = 0) -> None:
+    """Decode frames, of any number of instances, each into its target.
 
-    instance: Instance
-    objects: Objects
-    header: Dataset
+    Each instance comes with the frames wanted of it (numbered from 0) and where each goes: (rows, columns) float32
+    arrays, filled with the values after the modality LUT. All callers in this process share ``workers`` threads, and as
+    many processes for compressed frames; 0 is one per core.
+
+    Raises
+    ------
+    InputNotUsable
+        file-missing, file-changed, undecodable-frame or bad-rescale: always that of the first instance that has one.
+    """
+    pool = decoders(workers)
+
+    def pieces() -> Iterator[Piece]:
+        for file, targets in wanted:
+            sink = partial(_fill, targets, _guarded(file, partial(_intensities, file.header, targets)))
+            yield from _pieces(file, sorted(targets), sink, pool)
+
+    _run(pieces(), pool)
 
 
-def open_instance(instance: Instance, objects: Objects, tags: Sequence[str]) -> InstanceFile:
-    """Read an instance's header, the elements of ``tags`` (keywords) and no others.
+def stored_frames(file: InstanceFile, *, workers: int = 0) -> list[np.ndarray]:
+    """Every frame's stored values, before any LUT: (rows, columns), or (rows, columns, 3) as RGB where that is known.
 
     Raises
     ------
     InputNotUsable
         file-missing, file-changed or undecodable-frame.
     """
-    with _bytes_of(instance, objects) as file:
-        try:
-            header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(tags))  # type: ignore[arg-type]  # keywords
-        except OSError as error:
-            raise InputNotUsable("file-missing", f"a file of the series cannot be read: {error.strerror}") from None
-        except Exception as error:  # whatever pydicom's converters raise on damaged bytes
-            raise InputNotUsable("undecodable-frame", f"a header cannot be read ({type(error).__name__})") from None
-    return InstanceFile(instance=instance, objects=objects, header=header)
+    pool, found = decoders(workers), {}
+    count = max(number_of(file.header, "NumberOfFrames") or 1, 1)
+
+    def keep(frame: int, pixels: np.ndarray) -> None:
+        found[frame] = np.array(pixels)
+
+    _run(_pieces(file, range(count), keep, pool), pool)
+    return [found[frame] for frame in range(count)]
 
 
-def _bytes_of(instance: Instance, objects: Objects) -> BinaryIO:
-    """An instance's file, open; an object store that is out of reach raises its own error, which is not the data's."""
+def _run(pieces: Iterable[Piece], pool: Decoders) -> None:
+    """Do the pieces in parallel; what goes wrong first in their order is raised, when none is at work any more."""
+    waiting: deque[Future[None]] = deque()
     try:
-        return Path(instance.path).open("rb") if instance.path is not None else objects.open(instance.sha256)
-    except (FileNotFoundError, KeyError):
-        raise InputNotUsable("file-missing", "a file of the series is no longer where it was stored") from None
-    except ObjectDamaged as error:
-        raise InputNotUsable("file-changed", error.message) from None
-    except OSError as error:
-        raise InputNotUsable("file-missing", f"a file of the series cannot be read: {error.strerror}") from None
+        for piece in pieces:
+            waiting.append(pool.threads.submit(piece))
+            if len(waiting) >= AHEAD * pool.workers:
+                waiting.popleft().result()
+        while waiting:
+            waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+        wait(waiting)
 
 
-def decode(wanted: Iterable[tuple[InstanceFile, Mapping[int, np.ndarray]]]) -> None:
-    """Decode frames, of any number of instances, each into its target.
+def _pieces(file: InstanceFile, frames: Sequence[int], sink: Sink, pool: Decoders) -> Iterator[Piece]:
+    """The work on one instance, as pieces that may run in any thread."""
+    if len(frames) == 1:
+        yield partial(_guarded, file, partial(_decode_here, file, frames, sink, pool))
+        return
+    source = _guarded(file, partial(PixelSource.of, file))
+    options = _guarded(file, partial(_options, file, source))
+    if not is_compressed(file.transfer_syntax):
+        step = max(1, BLOCK // max(1, _bits(options) // 8))
+        for start in range(0, len(frames), step):
+            block = frames[start : start + step]
+            yield partial(_guarded, file, partial(_native, file, source, options, block, sink))
+        return
+    with source.open() as opened:
+        found = codestreams(opened, frames, options)
+        while (item := _guarded(file, partial(next, found, None))) is not None:
+            yield partial(_guarded, file, partial(_compressed, file, options, sink, pool, *item))
 
-    Each instance comes with the frames wanted of it (numbered from 0) and where each goes: (rows, columns) float32
-    arrays, filled with the values after the modality LUT.
 
-    Raises
-    ------
-    InputNotUsable
-        file-missing, file-changed, undecodable-frame or bad-rescale.
-    """
-    for file, targets in wanted:
-        _decode_one(file, targets)
+def _decode_here(file: InstanceFile, frames: Sequence[int], sink: Sink, pool: Decoders) -> None:
+    source = PixelSource.of(file)
+    options = _options(file, source)
+    if not is_compressed(file.transfer_syntax):
+        _native(file, source, options, frames, sink)
+        return
+    with source.open() as opened:
+        for frame, codestream in codestreams(opened, frames, options):
+            _compressed(file, options, sink, pool, frame, codestream)
 
 
-def _decode_one(file: InstanceFile, targets: Mapping[int, np.ndarray]) -> None:
-    dataset = _whole(file)
-    frames = sorted(targets)
+def _native(
+    file: InstanceFile, source: PixelSource, options: dict[str, Any], frames: Sequence[int], sink: Sink
+) -> None:
+    with source.open() as opened:
+        for frame in frames:
+            sink(frame, native_frame(opened, frame, file.transfer_syntax, options))
+
+
+def _compressed(
+    file: InstanceFile, options: dict[str, Any], sink: Sink, pool: Decoders, frame: int, codestream: bytes
+) -> None:
+    sink(frame, pool.decompress(codestream, file.transfer_syntax, options))
+
+
+def _guarded(file: InstanceFile, work: Callable[[], Any]) -> Any:
     try:
-        for frame, pixels in zip(frames, iter_pixels(dataset, indices=frames), strict=True):
-            target = targets[frame]
-            if pixels.shape != target.shape:
-                raise InputNotUsable("undecodable-frame", "a decoded frame has another size than its header says")
-            target[...] = _values(pixels, dataset, frame)
-    except InputNotUsable:
+        return work()
+    except MedflowError:
         raise
     except Exception as error:  # decoders raise whatever their libraries do; the text may quote the data
         reason = f"the pixels of an instance cannot be decoded ({type(error).__name__})"
-        raise InputNotUsable("undecodable-frame", reason, transfer_syntax=file.instance.transfer_syntax_uid) from None
-    if not all(np.isfinite(target).all() for target in targets.values()):
-        raise InputNotUsable("undecodable-frame", "the pixels of an instance are not finite numbers")
+        raise InputNotUsable("undecodable-frame", reason, transfer_syntax=file.transfer_syntax) from None
 
 
-def _whole(file: InstanceFile) -> Dataset:
-    """The data set with its pixel data; a file that stays in place must still be the one that was taken in."""
-    with _bytes_of(file.instance, file.objects) as opened:
-        try:
-            data = opened.read()
-        except OSError as error:
-            raise InputNotUsable("file-missing", f"a file of the series cannot be read: {error.strerror}") from None
-    if len(data) != file.instance.size or (file.instance.path and sha256(data).hexdigest() != file.instance.sha256):
-        raise InputNotUsable("file-changed", "a file of the series has changed since it was taken in: ingest it again")
-    dataset = dcmread(BytesIO(data), force=True)
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        dataset.file_meta = FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID = UID(file.instance.transfer_syntax_uid)
-    return dataset
+def _intensities(header: Dataset, frames: Iterable[int]) -> dict[int, Intensities]:
+    return {frame: intensities_of(header, frame) for frame in frames}
 
 
-def _values(pixels: np.ndarray, dataset: Dataset, frame: int) -> np.ndarray:
-    """Stored pixel values to modality values; MONOCHROME1 mirrored within the range that the bits stored allow."""
-    source = _lut_source(dataset, frame)
-    values = _modality_values(pixels, source)
-    if first_of(dataset, "PhotometricInterpretation") == "MONOCHROME1":
-        bits = number_of(dataset, "BitsStored") or pixels.dtype.itemsize * 8
-        signed = number_of(dataset, "PixelRepresentation") == 1
-        low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
-        ends = _modality_values(np.array([low, high]), source)
-        values = float(ends.sum()) - values
-    return values
+def _fill(
+    targets: Mapping[int, np.ndarray], intensities: Mapping[int, Intensities], frame: int, pixels: np.ndarray
+) -> None:
+    target = targets[frame]
+    if pixels.shape != target.shape:
+        raise InputNotUsable("undecodable-frame", "a decoded frame has another size than its header says")
+    intensities[frame].fill(target, pixels)
 
 
-def _lut_source(dataset: Dataset, frame: int) -> Dataset:
-    """Where the rescale of a frame stands: in its functional groups (PS3.3 C.7.6.16.2.9), else in the data set."""
-    per_frame = items_of(dataset, "PerFrameFunctionalGroupsSequence")
-    if per_frame:
-        groups = (per_frame[frame], *items_of(dataset, "SharedFunctionalGroupsSequence")[:1])
-        return group_of(groups, "PixelValueTransformationSequence")
-    return dataset
+def _options(file: InstanceFile, source: PixelSource) -> dict[str, Any]:
+    """What the header says of the pixels, for pydicom's decoders; ValueError where it contradicts itself."""
+    options = as_pixel_options(file.header, pixel_keyword=source.keyword)
+    options["number_of_frames"] = int(options["number_of_frames"])
+    if is_compressed(file.transfer_syntax):
+        return options
+    options["pixel_vr"] = source.vr
+    if options["samples_per_pixel"] == 1 and (_bits(options) * options["number_of_frames"] + 7) // 8 > source.length:
+        raise ValueError("fewer pixel data than the header says")
+    high = number_of(file.header, "HighBit")
+    if source.keyword == "PixelData" and high is not None and high != options["bits_stored"] - 1:
+        raise ValueError("pixels that do not begin at the lowest bit")
+    return options
 
 
-def _modality_values(pixels: np.ndarray, source: Dataset) -> np.ndarray:
-    if items_of(source, "ModalityLUTSequence"):
-        return np.asarray(apply_modality_lut(pixels, source), np.float64)
-    if "RescaleSlope" not in source and "RescaleIntercept" not in source:
-        return pixels.astype(np.float64)
-    slope, intercept = numbers_of(source, "RescaleSlope"), numbers_of(source, "RescaleIntercept")
-    if len(slope) != 1 or len(intercept) != 1 or slope[0] == 0:
-        raise InputNotUsable("bad-rescale", "RescaleSlope and RescaleIntercept are not a pair of numbers")
-    return pixels * slope[0] + intercept[0]
+def _bits(options: dict[str, Any]) -> int:
+    """Of one frame."""
+    return options["rows"] * options["columns"] * options["samples_per_pixel"] * options["bits_allocated"]

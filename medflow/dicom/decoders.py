@@ -1,0 +1,180 @@
+"""Threads that read and convert frames, and processes that decode compressed ones for them.
+
+Reading, hashing and numpy's conversions let other threads run; the decoders of pydicom's plugins do not, so each
+thread that meets a compressed frame takes a process (`medflow.dicom.decoder_process`). They are plain child processes
+spoken to through pipes: that works in a daemon, in a forked process and beside CUDA, where multiprocessing does not.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from threading import Lock
+from typing import Any, NoReturn
+
+import numpy as np
+
+from medflow.dicom.codecs import FrameDamaged
+from medflow.dicom.decoder_process import LENGTH, READY
+from medflow.errors import ConfigurationError, TransientError
+
+PIPE_BYTES = 1 << 20
+SET_PIPE_SIZE = getattr(fcntl, "F_SETPIPE_SZ", None)  # Linux
+
+
+def decoders(workers: int = 0) -> Decoders:
+    """The decoders of this process, shared by all of its threads: as many as ``workers``, 0 is one per core."""
+    return _decoders(os.getpid(), workers or len(_cores()))
+
+
+def _cores() -> set[int] | range:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+
+
+@lru_cache(maxsize=4)
+def _decoders(_process: int, workers: int) -> Decoders:  # by process: a forked one has no threads
+    return Decoders(workers)
+
+
+class Decoders:
+    """At most ``workers`` threads and as many processes, started when they are first needed."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._lock = Lock()
+        self._idle: list[_Process] = []
+        atexit.register(self.close)
+
+    def decompress(self, codestream: bytes, uid: str, options: Mapping[str, Any]) -> np.ndarray:
+        """As `codecs.decompress`, in another process; `FrameDamaged` is all that may go wrong with the frame."""
+        while True:
+            with self._lock:
+                process = self._idle.pop() if self._idle else None
+            process = process or _Process()
+            try:
+                pixels = process.decompress(codestream, uid, options)
+            except _IdleTooLong:
+                continue
+            except FrameDamaged:
+                if process.alive:
+                    self._give_back(process)
+                raise
+            self._give_back(process)
+            return pixels
+
+    def close(self) -> None:
+        """End the processes that wait for work."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for process in idle:
+            process.close()
+
+    def _give_back(self, process: _Process) -> None:
+        with self._lock:
+            self._idle.append(process)
+
+
+class _IdleTooLong(Exception):
+    """The process had ended for want of work before it saw the frame."""
+
+
+class _Process:
+    """One decoding process, for one thread at a time."""
+
+    def __init__(self) -> None:
+        paths = os.pathsep.join(path for path in sys.path if path)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "medflow.dicom.decoder_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # decoders quote what they cannot read
+            bufsize=0,
+            env={**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # Ctrl-C is for the process that asks
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None  # noqa: S101 - they are pipes
+        self._requests, self._answers = self._process.stdin, self._process.stdout
+        if SET_PIPE_SIZE is not None:
+            for pipe in (self._requests, self._answers):
+                _enlarge(pipe.fileno())
+        try:
+            self._fill(memoryview(bytearray(len(READY))))
+        except BrokenPipeError:
+            self.close()
+            raise ConfigurationError(
+                "the process that decodes compressed images does not start: "
+                f"see what `{sys.executable} -m medflow.dicom.decoder_process` says"
+            ) from None
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def decompress(self, codestream: bytes, uid: str, options: Mapping[str, Any]) -> np.ndarray:
+        plain = {name: value for name, value in options.items() if name != "extended_offsets"}
+        request = json.dumps({"uid": uid, "options": plain, "bytes": len(codestream)}).encode()
+        try:
+            self._requests.write(LENGTH.pack(len(request)) + request)
+            self._write(codestream)
+            head = bytearray(LENGTH.size)
+            self._fill(memoryview(head))
+            text = bytearray(LENGTH.unpack(head)[0])
+            self._fill(memoryview(text))
+            answer = json.loads(text)
+            if "error" in answer:
+                raise FrameDamaged(answer["error"])
+            pixels = np.empty(answer["shape"], np.dtype(answer["dtype"]))
+            self._fill(pixels.data.cast("B"))
+        except BrokenPipeError:
+            self._raise_ended(self.close())
+        except (FrameDamaged, TransientError, _IdleTooLong):
+            raise
+        except BaseException:
+            self._process.kill()  # interrupted between a request and its answer: the next would get this one's
+            self.close()
+            raise
+        return pixels
+
+    def close(self) -> int:
+        """Let the process end; returns its exit status."""
+        self._requests.close()
+        self._answers.close()
+        return self._process.wait()
+
+    @staticmethod
+    def _raise_ended(status: int) -> NoReturn:
+        if status == 0:
+            raise _IdleTooLong
+        if status == -signal.SIGKILL:
+            raise TransientError("a process that decodes images was killed, as happens when memory runs out")
+        raise FrameDamaged("the decoder crashed, or did not end")
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._requests.write(view) :]
+
+    def _fill(self, view: memoryview) -> None:
+        """Read as many bytes as ``view`` takes; BrokenPipeError when the process ends before."""
+        while view:
+            got = self._answers.readinto(view)  # type: ignore[attr-defined]  # it is a FileIO, being unbuffered
+            if not got:
+                raise BrokenPipeError
+            view = view[got:]
+
+
+def _enlarge(pipe: int) -> None:
+    """A frame in one piece; a smaller pipe works as well."""
+    try:
+        fcntl.fcntl(pipe, SET_PIPE_SIZE, PIPE_BYTES)  # type: ignore[arg-type]  # it is known here
+    except OSError:
+        return
