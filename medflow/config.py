@@ -35,7 +35,7 @@ class Source(BaseModel):
     remove_received: bool = False
 
 
-LABEL_UNITS = ("unit", "encounter", "patient", "series", "sequence")
+LABEL_UNITS = ("unit", "encounter", "patient", "series", "study", "sequence")
 
 
 class LabelTable(BaseModel):
@@ -43,13 +43,14 @@ class LabelTable(BaseModel):
 
     ``unit`` says what ``column`` names (default: the one column that is called so): ``unit`` a surrogate id of the
     store, ``encounter`` and ``patient`` a FHIR id or ``system|value`` (or the value alone, of ``system``), ``series`` a
-    SeriesInstanceUID, ``sequence`` its name. ``known`` is the column that says when an outcome became known.
+    SeriesInstanceUID, ``study`` a StudyInstanceUID, ``sequence`` its name. ``known`` is the column that says when an
+    outcome became known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Path
-    unit: Literal["unit", "encounter", "patient", "series", "sequence"] | None = None
+    unit: Literal["unit", "encounter", "patient", "series", "study", "sequence"] | None = None
     column: str | None = None
     system: str | None = None
     outcome: str = "outcome"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from medflow.dicom.burned_in import may_have_burned_in_text
 from medflow.drawing import COLOURS, INK, figure, png
 from medflow.errors import ConfigurationError, InputNotUsable
-from medflow.inputs import open_cases
+from medflow.inputs import image_instances, open_cases
 from medflow.plugin import (
     Case,
     Classification,
@@ -25,16 +25,18 @@ from medflow.plugin import (
     ModelSpec,
     OutputSpec,
     Risk,
+    Segment,
     SequenceInput,
     SequenceWindow,
     TimeSeries,
     TimeSeriesInput,
 )
-from medflow.records import Result, UnitKind
+from medflow.records import Result
 from medflow.registry import load_spec
+from medflow.series_rule import imaging_inputs
 from medflow.store import Store, history
 from medflow.store.history import JobView
-from medflow.store.imaging import series_instances
+from medflow.store.jobs import Job
 
 CT_HU = (-160.0, 240.0)  # soft tissue
 SLICES = ("axial", "coronal", "sagittal")
@@ -71,8 +73,8 @@ def picture_of(store: Store, job_id: int, *, published: bool = False) -> Picture
         raise ConfigurationError(f"there is no job {job_id}: `medflow jobs --state done` lists those that were scored")
     spec = load_spec(view.spec)
     (opener,) = open_cases(store, spec, [view.job])
-    if published and view.job.unit.kind == UnitKind.SERIES:
-        _check_no_text(store, view.job.unit.id)
+    if published and imaging_inputs(spec):
+        _check_no_text(store, spec, view.job)
     title = f"{view.job.unit} · {view.model} {view.version}"
     said = answer(spec, view)
     case = opener()
@@ -82,9 +84,9 @@ def picture_of(store: Store, job_id: int, *, published: bool = False) -> Picture
     return Picture(title=title, answer=said, png=png(drawn))
 
 
-def _check_no_text(store: Store, series_id: int) -> None:
+def _check_no_text(store: Store, spec: ModelSpec, job: Job) -> None:
     with store.reading() as connection:
-        instances = series_instances(connection, series_id)
+        instances = [one for its in image_instances(connection, spec, job).values() for one in its]
     if may_have_burned_in_text(instances, store.objects):
         raise InputNotUsable("burned-in-text", "the pixels may have text burned in, so they are shown nowhere")
 
@@ -127,11 +129,20 @@ def _mask(store: Store, digest: str) -> np.ndarray:
 def _draw(case: Case, spec: ModelSpec, masks: Mapping[str, np.ndarray]) -> Any:
     wanted = spec.accepts[0]
     if isinstance(wanted, ImagingInput):
-        return _radiograph(case.image, masks) if case.image.array.ndim == 2 else _volume(case.image, masks)
+        image = _shown(case, spec)
+        return _radiograph(image, masks) if image.array.ndim == 2 else _volume(image, masks)
     if isinstance(wanted, TimeSeriesInput):
         return _channels(case.series, wanted)
     assert isinstance(wanted, SequenceInput)  # noqa: S101 - the registry admits no other
     return _letters(case.sequence)
+
+
+def _shown(case: Case, spec: ModelSpec) -> Image:
+    """The image that segments are of, else the first that the case has; of several volumes the first."""
+    of = [output.of for output in spec.outputs if isinstance(output, Segment) and output.of is not None]
+    names = [*of, *(item.name for item in imaging_inputs(spec))]
+    image = next(found for name in names if isinstance(found := case.inputs.get(name), Image))
+    return replace(image, array=image.array[0], volumes=()) if image.array.ndim == 4 else image
 
 
 # --- images ------------------------------------------------------------------------------------------------------

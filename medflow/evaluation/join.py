@@ -18,7 +18,12 @@ from medflow.store import Connection
 from medflow.store.outcomes import Person, Scored, patient_identifiers, records, unit_names
 
 AGE_BANDS = ((0, 17), (18, 39), (40, 64), (65, 79), (80, None))
-UNIT_OF = {"encounter": UnitKind.ENCOUNTER, "series": UnitKind.SERIES, "sequence": UnitKind.SEQUENCE}
+UNIT_OF = {
+    "encounter": UnitKind.ENCOUNTER,
+    "series": UnitKind.SERIES,
+    "study": UnitKind.STUDY,
+    "sequence": UnitKind.SEQUENCE,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -31,7 +31,7 @@ class Label:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Labels:
-    """A label table as read; ``by`` says what its names are: unit, encounter, patient, series or sequence."""
+    """A label table as read; ``by`` says what its names are: unit, encounter, patient, series, study or sequence."""
 
     by: str
     system: str | None

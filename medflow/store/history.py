@@ -233,7 +233,7 @@ def scored_series(connection: Connection, *, since_us: int, last: int) -> list[i
     query = (
         select(JobRow.id)
         .where(JobRow.model_id.in_(select(ModelRow.id)))  # the index begins with the model
-        .where(JobRow.finished_us >= since_us, JobRow.unit_kind == str(UnitKind.SERIES))
+        .where(JobRow.finished_us >= since_us, JobRow.unit_kind.in_((str(UnitKind.SERIES), str(UnitKind.STUDY))))
         .where(select(PredictionRow.job_id).where(PredictionRow.job_id == JobRow.id).exists())
         .order_by(JobRow.finished_us.desc(), JobRow.id.desc())
         .limit(last)

@@ -22,6 +22,7 @@ from medflow.store.tables import (
     PredictionRow,
     SequenceRow,
     SeriesRow,
+    StudyRow,
 )
 
 IN_LIST = 5000
@@ -159,12 +160,16 @@ def patient_identifiers(connection: Connection, patient_ids: Iterable[int]) -> d
 
 
 def unit_names(connection: Connection, kind: UnitKind, ids: Iterable[int]) -> list[tuple[str, str, int]]:
-    """(source, name, id) of these units: an encounter's FHIR id, a series' UID, a sequence's name."""
+    """(source, name, id) of these units: an encounter's FHIR id, a series' or study's UID, a sequence's name."""
     if kind is UnitKind.ENCOUNTER:
         query = select(EncounterRow.source, EncounterRow.fhir_id, EncounterRow.id)
         return [tuple(row) for row in _rows(connection, query, EncounterRow.id, ids)]
-    row = SeriesRow if kind is UnitKind.SERIES else SequenceRow
-    query = select(SeriesRow.uid if kind is UnitKind.SERIES else SequenceRow.name, row.id)
+    row, column = {
+        UnitKind.SERIES: (SeriesRow, SeriesRow.uid),
+        UnitKind.STUDY: (StudyRow, StudyRow.uid),
+        UnitKind.SEQUENCE: (SequenceRow, SequenceRow.name),
+    }[kind]
+    query = select(column, row.id)
     return [("", name, key) for name, key in _rows(connection, query, row.id, ids)]
 
 
