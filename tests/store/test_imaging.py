@@ -1,75 +1,34 @@
-"""Studies, series and instances in the store: contradictions refused, series revised, due series found."""
+"""Studies, series and instances in the store: contradictions refused, revisions raised, in any order the same."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import permutations
 
 import pytest
 from sqlalchemy import select
 
-from medflow.errors import InputRejected, RejectCode
-from medflow.plugin import ImagingInput
-from medflow.records import DicomObject, DueUnit, Identifier, Instance, Instant, Patient, Series, Study
+from medflow.errors import RejectCode
+from medflow.records import Instant
 from medflow.store import Store
 from medflow.store.imaging import known_objects, relocate_objects, series_instances, store_objects
-from medflow.store.patients import resolve_patients
-from medflow.store.selection import due_series
 from medflow.store.tables import SeriesRow, StudyRow
-
-CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
-CT = ImagingInput(modality=("CT", "PT"))
-LATE = Instant(utc_us=4_000_000_000_000_000)
-
-
-def _object(number: int = 0, *, study: str = "1.1", series: str = "1.1.1", **changes: Any) -> DicomObject:
-    acquired = Instant(utc_us=2_000_000 - number, offset_min=60)
-    fields: dict[str, Any] = {"sha256": f"{number:064d}", "size": 1, "instance_number": number, "acquired": acquired}
-    fields |= {"sop_instance_uid": f"{series}.{number}", "sop_class_uid": CT_IMAGE, "transfer_syntax_uid": "1.2.4"}
-    levels: dict[str, Any] = {"modality": "CT", "body_part": "Chest", "started": None}
-    for name, value in changes.items():
-        (levels if name in levels else fields)[name] = value
-    return DicomObject(
-        patient=Patient(),
-        study=Study(study_instance_uid=study, started=levels["started"]),
-        series=Series(series_instance_uid=series, modality=levels["modality"], body_part=levels["body_part"]),
-        instance=Instance(**fields),
-    )
-
-
-def _patients(store: Store, *names: str) -> list[int]:
-    claims = [Patient(identifiers=(Identifier(system="urn:x", value=name),)) for name in names]
-    with store.writing() as connection:
-        found = resolve_patients(connection, claims)
-    assert all(isinstance(one, int) for one in found)
-    return found  # type: ignore[return-value]  # checked above
-
-
-def _put(store: Store, objects: Sequence[DicomObject], patient: int | None = None) -> list[str]:
-    with store.writing() as connection:
-        outcomes = store_objects(connection, [(item, patient) for item in objects])
-    return [str(outcome.code) if isinstance(outcome, InputRejected) else outcome for outcome in outcomes]
-
-
-def _due(store: Store, spec: ImagingInput = CT, *, as_of: Instant = LATE, model_id: int = 1) -> list[DueUnit]:
-    with store.reading() as connection:
-        return due_series(connection, spec, as_of=as_of, model_id=model_id)
-
+from tests.imaging_objects import CT_IMAGE, object_of, patients, put
 
 # --- storing ---------------------------------------------------------------------------------------------------
 
 
 def test_objects_are_stored_once(store: Store) -> None:
-    objects = [_object(number) for number in range(3)]
+    objects = [object_of(number) for number in range(3)]
 
-    assert _put(store, [*objects, objects[0]]) == ["stored", "stored", "stored", "unchanged"]
-    assert _put(store, objects) == ["unchanged"] * 3
-    assert _put(store, []) == []
+    assert put(store, [*objects, objects[0]]) == ["stored", "stored", "stored", "unchanged"]
+    assert put(store, objects) == ["unchanged"] * 3
+    assert put(store, []) == []
 
 
 def test_instances_come_back_as_they_went_in(store: Store) -> None:
-    objects = [_object(3), _object(1, frames=2, path="/x"), _object(7, instance_number=None)]
-    _put(store, objects)
+    objects = [object_of(3), object_of(1, frames=2, path="/x"), object_of(7, instance_number=None)]
+    put(store, objects)
 
     with store.reading() as connection:
         found = series_instances(connection, 1)
@@ -78,7 +37,7 @@ def test_instances_come_back_as_they_went_in(store: Store) -> None:
 
 
 def test_the_series_sums_up_its_instances(store: Store) -> None:
-    _put(store, [_object(0), _object(1, frames=5)])
+    put(store, [object_of(0), object_of(1, frames=5)])
 
     with store.reading() as connection:
         row = connection.execute(select(SeriesRow.__table__)).one()
@@ -90,7 +49,7 @@ def test_the_series_sums_up_its_instances(store: Store) -> None:
 def test_content_depends_on_the_instances_not_on_their_order(store: Store) -> None:
     def contents(series: str, numbers: Sequence[int]) -> str:
         for number in numbers:
-            _put(store, [_object(number, series=series)])
+            put(store, [object_of(number, series=series)])
         with store.reading() as connection:
             return connection.execute(select(SeriesRow.content).where(SeriesRow.uid == series)).scalar_one()
 
@@ -98,8 +57,8 @@ def test_content_depends_on_the_instances_not_on_their_order(store: Store) -> No
 
 
 def test_only_series_that_gain_something_are_revised(store: Store) -> None:
-    _put(store, [_object(0), _object(0, series="1.1.2")])
-    _put(store, [_object(0), _object(1, series="1.1.2")])
+    put(store, [object_of(0), object_of(0, series="1.1.2")])
+    put(store, [object_of(0), object_of(1, series="1.1.2")])
 
     with store.reading() as connection:
         revisions = dict(connection.execute(select(SeriesRow.uid, SeriesRow.revision)).tuples().all())
@@ -108,7 +67,7 @@ def test_only_series_that_gain_something_are_revised(store: Store) -> None:
 
 
 def test_series_of_mixed_kinds_have_no_one_class(store: Store) -> None:
-    _put(store, [_object(0), _object(1, sop_class_uid="1.2.9")])
+    put(store, [object_of(0), object_of(1, sop_class_uid="1.2.9")])
 
     with store.reading() as connection:
         assert connection.execute(select(SeriesRow.sop_class_uid)).scalar_one() is None
@@ -116,12 +75,12 @@ def test_series_of_mixed_kinds_have_no_one_class(store: Store) -> None:
 
 @pytest.mark.parametrize("together", [True, False])
 def test_contradictions_are_conflicts_and_change_nothing(store: Store, together: bool) -> None:
-    one, other = _patients(store, "a", "b")
-    first = [(_object(0), one)]
+    one, other = patients(store, "a", "b")
+    first = [(object_of(0), one)]
     wrong = [
-        (_object(0, sha256="f" * 64), one),  # the same instance, other bytes
-        (_object(1, study="1.9"), one),  # the series is of another study
-        (_object(2, series="1.1.7"), other),  # the study is of another patient
+        (object_of(0, sha256="f" * 64), one),  # the same instance, other bytes
+        (object_of(1, study="1.9"), one),  # the series is of another study
+        (object_of(2, series="1.1.7"), other),  # the study is of another patient
     ]
     with store.writing() as connection:
         if not together:
@@ -135,14 +94,15 @@ def test_contradictions_are_conflicts_and_change_nothing(store: Store, together:
 
 
 def test_a_study_without_patient_gets_one_from_a_later_object(store: Store) -> None:
-    (patient,) = _patients(store, "a")
-    _put(store, [_object(0), _object(0, series="1.1.2")])
-    assert _due(store) == []
+    (patient,) = patients(store, "a")
+    put(store, [object_of(0), object_of(0, series="1.1.2")])
 
-    _put(store, [_object(1)], patient)
+    put(store, [object_of(1)], patient)
 
-    due = {unit.unit.id: unit.revision for unit in _due(store)}
-    assert due == {1: 2, 2: 2}  # the sibling series is due too
+    with store.reading() as connection:
+        assert connection.execute(select(StudyRow.patient_id)).scalar_one() == patient
+        revisions = connection.execute(select(SeriesRow.revision).order_by(SeriesRow.id)).scalars().all()
+    assert revisions == [2, 2]  # the sibling series is due too
 
 
 def test_hundreds_of_instances_take_few_statements(store: Store) -> None:
@@ -150,14 +110,76 @@ def test_hundreds_of_instances_take_few_statements(store: Store) -> None:
     with store.writing() as connection:
         run = connection.execute
         connection.execute = lambda *args, **kw: (statements.append(str(args[0])), run(*args, **kw))[1]  # type: ignore[method-assign]  # counts
-        store_objects(connection, [(_object(number), None) for number in range(1000)])
+        store_objects(connection, [(object_of(number), None) for number in range(1000)])
 
     assert len(statements) < 15
 
 
 def test_known_objects_and_where_they_lie(store: Store) -> None:
-    _put(store, [_object(1), _object(2, path="/old")])
+    put(store, [object_of(1), object_of(2, path="/old")])
     digests = [f"{number:064d}" for number in (1, 2, 3)]
     with store.writing() as connection:
         relocate_objects(connection, {digests[1]: "/new"})
         assert known_objects(connection, digests) == {digests[0]: None, digests[1]: "/new"}
+
+
+# --- what objects say of their series --------------------------------------------------------------------------
+
+
+DIFFERING = (
+    {
+        "description": "b",
+        "protocol_name": "x",
+        "image_type": "ORIGINAL\\PRIMARY\\LOCALIZER",
+        "slice_thickness_mm": 5.0,
+        "series_number": 2,
+    },
+    {"description": "a", "contrast": True, "image_type": "ORIGINAL\\PRIMARY\\M", "body_part": "Abdomen"},
+    {"description": None, "slice_thickness_mm": 1.25, "image_type": None, "started": Instant(utc_us=5)},
+)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_series_is_the_same_in_whatever_order_its_objects_arrive(store: Store, together: bool) -> None:
+    for number, order in enumerate(permutations(enumerate(DIFFERING))):
+        uid = f"1.{number + 2}"
+        objects = [object_of(place, study=uid, series=f"{uid}.1", **changes) for place, changes in order]
+        for part in [objects] if together else [[one] for one in objects]:
+            assert put(store, part) == ["stored"] * len(part)
+
+    names = ("description", "protocol_name", "image_type", "contrast", "slice_thickness_mm", "body_part")
+    with store.reading() as connection:
+        columns = [getattr(SeriesRow, name) for name in (*names, "series_number", "acquired_us")]
+        rows = set(connection.execute(select(*columns, StudyRow.started_us).join(StudyRow)).tuples())
+    assert rows == {("a", "x", "ORIGINAL\\PRIMARY\\M", True, 1.25, "Abdomen", 2, 1_999_998, 5)}
+
+
+def test_an_earlier_start_of_the_study_holds_for_its_other_series(store: Store) -> None:
+    put(store, [object_of(0, acquired=None, started=Instant(utc_us=9))])
+
+    put(store, [object_of(1, series="1.1.2", acquired=None, started=Instant(utc_us=4))])
+
+    with store.reading() as connection:
+        assert connection.execute(select(SeriesRow.acquired_us)).scalars().all() == [4, 4]
+
+
+def test_what_was_not_kept_of_earlier_objects_stays_unknown(store: Store) -> None:
+    put(store, [object_of(0, contrast=None)])  # as a series taken in before contrast was kept
+
+    def contrast() -> bool | None:
+        with store.reading() as connection:
+            return connection.execute(select(SeriesRow.contrast)).scalar_one()
+
+    put(store, [object_of(1)])
+    assert contrast() is None
+    put(store, [object_of(2, contrast=True)])
+    assert contrast() is True
+
+
+def test_a_study_is_revised_with_any_of_its_series_and_no_other_is(store: Store) -> None:
+    put(store, [object_of(0), object_of(0, study="1.2", series="1.2.1")])
+
+    put(store, [object_of(0), object_of(1), object_of(2)])
+
+    with store.reading() as connection:
+        assert dict(connection.execute(select(StudyRow.uid, StudyRow.revision)).tuples().all()) == {"1.1": 2, "1.2": 1}
