@@ -22,19 +22,19 @@ SAME_SPACING = 1e-3  # relative
 SAME_POSITION_MM = 0.01
 OFF_GRID = 0.02  # how far a slice may be from its place, as a part of the slice distance
 OFF_GRID_MM = 0.02  # and at least this, for positions written with two decimals
-TILT = 0.01  # how far slices may shift sideways, as a part of the slice distance
+PIXEL_MM = (0.01, 20.0)  # the distance of pixels that a device for people may have
+SLICE_MM = (0.02, 60.0)  # and of slices
+EXTENT_MM = 2500.0  # of a volume, along any of its axes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plane:
-    """One slice: which frame of which instance it is, and where it lies in LPS millimetres.
+    """Where one slice lies, in LPS millimetres.
 
-    ``along_rows`` is the direction of increasing column index, ``along_columns`` that of increasing row index;
-    ``spacing_mm`` is (between rows, between columns).
+    ``position`` is the centre of its first pixel; ``along_rows`` is the direction of increasing column index,
+    ``along_columns`` that of increasing row index; ``spacing_mm`` is (between rows, between columns).
     """
 
-    instance: int
-    frame: int
     position: np.ndarray
     along_rows: np.ndarray
     along_columns: np.ndarray
@@ -47,17 +47,50 @@ class Plane:
         """Unit vector out of the slice: along_rows x along_columns."""
         return np.cross(self.along_rows, self.along_columns)
 
+    def affine(self, step: np.ndarray) -> np.ndarray:
+        """Indices (x, y, z, 1) to LPS mm of slices like this one, each ``step`` (mm) from the one before."""
+        affine = np.eye(4)
+        affine[:3, 0] = self.along_rows * self.spacing_mm[1]
+        affine[:3, 1] = self.along_columns * self.spacing_mm[0]
+        affine[:3, 2] = step
+        affine[:3, 3] = self.position
+        return affine
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grid:
-    """The slices in order along their normal; ``affine`` maps (x, y, z, 1) indices to LPS mm."""
+    """A regular stack: ``order`` are the indices of its planes along their normal, ``first`` is the first of them.
 
-    planes: tuple[Plane, ...]
-    affine: np.ndarray
-    spacing_mm: tuple[float, float, float]  # (z, y, x)
+    ``step`` (mm) leads from each slice to the next. ``sideways`` is the part of it that lies in the slices' plane, as
+    (along rows, along columns) in mm: zero but for rounding, unless a tilted gantry or wrong positions shift slices.
+    """
+
+    order: tuple[int, ...]
+    first: Plane
+    step: np.ndarray
+
+    @property
+    def affine(self) -> np.ndarray:
+        """Indices (x, y, z, 1) to LPS mm."""
+        return self.first.affine(self.step)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(z, y, x)."""
+        return (len(self.order), *self.first.shape)
+
+    @property
+    def distance_mm(self) -> float:
+        """From the centre of one slice to that of the next."""
+        return float(np.linalg.norm(self.step))
+
+    @property
+    def sideways(self) -> tuple[float, float]:
+        """How far a slice is shifted against the one before, (along rows, along columns) in mm."""
+        return float(self.step @ self.first.along_rows), float(self.step @ self.first.along_columns)
 
 
-def planes_of(dataset: Dataset, instance: int) -> list[Plane]:
+def planes_of(dataset: Dataset, _number: int = 0) -> list[Plane]:
     """The planes of one instance: of its functional groups if it is an enhanced object, else of its one frame.
 
     Raises
@@ -72,17 +105,16 @@ def planes_of(dataset: Dataset, instance: int) -> list[Plane]:
     if not per_frame:
         if frames > 1:
             raise InputNotUsable("missing-geometry", "a multi-frame object does not say where its frames lie")
-        return [_plane(dataset, dataset, dataset, instance, 0, shape, reference)]
+        return [_plane(dataset, dataset, dataset, shape, reference)]
     if len(per_frame) != frames:
         raise InputNotUsable("missing-geometry", f"{frames} frames, but functional groups for {len(per_frame)}")
-    shared = items_of(dataset, "SharedFunctionalGroupsSequence")
+    shared = items_of(dataset, "SharedFunctionalGroupsSequence")[:1]
     planes = []
-    for frame, own in enumerate(per_frame):
-        groups = (own, *shared[:1])
-        position = group_of(groups, "PlanePositionSequence")
-        orientation = group_of(groups, "PlaneOrientationSequence")
-        measures = group_of(groups, "PixelMeasuresSequence")
-        planes.append(_plane(position, orientation, measures, instance, frame, shape, reference))
+    for own in per_frame:
+        position = group_of((own, *shared), "PlanePositionSequence")
+        orientation = group_of((own, *shared), "PlaneOrientationSequence")
+        measures = group_of((own, *shared), "PixelMeasuresSequence")
+        planes.append(_plane(position, orientation, measures, shape, reference))
     return planes
 
 
@@ -92,13 +124,7 @@ def group_of(groups: Sequence[Dataset], name: str) -> Dataset:
 
 
 def _plane(
-    position: Dataset,
-    orientation: Dataset,
-    measures: Dataset,
-    instance: int,
-    frame: int,
-    shape: tuple[int, int],
-    reference: str | None,
+    position: Dataset, orientation: Dataset, measures: Dataset, shape: tuple[int, int], reference: str | None
 ) -> Plane:
     origin = numbers_of(position, "ImagePositionPatient")
     cosines = numbers_of(orientation, "ImageOrientationPatient")
@@ -114,8 +140,6 @@ def _plane(
     if abs(float(along_rows @ along_columns)) > RIGHT_ANGLE:
         raise InputNotUsable("missing-geometry", "rows and columns in ImageOrientationPatient are not at right angles")
     return Plane(
-        instance=instance,
-        frame=frame,
         position=np.array(origin),
         along_rows=along_rows,
         along_columns=along_columns,
@@ -125,44 +149,14 @@ def _plane(
     )
 
 
-def grid_of(planes: Sequence[Plane]) -> Grid:
-    """Put slices in order and make sure that they are one regular volume.
+def check_alike(planes: Sequence[Plane]) -> None:
+    """Make sure that slices are parallel, of one size and spacing, and in one frame of reference.
 
     Raises
     ------
     InputNotUsable
-        too-few-slices, mixed-sizes, mixed-orientation, mixed-pixel-spacing, mixed-frame-of-reference,
-        several-volumes, duplicate-positions, tilted-slices or irregular-gaps.
+        mixed-sizes, mixed-orientation, mixed-pixel-spacing, mixed-frame-of-reference or implausible-spacing.
     """
-    if len(planes) < 2:
-        raise InputNotUsable("too-few-slices", "a volume needs at least two slices: one alone has no slice distance")
-    _check_alike(planes)
-    normal = planes[0].normal
-    ordered = tuple(sorted(planes, key=lambda plane: float(plane.position @ normal)))
-    depths = np.array([float(plane.position @ normal) for plane in ordered])
-    _check_distinct(depths)
-    positions = np.stack([plane.position for plane in ordered])
-    step = (positions[-1] - positions[0]) / (len(ordered) - 1)
-    distance = float(np.linalg.norm(step))
-    if np.linalg.norm(step - (step @ normal) * normal) > TILT * distance:
-        reason = "the slices shift sideways from one to the next (gantry tilt, or positions that are wrong)"
-        raise InputNotUsable("tilted-slices", reason)
-    expected = positions[0] + np.arange(len(ordered))[:, None] * step
-    off = float(np.linalg.norm(positions - expected, axis=1).max())
-    if off > max(OFF_GRID * distance, OFF_GRID_MM):
-        reason = f"a slice is {off:.2f} mm from its place on a grid of {distance:.3f} mm: missing slices or uneven gaps"
-        raise InputNotUsable("irregular-gaps", reason)
-    first = ordered[0]
-    between_rows, between_columns = first.spacing_mm
-    affine = np.eye(4)
-    affine[:3, 0] = first.along_rows * between_columns
-    affine[:3, 1] = first.along_columns * between_rows
-    affine[:3, 2] = step
-    affine[:3, 3] = first.position
-    return Grid(planes=ordered, affine=affine, spacing_mm=(distance, between_rows, between_columns))
-
-
-def _check_alike(planes: Sequence[Plane]) -> None:
     first = planes[0]
     if any(plane.shape != first.shape for plane in planes):
         raise InputNotUsable("mixed-sizes", "the slices differ in rows or columns")
@@ -175,15 +169,58 @@ def _check_alike(planes: Sequence[Plane]) -> None:
         raise InputNotUsable("mixed-pixel-spacing", "the slices differ in pixel spacing")
     if len({plane.frame_of_reference for plane in planes} - {None}) > 1:
         raise InputNotUsable("mixed-frame-of-reference", "the slices' positions do not share a frame of reference")
+    for spacing, count in zip(first.spacing_mm, first.shape, strict=True):
+        check_spacing(spacing, count, PIXEL_MM, "pixels")
 
 
-def _check_distinct(depths: np.ndarray) -> None:
-    """Refuse slices at the same place; say so when they look like several whole volumes (time points, echoes)."""
-    starts = np.flatnonzero(np.diff(depths, prepend=-np.inf) > SAME_POSITION_MM)
-    counts = np.diff(starts, append=len(depths))
-    if counts.max() == 1:
-        return
-    if len(counts) > 1 and counts.min() == counts.max():
-        reason = f"{counts[0]} slices at each of {len(counts)} positions: several volumes (time points, echoes) in one"
-        raise InputNotUsable("several-volumes", reason)
-    raise InputNotUsable("duplicate-positions", f"{int(counts.max())} slices lie at the same position")
+def check_spacing(spacing: float, count: int, plausible: tuple[float, float], what: str) -> None:
+    """Refuse a distance that no device for people has (implausible-spacing)."""
+    if not plausible[0] <= spacing <= plausible[1] or spacing * count > EXTENT_MM:
+        reason = f"{count} {what}, {spacing:.6g} mm apart, are no picture of a person: the spacing must be wrong"
+        raise InputNotUsable("implausible-spacing", reason)
+
+
+def places_of(planes: Sequence[Plane]) -> np.ndarray:
+    """For each of several parallel slices its place along their normal, from 0; slices at one place share it."""
+    depths = np.array([float(plane.position @ planes[0].normal) for plane in planes])
+    order = np.argsort(depths, kind="stable")
+    places = np.empty(len(planes), int)
+    places[order] = np.cumsum(np.diff(depths[order], prepend=depths[order[0]]) > SAME_POSITION_MM)
+    return places
+
+
+def grid_of(planes: Sequence[Plane]) -> Grid:
+    """Put slices that are alike (`check_alike`), one at each place, in order; make sure that they are evenly spaced.
+
+    Raises
+    ------
+    InputNotUsable
+        too-few-slices, missing-slices, irregular-gaps or implausible-spacing.
+    """
+    if len(planes) < 2:
+        raise InputNotUsable("too-few-slices", "a volume needs at least two slices: one alone has no slice distance")
+    order = tuple(int(index) for index in np.argsort(places_of(planes), kind="stable"))
+    positions = np.stack([planes[index].position for index in order])
+    step = (positions[-1] - positions[0]) / (len(order) - 1)
+    distance = float(np.linalg.norm(step))
+    check_spacing(distance, len(order), SLICE_MM, "slices")
+    off = float(np.linalg.norm(positions - (positions[0] + np.arange(len(order))[:, None] * step), axis=1).max())
+    if off > max(OFF_GRID * distance, OFF_GRID_MM):
+        raise _uneven(positions, off)
+    return Grid(order=order, first=planes[order[0]], step=step)
+
+
+def _uneven(positions: np.ndarray, off: float) -> InputNotUsable:
+    """Why slices are not evenly spaced: some are missing from a regular stack, or there is no regularity."""
+    gaps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
+    usual = float(np.median(gaps))
+    multiples = np.round(gaps / usual)
+    missing = int((multiples - 1).sum())
+    along = (positions[-1] - positions[0]) / np.linalg.norm(positions[-1] - positions[0])
+    aside = np.linalg.norm(np.cross(positions - positions[0], along), axis=1)
+    tolerance = 2 * max(OFF_GRID * usual, OFF_GRID_MM)
+    if multiples.min() == 1 and missing and max(np.abs(gaps - multiples * usual).max(), aside.max()) <= tolerance:
+        reason = f"{missing} slices are missing between others, which lie {usual:.3f} mm apart"
+        return InputNotUsable("missing-slices", reason)
+    reason = f"slices lie up to {off:.2f} mm from an even grid; the gaps are {gaps.min():.2f} to {gaps.max():.2f} mm"
+    return InputNotUsable("irregular-gaps", reason)

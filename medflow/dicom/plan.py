@@ -6,30 +6,29 @@ Whatever reads pixels (`medflow.dicom.volume`) or writes something about the sli
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
 
-from medflow.dicom.elements import first_of, number_of, numbers_of, quiet, text_of
-from medflow.dicom.geometry import grid_of, planes_of
+from medflow.dicom.elements import items_of, number_of, numbers_of, quiet, text_of
+from medflow.dicom.frames import FRAME_HEADER, Frame, frames_of
+from medflow.dicom.gate import GATE_HEADER, check_classes, check_content
+from medflow.dicom.geometry import PIXEL_MM, check_spacing, group_of, planes_of
+from medflow.dicom.mosaic import MOSAIC_HEADER, is_mosaic, tiles_of
 from medflow.dicom.pixels import InstanceFile, Objects, open_instance
+from medflow.dicom.split import Volume, volumes_of
+from medflow.dicom.tilt import Straightening, straightening_of
 from medflow.errors import InputNotUsable
 from medflow.plugin import ImagingInput
 from medflow.records import Instance
 
-STORAGE = "1.2.840.10008.5.1.4.1.1."
-IMAGES = {  # SOP classes whose pixel data are a picture of a patient's inside (PS3.4 B.5), by the end of their UIDs
-    *("1", "1.1", "1.1.1", "1.2", "1.2.1", "1.3", "1.3.1"),  # CR, DX, MG, IO
-    *("2", "2.1", "2.2", "4", "4.1", "4.4", "128", "130", "128.1"),  # CT, MR, PET: plain, enhanced, converted
-    *("6.1", "7", "7.2", "7.3", "12.1", "12.2", "13.1.1", "13.1.2", "13.1.3", "20", "481.1"),  # US SC XA RF 3D NM RT
-}
+COUNTS = ("NumberOfTemporalPositions", "CardiacNumberOfImages", "NumberOfTimeSlices")  # volumes a series says it has
 HEADER = [
-    *("SOPClassUID", "Modality", "ImageType", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
-    *("PhotometricInterpretation", "BitsStored", "PixelRepresentation", "PixelSpacing", "ImagerPixelSpacing"),
-    *("ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID", "SharedFunctionalGroupsSequence"),
-    *("PerFrameFunctionalGroupsSequence", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
+    *GATE_HEADER,
+    *("SOPClassUID", "Rows", "Columns", "NumberOfFrames", "PixelSpacing", "ImagerPixelSpacing"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID", "GantryDetectorTilt"),
+    *(*COUNTS, "NumberOfSlices", *FRAME_HEADER),
 ]
 
 
@@ -52,7 +51,7 @@ class VolumePlan:
     ``shape`` is the array's: (rows, columns), (z, y, x) or (volumes, z, y, x). ``affine`` maps its indices
     (x, y, z, 1) to LPS millimetres, ``spacing_mm`` is (z, y, x) or (rows, columns).
     ``source_shape`` and ``source_affine`` are those of one volume as the slices themselves lie: the same unless the
-    volume was straightened.
+    volume is straightened, as one of a tilted gantry.
     """
 
     slices: tuple[tuple[Slice, ...], ...]
@@ -63,16 +62,21 @@ class VolumePlan:
     volumes: tuple[Mapping[str, float], ...] = ()
     source_shape: tuple[int, ...]
     source_affine: np.ndarray | None
+    straightening: Straightening | None = None
     files: Mapping[Instance, InstanceFile] = field(repr=False)
 
     @property
     def straightened(self) -> bool:
         """Whether slices that a tilted gantry shifted sideways are brought onto a straight grid."""
-        return False
+        return self.straightening is not None
 
     def on_source(self, mask: np.ndarray) -> np.ndarray:
-        """A mask (..., z, y, x) on the image's grid, brought back onto the grid of the slices it was made from."""
-        return mask
+        """A mask (..., z, y, x) on the image's grid, brought back onto the grid of the slices it was made from.
+
+        Nothing changes unless the volume is straightened: then each row comes from the nearest one of the mask, or of
+        float32 probabilities from the two that it lies between.
+        """
+        return mask if self.straightening is None else self.straightening.on_source(mask)
 
 
 def plan_volume(instances: Sequence[Instance], objects: Objects, spec: ImagingInput) -> VolumePlan:
@@ -81,43 +85,16 @@ def plan_volume(instances: Sequence[Instance], objects: Objects, spec: ImagingIn
     Raises
     ------
     InputNotUsable
-        With a kebab-case code: file-missing, file-changed, not-an-image, mixed-content, colour-image, mosaic,
-        several-images, undecodable-frame, too-few-slices, or one of `geometry.grid_of`.
+        With a kebab-case code: one of `gate`, `geometry`, `split`, `tilt` or `mosaic`; file-missing, file-changed,
+        undecodable-frame; several-images, several-volumes, too-few-slices, missing-slices or implausible-spacing.
     """
     quiet()
-    if not instances:
-        raise InputNotUsable("too-few-slices", "the series has no instances")
-    objects.fetch(instance.sha256 for instance in instances if instance.path is None and _is_image(instance))
-    files = [_open(instance, objects) for instance in instances]
-    _check_content(files)
-    return _picture(files) if spec.dimensions == 2 else _volume(files, spec)
-
-
-def _is_image(instance: Instance) -> bool:
-    return instance.sop_class_uid.startswith(STORAGE) and instance.sop_class_uid[len(STORAGE) :] in IMAGES
-
-
-def _open(instance: Instance, objects: Objects) -> InstanceFile:
-    if not _is_image(instance):
-        name = UID(instance.sop_class_uid).name
-        raise InputNotUsable("not-an-image", f"{name} is not an image that models are given")
-    return open_instance(instance, objects, HEADER)
-
-
-def _check_content(files: Sequence[InstanceFile]) -> None:
-    for file in files:
-        photometric = first_of(file.header, "PhotometricInterpretation")
-        if number_of(file.header, "SamplesPerPixel") != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
-            raise InputNotUsable("colour-image", f"{photometric or 'unknown'} is not a greyscale image")
-        if "MOSAIC" in (text_of(file.header, "ImageType") or "").upper().split("\\"):
-            raise InputNotUsable("mosaic", "each image is a mosaic of slices, which is not taken apart")
-    for what in (
-        {file.instance.sop_class_uid for file in files},
-        {first_of(file.header, "PhotometricInterpretation") for file in files},
-        {first_of(file.header, "Modality") for file in files},
-    ):
-        if len(what) > 1:
-            raise InputNotUsable("mixed-content", "the series mixes kinds of images")
+    instances = list({instance.sha256: instance for instance in instances}.values())  # one file named twice is one
+    check_classes(instances, spec)
+    objects.fetch(instance.sha256 for instance in instances if instance.path is None)
+    files = [open_instance(instance, objects, HEADER) for instance in instances]
+    check_content([file.header for file in files], instances, spec)
+    return _picture(files) if spec.dimensions == 2 else _stack(files, spec)
 
 
 # --- one picture -----------------------------------------------------------------------------------------------
@@ -127,12 +104,15 @@ def _picture(files: Sequence[InstanceFile]) -> VolumePlan:
     if len(files) > 1 or max(number_of(files[0].header, "NumberOfFrames") or 1, 1) > 1:
         raise InputNotUsable("several-images", "the series holds several images where the model takes one")
     file = files[0]
-    header = file.header
-    shape = (number_of(header, "Rows") or 0, number_of(header, "Columns") or 0)
-    spacing = next(
-        (found for name in ("PixelSpacing", "ImagerPixelSpacing") if (found := _spacing(header, name))), None
-    )
-    affine = _picture_affine(header)
+    if is_mosaic(file.header):
+        raise InputNotUsable("mosaic", "the image is a mosaic of slices where the model takes one picture")
+    shape = (number_of(file.header, "Rows") or 0, number_of(file.header, "Columns") or 0)
+    if min(shape) < 1:
+        raise InputNotUsable("undecodable-frame", "the image does not say how many rows and columns it has")
+    spacing = _picture_spacing(file.header)
+    for distance, count in zip(spacing or (), shape, strict=False):
+        check_spacing(distance, count, PIXEL_MM, "pixels")
+    affine = _picture_affine(file.header)
     return VolumePlan(
         slices=((Slice(instance=file.instance),),),
         shape=shape,
@@ -145,46 +125,112 @@ def _picture(files: Sequence[InstanceFile]) -> VolumePlan:
     )
 
 
-def _spacing(header: Dataset, name: str) -> tuple[float, float] | None:
-    values = numbers_of(header, name)
-    return (values[0], values[1]) if len(values) == 2 and min(values) > 0 else None
+def _picture_spacing(header: Dataset) -> tuple[float, float] | None:
+    """PixelSpacing, else ImagerPixelSpacing (at the detector, not corrected for magnification)."""
+    groups = [items_of(header, f"{kind}FunctionalGroupsSequence")[:1] for kind in ("PerFrame", "Shared")]
+    measures = group_of([item for group in groups for item in group], "PixelMeasuresSequence")
+    places = ((measures, "PixelSpacing"), (header, "PixelSpacing"), (header, "ImagerPixelSpacing"))
+    for values in (numbers_of(dataset, name) for dataset, name in places):
+        if len(values) == 2 and min(values) > 0:
+            return values[0], values[1]
+    return None
 
 
 def _picture_affine(header: Dataset) -> np.ndarray | None:
     """Of a single slice that has a place; its third column is the unit normal, as one slice has no slice distance."""
-    if len(numbers_of(header, "ImagePositionPatient")) != 3:
-        return None
     try:
-        (plane,) = planes_of(header, 0)
+        (plane,) = planes_of(header)
     except InputNotUsable:
         return None
-    affine = np.eye(4)
-    affine[:3, 0] = plane.along_rows * plane.spacing_mm[1]
-    affine[:3, 1] = plane.along_columns * plane.spacing_mm[0]
-    affine[:3, 2] = plane.normal
-    affine[:3, 3] = plane.position
-    return affine
+    return plane.affine(plane.normal)
 
 
-# --- one volume ------------------------------------------------------------------------------------------------
+# --- volumes ---------------------------------------------------------------------------------------------------
 
 
-def _volume(files: Sequence[InstanceFile], spec: ImagingInput) -> VolumePlan:
-    planes = [plane for number, file in enumerate(files) for plane in planes_of(file.header, number)]
-    if len(planes) < spec.min_slices:
-        raise InputNotUsable("too-few-slices", f"{len(planes)} slices; the model needs {spec.min_slices}")
-    grid = grid_of(planes)
-    shape = (len(grid.planes), *grid.planes[0].shape)
+def _stack(files: Sequence[InstanceFile], spec: ImagingInput) -> VolumePlan:
+    frames = [frame for number, file in enumerate(files) for frame in _frames(file, number)]
+    least = max(spec.min_slices, 2)
+    if len(frames) < least:
+        raise InputNotUsable("too-few-slices", f"{len(frames)} slices; the model needs {least}")
+    volumes = volumes_of(frames, _counts(files))
+    _check_slices(volumes, files, least)
+    chosen = _chosen(volumes, spec)
+    grid = chosen[0].grid
+    straight = _straightening(chosen, files)
+    one = grid.shape if straight is None else (grid.shape[0], straight.rows, grid.shape[2])
+    affine = grid.affine if straight is None else straight.affine
+    labels = tuple(volume.labels for volume in chosen) if spec.dimensions == 4 or len(volumes) > 1 else ()
     return VolumePlan(
-        slices=(tuple(Slice(instance=files[plane.instance].instance, frame=plane.frame) for plane in grid.planes),),
-        shape=shape,
-        affine=grid.affine,
-        spacing_mm=grid.spacing_mm,
+        slices=tuple(tuple(_slice(frame, files) for frame in volume.frames) for volume in chosen),
+        shape=(len(chosen), *one) if spec.dimensions == 4 else one,
+        affine=affine,
+        spacing_mm=(float(np.linalg.norm(affine[:3, 2])), *grid.first.spacing_mm),
         modality=_modality(files[0]),
-        source_shape=shape,
+        volumes=labels,
+        source_shape=grid.shape,
         source_affine=grid.affine,
+        straightening=straight,
         files={file.instance: file for file in files},
     )
+
+
+def _frames(file: InstanceFile, number: int) -> list[Frame]:
+    frames = frames_of(file.header, number)
+    if not is_mosaic(file.header):
+        return frames
+    if len(frames) > 1:
+        raise InputNotUsable("mosaic", "a multi-frame object of mosaics is not taken apart")
+    header = open_instance(file.instance, file.objects, [*HEADER, *MOSAIC_HEADER]).header
+    return [replace(frames[0], plane=plane, tile=tile) for plane, tile in tiles_of(header)]
+
+
+def _slice(frame: Frame, files: Sequence[InstanceFile]) -> Slice:
+    return Slice(instance=files[frame.file].instance, frame=frame.number, tile=frame.tile)
+
+
+def _counts(files: Sequence[InstanceFile]) -> dict[str, int]:
+    """How many volumes the series says it has, where all its instances say the same."""
+    counts = {}
+    for name in COUNTS:
+        found = {number_of(file.header, name) for file in files}
+        if len(found) == 1 and (count := found.pop()) is not None:
+            counts[name] = count
+    return counts
+
+
+def _check_slices(volumes: Sequence[Volume], files: Sequence[InstanceFile], least: int) -> None:
+    slices = len(volumes[0].frames)
+    if slices < least:
+        raise InputNotUsable("too-few-slices", f"{slices} slices in each volume; the model needs {least}")
+    stated = number_of(files[0].header, "NumberOfSlices")  # PET (PS3.3 C.8.9.1.1.5)
+    if stated is not None and slices < stated and _modality(files[0]) == "PT":
+        raise InputNotUsable("missing-slices", f"{slices} slices of the {stated} that NumberOfSlices says there are")
+
+
+def _chosen(volumes: Sequence[Volume], spec: ImagingInput) -> list[Volume]:
+    if spec.dimensions == 4:
+        return list(volumes)
+    if len(volumes) > 1 and spec.take == "only":
+        names = dict.fromkeys(name.partition("[")[0] for volume in volumes for name in volume.labels)
+        reason = f"the series holds {len(volumes)} volumes, which {' and '.join(names)} tell apart; the model takes one"
+        raise InputNotUsable("several-volumes", reason)
+    return [volumes[-1 if spec.take == "last" else 0]]
+
+
+def _straightening(chosen: Sequence[Volume], files: Sequence[InstanceFile]) -> Straightening | None:
+    headers = [files[number].header for number in {frame.file for volume in chosen for frame in volume.frames}]
+    stated = [tilt for header in headers for tilt in _stated_tilt(header)]
+    original = all((text_of(header, "ImageType") or "ORIGINAL").upper().startswith("ORIGINAL") for header in headers)
+    return straightening_of(
+        chosen[0].grid, modality=text_of(headers[0], "Modality") or "", stated_deg=stated, original=original
+    )
+
+
+def _stated_tilt(header: Dataset) -> tuple[float, ...]:
+    groups = items_of(header, "SharedFunctionalGroupsSequence")[:1]
+    places = (header, group_of(groups, "CTAcquisitionDetailsSequence"), group_of(groups, "CTGeometrySequence"))
+    return next((found for place in places if (found := numbers_of(place, "GantryDetectorTilt"))), ())
 
 
 def _modality(file: InstanceFile) -> str:

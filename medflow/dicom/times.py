@@ -42,7 +42,7 @@ def offset_of(text: str | None) -> tzinfo | None:
     return timezone(timedelta(minutes=total)) if minutes < 60 and -720 <= total <= 840 else None
 
 
-def _naive(day: str | None, time: str | None) -> datetime | None:
+def local_time(day: str | None, time: str | None) -> datetime | None:
     """The local time that a DA and a TM value give together; a day alone is no instant."""
     on, match = date_of(day), TIME.fullmatch(time) if time else None
     if on is None or match is None:
@@ -74,15 +74,15 @@ class Clock:
 
     def started(self, dataset: Dataset) -> Instant | None:
         """StudyDate and StudyTime."""
-        return self._place(_naive(first_of(dataset, "StudyDate"), first_of(dataset, "StudyTime")))
+        return self._place(local_time(first_of(dataset, "StudyDate"), first_of(dataset, "StudyTime")))
 
     def acquired(self, dataset: Dataset) -> Instant | None:
         """AcquisitionDateTime, else AcquisitionDate and -Time, else ContentDate and -Time."""
         match = DATETIME.fullmatch(first_of(dataset, "AcquisitionDateTime") or "")
-        if match and (moment := _naive(match[1], match[2])) is not None:
+        if match and (moment := local_time(match[1], match[2])) is not None:
             return self._place(moment, offset_of(match[3]))
         for kind in ("Acquisition", "Content"):
-            moment = _naive(first_of(dataset, f"{kind}Date"), first_of(dataset, f"{kind}Time"))
+            moment = local_time(first_of(dataset, f"{kind}Date"), first_of(dataset, f"{kind}Time"))
             if moment is not None:
                 return self._place(moment)
         return None

@@ -140,11 +140,11 @@ def test_bytes_come_from_the_object_store(tmp_path: Path) -> None:
 # --- refused volumes -------------------------------------------------------------------------------------------
 
 
-def test_a_missing_slice_is_an_irregular_gap(tmp_path: Path) -> None:
+def test_a_missing_slice_is_noticed(tmp_path: Path) -> None:
     datasets = volume_of(9)
     del datasets[4]
 
-    assert _refusal(tmp_path, datasets) == "irregular-gaps"
+    assert _refusal(tmp_path, datasets) == "missing-slices"
 
 
 def test_positions_off_the_grid_within_the_tolerance_pass(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_positions_off_the_grid_within_the_tolerance_pass(tmp_path: Path) -> Non
 def test_a_series_of_time_points_is_never_one_tall_volume(tmp_path: Path) -> None:
     datasets = volume_of(3) + volume_of(3, SOPInstanceUID=f"{ROOT}.77")
 
-    assert _refusal(tmp_path, datasets) == "several-volumes"
+    assert _refusal(tmp_path, datasets) == "indistinct-volumes"
 
 
 def test_two_slices_at_one_place_are_duplicates(tmp_path: Path) -> None:
