@@ -11,6 +11,7 @@ import typer
 
 from medflow.cli.output import PROBLEMS, out, show_table
 from medflow.cli.scaffold import write_plugin
+from medflow.cli.scaffold_models import Start
 from medflow.cli.site import Json
 from medflow.errors import UnknownModel
 from medflow.plugin import ImagingInput, InputSpec, ModelSpec, SequenceInput, TimeSeriesInput
@@ -75,9 +76,10 @@ def _describe(spec: InputSpec) -> str:
 def new(
     name: Annotated[str, typer.Argument(help="The distribution's name, for example spleen-ct.")],
     folder: Annotated[Path, typer.Option("--in", help="The folder to write it in.")] = Path(),
+    start: Annotated[Start, typer.Option("--input", help="What its model reads.")] = Start.TIME_SERIES,
 ) -> None:
     """Write a plugin distribution to start from: it installs and keeps the contract as it is."""
-    for path in write_plugin(folder, name):
+    for path in write_plugin(folder, name, start):
         out.print(path, markup=False)
 
 
