@@ -5,7 +5,6 @@ The case is read as the model's was, from what is stored; nothing of a header is
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from medflow.dicom.burned_in import may_have_burned_in_text
 from medflow.drawing import COLOURS, INK, figure, png
 from medflow.errors import ConfigurationError, InputNotUsable
+from medflow.inference.results import PROBABLE
 from medflow.inputs import image_instances, open_cases
 from medflow.plugin import (
     Case,
@@ -33,6 +33,7 @@ from medflow.plugin import (
 )
 from medflow.records import Result
 from medflow.registry import load_spec
+from medflow.segmentations import read_masks
 from medflow.series_rule import imaging_inputs
 from medflow.store import Store, history
 from medflow.store.history import JobView
@@ -78,7 +79,7 @@ def picture_of(store: Store, job_id: int, *, published: bool = False) -> Picture
     title = f"{view.job.unit} · {view.model} {view.version}"
     said = answer(spec, view)
     case = opener()
-    masks = {result.output: _mask(store, result.mask) for result in view.results if result.mask}
+    masks = _masks(store, spec, view, case)
     drawn = _draw(case, spec, masks)
     drawn.suptitle(f"{title}\n{_classes(spec, view) if published else said}", color=INK, fontsize=10)
     return Picture(title=title, answer=said, png=png(drawn))
@@ -115,15 +116,11 @@ def _said(output: OutputSpec, result: Result) -> str:
     return f"{output.name} {result.value:.4g} {output.unit if isinstance(output, Measure) else 'mL'}"
 
 
-def _mask(store: Store, digest: str) -> np.ndarray:
-    """A mask as scoring keeps it: packed bits and their shape."""
-    try:
-        data = store.objects.get(digest)
-    except KeyError:
-        raise InputNotUsable("file-missing", "the mask is no longer in the object store") from None
-    with np.load(io.BytesIO(data), allow_pickle=False) as file:
-        shape = tuple(int(length) for length in file["shape"])
-        return np.unpackbits(file["bits"], count=int(np.prod(shape))).reshape(shape).astype(bool)
+def _masks(store: Store, spec: ModelSpec, view: JobView, case: Case) -> dict[str, np.ndarray]:
+    if not any(result.mask for result in view.results):
+        return {}
+    found = read_masks(store, spec, view.job, view.results, image=_shown_name(case, spec))
+    return {output: mask if mask.dtype == np.bool_ else mask >= PROBABLE for output, mask in found.items()}
 
 
 def _draw(case: Case, spec: ModelSpec, masks: Mapping[str, np.ndarray]) -> Any:
@@ -138,11 +135,17 @@ def _draw(case: Case, spec: ModelSpec, masks: Mapping[str, np.ndarray]) -> Any:
 
 
 def _shown(case: Case, spec: ModelSpec) -> Image:
-    """The image that segments are of, else the first that the case has; of several volumes the first."""
+    """The image that is shown; of several volumes the first."""
+    image = case.inputs[_shown_name(case, spec)]
+    assert isinstance(image, Image)  # noqa: S101 - `_shown_name` names no other
+    return replace(image, array=image.array[0], volumes=()) if image.array.ndim == 4 else image
+
+
+def _shown_name(case: Case, spec: ModelSpec) -> str:
+    """The image that segments are of, else the first that the case has."""
     of = [output.of for output in spec.outputs if isinstance(output, Segment) and output.of is not None]
     names = [*of, *(item.name for item in imaging_inputs(spec))]
-    image = next(found for name in names if isinstance(found := case.inputs.get(name), Image))
-    return replace(image, array=image.array[0], volumes=()) if image.array.ndim == 4 else image
+    return next(name for name in names if isinstance(case.inputs.get(name), Image))
 
 
 # --- images ------------------------------------------------------------------------------------------------------

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
-
-import numpy as np
+from dataclasses import dataclass, field
 
 from medflow.config import Settings
+from medflow.dicom.derived import Maker
 from medflow.errors import CaseError, DeviceExhausted, MedflowError, PluginBroken, TransientError
 from medflow.fhir.write import ModelIdentity, ResultContext, catalog_resources, result_resources
 from medflow.inference.loaded import LoadedModel
@@ -23,6 +22,7 @@ from medflow.inference.runner import Outcome, Runner
 from medflow.inputs import due_units, job_facts, open_cases
 from medflow.records import Instant, Outgoing, Result, ResultObject, Subject
 from medflow.registry import RegisteredModel, dump_spec
+from medflow.segmentations import has_segments, keep_segmentations
 from medflow.store import Connection, Store, chunks, outbox, result_objects
 from medflow.store import jobs as queue
 from medflow.store.jobs import Job
@@ -35,6 +35,8 @@ Progress = Callable[[int], None]
 COMMIT_EVERY = 64  # cases, rounded up to whole batches: what a killed process loses at most,
 COMMIT_AFTER_S = 30  # or so many seconds of work, where cases are slow
 SELECTED_AT_ONCE = 5000
+DRAWING = 2  # threads that make DICOM objects of masks beside the device,
+DRAWN_AHEAD = 2  # and cases that wait for it: each holds its image and its masks
 
 
 @dataclass(kw_only=True, slots=True)
@@ -202,6 +204,7 @@ class _Chunk:
         self.open: dict[int, Job] = {}
         self.finished: dict[int, _Finished] = {}
         self.failures: dict[int, CaseError | TransientError] = {}
+        self.drawing: deque[tuple[Job, Future[tuple[list[Result], list[ResultObject]]]]] = deque()
         self.facts: dict[int, UnitFacts] = {}
         self.subjects: dict[int, Subject] = {}
 
@@ -270,14 +273,18 @@ class _Chunk:
         self.tally.seconds["read"] += time.perf_counter() - started
         started = time.perf_counter()
         runner = Runner(model, threads=self.settings.threads, explain=self.explain)
-        with closing(runner.run(openers)) as batches:
+        with closing(runner.run(openers)) as batches, ThreadPoolExecutor(DRAWING, "draw") as pool:
             for batch in batches:
                 for outcome in batch:
-                    self._take(leased[outcome.index], outcome)
+                    self._take(pool, leased[outcome.index], outcome)
+                while self.drawing and self.drawing[0][1].done():
+                    self._settle_next()
                 if self._commit_is_due():
                     self._commit()
                 if self.terms.stopping():
                     break
+            while self.drawing:
+                self._settle_next()
         self._commit()
         self.tally.seconds["score"] += time.perf_counter() - started
         for stage, spent in runner.seconds.items():
@@ -296,26 +303,42 @@ class _Chunk:
             patients = [item.patient_id for item in self.facts.values() if item.patient_id is not None]
             self.subjects = subjects(connection, patients, source=self.settings.source)
 
-    def _take(self, job: Job, outcome: Outcome) -> None:
+    def _take(self, pool: Executor, job: Job, outcome: Outcome) -> None:
+        if not has_segments(self.model.spec):
+            self._settle(job, lambda: self._answer(job, outcome))
+            return
+        while len(self.drawing) >= DRAWN_AHEAD:
+            self._settle_next()
+        self.drawing.append((job, pool.submit(self._answer, job, outcome)))
+
+    def _settle_next(self) -> None:
+        job, answer = self.drawing.popleft()
+        self._settle(job, answer.result)
+
+    def _settle(self, job: Job, answer: Callable[[], tuple[list[Result], list[ResultObject]]]) -> None:
         try:
-            if outcome.error is not None:
-                raise outcome.error
-            assert outcome.case is not None and outcome.prediction is not None  # noqa: S101 - the other two outcomes
-            results = results_of(self.model.spec, outcome.case, outcome.prediction)
-            kept = [self._keep_mask(result, outcome) for result in results]
-            self.finished[job.id] = self._to_commit(job, kept, [])
+            self.finished[job.id] = self._to_commit(job, *answer())
         except (CaseError, TransientError) as error:
             self.failures[job.id] = error
 
-    def _keep_mask(self, result: Result, outcome: Outcome) -> Result:
-        """A segment's mask goes to the object store, and the result knows it by its SHA-256."""
-        if result.voxels is None or outcome.case is None or outcome.prediction is None:
-            return result
-        mask = outcome.prediction.values[result.output]
-        file = io.BytesIO()
-        bits, affine = np.packbits(np.asarray(mask, dtype=bool)), np.asarray(outcome.case.image.affine)
-        np.savez_compressed(file, bits=bits, shape=np.asarray(np.shape(mask)), affine=affine)
-        return replace(result, mask=self.store.objects.put(file.getvalue()))
+    def _answer(self, job: Job, outcome: Outcome) -> tuple[list[Result], list[ResultObject]]:
+        """The checked results of a case and the DICOM objects made of them; in a thread beside the device's."""
+        if outcome.error is not None:
+            raise outcome.error
+        assert outcome.case is not None and outcome.prediction is not None  # noqa: S101 - the other two outcomes
+        results = results_of(self.model.spec, outcome.case, outcome.prediction)
+        return keep_segmentations(self.store, self.model.spec, job, outcome.prediction, results, self._maker(job))
+
+    def _maker(self, job: Job) -> Maker:
+        return Maker(
+            model=self.model.name,
+            version=self.model.spec.version,
+            title=self.model.spec.title,
+            digest=self.model.digest,
+            identity=(job.input_key, str(job.prediction_time.utc_us)),
+            issued=self.issued,
+            zone=self.settings.zone,
+        )
 
     def _commit(self) -> None:
         """Predictions, outbox rows and job states in one transaction: all of it is there, or nothing."""

@@ -13,8 +13,9 @@ from medflow.config import load_settings
 from medflow.drawing import COLOURS, MAX_PNG
 from medflow.errors import ConfigurationError, InputNotUsable
 from medflow.pictures import picture_of
-from medflow.registry import Registry
+from medflow.registry import Registry, load_spec
 from medflow.sample import ISSUER_SYSTEMS, write_sample
+from medflow.segmentations import read_masks
 from medflow.store import Store, history
 from tests.factories_dicom import to_bytes, volume_of
 from tests.imaging_models import BrightTissue, FastHeart, Nothing, Opacity
@@ -75,7 +76,7 @@ def test_the_mask_that_is_drawn_is_the_one_that_was_predicted(site):
         view = history.job_view(connection, job_of(site, "bright-tissue"))
     (result,) = view.results
 
-    mask = pictures._mask(site.store, result.mask)
+    mask = read_masks(site.store, load_spec(view.spec), view.job, view.results, image="image")["bright"]
 
     assert int(mask.sum()) == result.voxels
     assert mask.shape == (40, 64, 64)

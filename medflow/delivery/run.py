@@ -24,7 +24,7 @@ PAGE = 2000  # resources held in memory, and committed to a folder at once
 
 @dataclass(kw_only=True, slots=True)
 class DeliveryTally:
-    """Counts of one delivery, in resources.
+    """Counts of one delivery, in resources and DICOM objects.
 
     ``pending`` were to be sent when it began. ``failed`` are sent again by a later run, ``dead`` are not.
     ``errors`` counts both by the server's status, issue codes and element paths.
@@ -62,7 +62,7 @@ def deliver(
         The server does not answer (any more), or another process is delivering to it. What was sent is noted.
     """
     run = _Run(store, settings, target_name(target), progress or (lambda _count: None))
-    opened = Server(settings, target) if is_server(target) else Folder(Path(run.name))
+    opened = Server(settings, target) if is_server(target) else Folder(Path(run.name), store.objects)
     with store.writing() as connection:
         committed = outbox.claim_target(connection, run.name, run.owner, seconds=settings.lease_seconds)
     try:
@@ -90,15 +90,17 @@ class _Run:
             envelopes = outbox.pending_envelopes(connection, self.name, at_us=now_us())
         self.tally.pending = sum(map(len, envelopes))
         for page in _pages(envelopes):
-            for sent in target.send(self._load(page)):
-                self._record(sent)
+            if resources := self._load(page):
+                for sent in target.send(resources):
+                    self._record(sent)
         if self.tally.errors:
             log.warning("%d results were not taken: %s", self.tally.errors.total(), dict(self.tally.errors))
 
     def _load(self, page: Sequence[Sequence[int]]) -> list[list[PendingResource]]:
         with self._store.reading() as connection:
             found = outbox.load_resources(connection, self.name, [key for envelope in page for key in envelope])
-        return [[found[key] for key in envelope] for envelope in page]
+        kept = ([found[key] for key in envelope if key in found] for envelope in page)  # others left the outbox since
+        return [envelope for envelope in kept if envelope]
 
     def _record(self, sent: Sent) -> None:
         now = now_us()

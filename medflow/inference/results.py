@@ -7,10 +7,22 @@ import math
 import numpy as np
 
 from medflow.errors import PredictionInvalid
-from medflow.plugin import Case, Classification, Image, Measure, ModelSpec, OutputSpec, Prediction, Segment
+from medflow.plugin import (
+    Case,
+    Classification,
+    Image,
+    ImagingInput,
+    Measure,
+    ModelSpec,
+    OutputSpec,
+    Prediction,
+    Segment,
+)
 from medflow.records import Result
 
 SUM_TOLERANCE = 1e-3
+PROBABLE = 0.5  # from here on a voxel of a fractional mask counts as inside
+HOUNSFIELD = "[hnsf'U]"  # UCUM; other modalities count in units of their own
 
 
 def results_of(spec: ModelSpec, case: Case, prediction: Prediction) -> list[Result]:
@@ -29,12 +41,12 @@ def results_of(spec: ModelSpec, case: Case, prediction: Prediction) -> list[Resu
             "prediction-incomplete",
             f"the model declares {', '.join(sorted(declared))} and answered {', '.join(sorted(prediction.values))}",
         )
-    return [_result(output, prediction.values[output.name], case) for output in spec.outputs]
+    return [_result(spec, output, prediction.values[output.name], case) for output in spec.outputs]
 
 
-def _result(output: OutputSpec, value: float | np.ndarray, case: Case) -> Result:
+def _result(spec: ModelSpec, output: OutputSpec, value: float | np.ndarray, case: Case) -> Result:
     if isinstance(output, Segment):
-        return _segment(output, value, case)
+        return _segment(spec, output, value, case)
     if isinstance(output, Classification):
         return _classification(output, value)
     number = _number(output.name, value)
@@ -76,16 +88,46 @@ def _classification(output: Classification, value: float | np.ndarray) -> Result
     )
 
 
-def _segment(output: Segment, value: float | np.ndarray, case: Case) -> Result:
-    image = next(item for item in case.inputs.values() if isinstance(item, Image))
-    mask = np.asarray(value)
-    if mask.dtype != np.bool_ or mask.shape != image.array.shape:
-        raise PredictionInvalid(
-            "prediction-malformed", f"output {output.name} must be a boolean mask on the grid of the input image"
-        )
+def image_of(spec: ModelSpec, output: Segment) -> str:
+    """The name of the input that a segment is a mask of."""
+    images = [item.name for item in spec.accepts if isinstance(item, ImagingInput)]
+    name = output.of or next(iter(images), None)
+    if name not in images:
+        raise PredictionInvalid("prediction-malformed", f"output {output.name} is a mask of no image that is declared")
+    return name
+
+
+def _segment(spec: ModelSpec, output: Segment, value: float | np.ndarray, case: Case) -> Result:
+    name = image_of(spec, output)
+    image = case.inputs.get(name)
+    if not isinstance(image, Image):
+        raise PredictionInvalid("prediction-malformed", f"output {output.name} is a mask of {name}, which is missing")
+    inside = _inside(output, value, image)
     if image.affine is None:
         raise PredictionInvalid("prediction-malformed", f"output {output.name} needs an image with a geometry")
-    voxels = int(np.count_nonzero(mask))
+    voxels = int(np.count_nonzero(inside))
     millilitres = voxels * abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000.0
     _check_range(output.name, millilitres, *output.valid_ml)
-    return Result(output=output.name, value=millilitres, voxels=voxels)
+    measured = voxels > 0 and inside.shape == image.array.shape  # of several volumes none is the one to measure
+    return Result(
+        output=output.name,
+        value=millilitres,
+        voxels=voxels,
+        mean=float(image.array[inside].mean(dtype=np.float64)) if measured else None,
+        mean_unit=(HOUNSFIELD if image.modality == "CT" else "1") if measured else None,
+    )
+
+
+def _inside(output: Segment, value: float | np.ndarray, image: Image) -> np.ndarray:
+    """The voxels of a mask, checked: those that are set, or at least as probable as not."""
+    mask = np.asarray(value)
+    kind, wanted = (np.float32, "a float32 mask of 0..1") if output.fractional else (np.bool_, "a boolean mask")
+    if mask.dtype != kind or mask.shape != image.array.shape[-3:]:
+        raise PredictionInvalid(
+            "prediction-malformed", f"output {output.name} must be {wanted} on the grid of the input image"
+        )
+    if not output.fractional:
+        return mask
+    if not np.isfinite(mask).all() or mask.min() < 0 or mask.max() > 1:
+        raise PredictionInvalid("prediction-out-of-range", f"output {output.name} lies outside 0..1")
+    return mask >= PROBABLE
