@@ -9,6 +9,8 @@ import io
 from base64 import b64encode
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -42,3 +44,42 @@ def png(figure: Figure) -> bytes:
 def data_uri(png: bytes) -> str:
     """The picture itself as an address, so that a page needs no file beside it."""
     return f"data:image/png;base64,{b64encode(png).decode()}"
+
+
+# --- heat maps over images ---------------------------------------------------------------------------------------
+
+HEAT = "inferno"  # a map of colours of even steps to the eye, and no hue that grey images have
+MOST = 0.6  # how much of the image a heat map hides where it is strongest
+
+
+def heat_range(values: np.ndarray) -> tuple[float, float]:
+    """What colours stand for: from zero, where there is anything above it, to the largest value; NaN is left out."""
+    found = values[np.isfinite(values)]
+    if not found.size:
+        return 0.0, 1.0
+    low, high = float(found.min()), float(found.max())
+    low = max(low, 0.0) if high > 0 else low
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def heat_strength(values: np.ndarray, span: tuple[float, float]) -> np.ndarray:
+    """0 to 1 within ``span``, and 0 where nothing is said or what is said speaks against the answer."""
+    return np.clip(np.nan_to_num((values - span[0]) / (span[1] - span[0]), nan=0.0), 0.0, 1.0)
+
+
+def grey_range(pixels: np.ndarray) -> tuple[float, float]:
+    """The window to show an image in that says nothing of its own: all but its darkest and brightest hundredth."""
+    low, high = np.percentile(pixels[np.isfinite(pixels)], (1, 99))
+    return float(low), float(max(high, low + 1e-6))
+
+
+def blended(pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """An image in grey with its heat map in colours over it: (rows, columns, 3) uint8; the stronger, the denser."""
+    from matplotlib import colormaps
+
+    low, high = grey_range(pixels)
+    grey = np.clip((np.nan_to_num(pixels, nan=low) - low) / (high - low), 0.0, 1.0)[..., None]
+    strength = heat_strength(values, heat_range(values))
+    colour = colormaps[HEAT](strength)[..., :3]
+    hidden = (MOST * strength)[..., None]
+    return np.around(255 * (grey * (1 - hidden) + colour * hidden)).astype(np.uint8)
