@@ -17,6 +17,7 @@ from medflow.plugin import (
     ClassLabel,
     Coding,
     ImagingInput,
+    Measure,
     Model,
     ModelSpec,
     Prediction,
@@ -94,6 +95,36 @@ class Opacity(Model[float]):
     def predict(self, batch: Sequence[float]) -> list[Prediction]:
         """Both probabilities of each."""
         return [Prediction(values={"opacity": np.array([1.0 - bright, bright])}) for bright in batch]
+
+
+class Enhancement(Model[float]):
+    """How much brighter a study's volume with contrast agent is than the one without; the scout view may be missing."""
+
+    spec: ClassVar[ModelSpec] = ModelSpec(
+        name="enhancement",
+        version="1.0.0",
+        title="Enhancement",
+        unit=UnitKind.STUDY,
+        accepts=(
+            ImagingInput(name="plain", modality=("CT",), contrast=False, min_slices=3, prefer="best"),
+            ImagingInput(name="late", modality=("CT",), contrast=True, min_slices=3, prefer="newest"),
+            ImagingInput(name="film", modality=("CR",), dimensions=2, prefer="newest", optional=True),
+        ),
+        outputs=(Measure(name="enhancement", code=FINDING, unit="[hnsf'U]", valid_range=(-4000, 4000)),),
+        card=CARD,
+    )
+
+    def load(self, device: str) -> None:
+        """Nothing to load."""
+
+    def prepare(self, case: Case) -> float:
+        """The difference of the means; 1000 more with a film."""
+        plain, late = (case.inputs[name] for name in ("plain", "late"))
+        return float(late.array.mean() - plain.array.mean()) + 1000 * ("film" in case.inputs)
+
+    def predict(self, batch: Sequence[float]) -> list[Prediction]:
+        """It is prepared already."""
+        return [Prediction(values={"enhancement": value}) for value in batch]
 
 
 class FastHeart(Model[float]):

@@ -1,4 +1,4 @@
-"""Which series and studies are due, for which inputs, and of what time they speak: on both engines, as the rule says."""
+"""Which series and studies are due, for which inputs, and for what time: on both engines, as the rule says."""
 
 from __future__ import annotations
 
