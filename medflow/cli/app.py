@@ -20,6 +20,7 @@ from medflow.cli import receive as receive_command
 from medflow.cli import select as select_command
 from medflow.cli import services, watch
 from medflow.cli import show as show_command
+from medflow.cli import volume as volume_command
 from medflow.cli.extensions import CommandsOfPlugins
 from medflow.cli.flows import run_nightly
 from medflow.cli.output import (
@@ -57,6 +58,7 @@ app.command()(evaluate_command.evaluate)
 app.command()(select_command.select)
 app.command()(services.worker)
 app.command()(show_command.show)
+app.command()(volume_command.volume)
 app.command()(receive_command.receive)
 app.command()(services.serve)
 app.command()(watch.status)

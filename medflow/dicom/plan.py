@@ -213,7 +213,7 @@ def _chosen(volumes: Sequence[Volume], spec: ImagingInput) -> list[Volume]:
         return list(volumes)
     if len(volumes) > 1 and spec.take == "only":
         names = dict.fromkeys(name.partition("[")[0] for volume in volumes for name in volume.labels)
-        reason = f"the series holds {len(volumes)} volumes, which {' and '.join(names)} tell apart; the model takes one"
+        reason = f"the series holds {len(volumes)} volumes, told apart by {' and '.join(names)}; the model takes one"
         raise InputNotUsable("several-volumes", reason)
     return [volumes[-1 if spec.take == "last" else 0]]
 
