@@ -13,6 +13,7 @@ import numpy as np
 
 from medflow.errors import CaseError, MedflowError
 from medflow.inference.devices import as_medflow_error
+from medflow.inference.explaining import Explanation, checked
 from medflow.inference.lane import Lane
 from medflow.inference.loaded import LoadedModel
 from medflow.inference.results import results_of
@@ -73,6 +74,8 @@ def _running(model: Model, cases: Sequence[Case], device: str) -> Iterator[Check
     yield _check("a batch equals its cases one by one", lambda: _batching(model, cases))
     yield _check("prepare is safe in threads", lambda: _threads(model, cases))
     yield _check("a bad case does not spoil its batch", lambda: _isolation(model, cases, device))
+    if type(model).explain is not Model.explain:
+        yield _check("explanations keep the grid, and stay the same", lambda: _explains(model, cases, device))
     if model.spec.mixed_precision and device.startswith("cuda"):
         yield _check("mixed precision stays within the tolerance", lambda: _mixed(model, cases, device))
 
@@ -175,6 +178,41 @@ def _isolation(model: Model, cases: Sequence[Case], device: str) -> None:
     good = [outcomes[index].prediction for index in sorted(outcomes) if index != 1]
     alone = _in_service(model, cases, device)
     _compare(model, alone, [item for item in good if item is not None], "beside a bad case")
+
+
+def _explains(model: Model, cases: Sequence[Case], device: str) -> None:
+    together = _explanations(model, cases, model.spec.batch_size, device)
+    alone = _explanations(model, cases, 1, device)
+    for number, (left, right) in enumerate(zip(together, alone, strict=True)):
+        if left.keys() != right.keys():
+            raise _Broken(f"other outputs of case {number} are explained when it is explained alone")
+        for name, values in left.items():
+            scale = float(np.nanmax(np.abs(values), initial=1.0))
+            if not np.allclose(values, right[name], rtol=0, atol=model.spec.tolerance * scale, equal_nan=True):
+                raise _Broken(f"the explanation of {name} of case {number} differs when it is explained alone")
+
+
+def _explanations(model: Model, cases: Sequence[Case], size: int, device: str) -> list[Explanation]:
+    """What is left of the explanations after medflow's own checks, asked for as a run asks for them."""
+    lane = Lane(device)
+    found: list[Explanation] = []
+    for start in range(0, len(cases), size):
+        batch = cases[start : start + size]
+        ready = _ready(model, batch)
+        with lane.predicting(model.spec):
+            predictions = _predict(model, ready)
+        answered = [place for place, item in enumerate(predictions) if item.out_of_scope is None]
+        if not answered:
+            found.extend({} for _ in batch)
+            continue
+        with lane.explaining():
+            explained = model.explain([ready[place] for place in answered], [predictions[place] for place in answered])
+        if len(explained) != len(answered):
+            raise _Broken(f"explain gave {len(explained)} explanations for a batch of {len(answered)}")
+        given = zip(answered, explained, strict=True)
+        checked_ones = {place: checked(model.spec, batch[place], answer) for place, answer in given}
+        found.extend(checked_ones.get(place, {}) for place in range(len(batch)))
+    return found
 
 
 def _mixed(model: Model, cases: Sequence[Case], device: str) -> None:

@@ -1,7 +1,11 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from medflow.plugin import Prediction
-from medflow.testing import Check, check_model
+from medflow.testing import Check, check_model, sample_cases
+from tests.imaging_models import BrightTissue
 from tests.models import GcContent
 
 
@@ -61,6 +65,36 @@ class WrongWeights(GcContent):
 )
 def test_a_broken_clause_is_named(model, clause):
     assert clause in broken(check_model(model))
+
+
+class Pointing(BrightTissue):
+    """Says of every voxel how bright it is."""
+
+    spec = replace(BrightTissue.spec, batch_size=2)
+
+    def explain(self, batch, predictions):
+        return [{"bright": volume.astype(np.float32)} for volume in batch]
+
+
+class BesideTheGrid(Pointing):
+    def explain(self, batch, predictions):
+        return [{"bright": volume[1:].astype(np.float32)} for volume in batch]
+
+
+class PointingByBatch(Pointing):
+    def explain(self, batch, predictions):
+        return [{"bright": (volume - np.mean(batch)).astype(np.float32)} for volume in batch]
+
+
+def test_a_model_that_explains_keeps_every_clause(check_model):
+    check_model(Pointing)
+
+
+@pytest.mark.parametrize("model", [BesideTheGrid, PointingByBatch])
+def test_an_explanation_off_the_grid_or_of_the_batch_is_named(model):
+    found = broken(check_model(model, sample_cases(BrightTissue.spec, 2)))
+
+    assert found == ["explanations keep the grid, and stay the same"]
 
 
 def test_a_spec_that_imports_torch_is_caught(tmp_path, monkeypatch):
