@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from medflow.config import Settings
 from medflow.dicom.derived import Maker
-from medflow.errors import CaseError, DeviceExhausted, MedflowError, PluginBroken, TransientError
+from medflow.errors import CaseError, DeviceExhausted, MedflowError, PluginBroken, TransientError, place_of
 from medflow.fhir.write import ModelIdentity, ResultContext, catalog_resources, result_resources
+from medflow.heat_maps import keep_heat_maps
 from medflow.inference.loaded import LoadedModel
 from medflow.inference.memory import largest_batch
 from medflow.inference.resident import LoadedModels
@@ -35,8 +36,8 @@ Progress = Callable[[int], None]
 COMMIT_EVERY = 64  # cases, rounded up to whole batches: what a killed process loses at most,
 COMMIT_AFTER_S = 30  # or so many seconds of work, where cases are slow
 SELECTED_AT_ONCE = 5000
-DRAWING = 2  # threads that make DICOM objects of masks beside the device,
-DRAWN_AHEAD = 2  # and cases that wait for it: each holds its image and its masks
+DRAWING = 2  # threads that make DICOM objects of masks and heat maps beside the device,
+DRAWN_AHEAD = 2  # and cases that wait for it: each holds its image, its masks and its heat maps
 
 
 @dataclass(kw_only=True, slots=True)
@@ -169,6 +170,16 @@ class _Finished:
     results: Sequence[Result]
     objects: Sequence[ResultObject]
     outgoing: Sequence[Outgoing]
+    note: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Answer:
+    """The checked results of a case, the DICOM objects made of them, and what to note of it."""
+
+    results: Sequence[Result]
+    objects: Sequence[ResultObject]
+    note: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,7 +215,7 @@ class _Chunk:
         self.open: dict[int, Job] = {}
         self.finished: dict[int, _Finished] = {}
         self.failures: dict[int, CaseError | TransientError] = {}
-        self.drawing: deque[tuple[Job, Future[tuple[list[Result], list[ResultObject]]]]] = deque()
+        self.drawing: deque[tuple[Job, Future[_Answer]]] = deque()
         self.facts: dict[int, UnitFacts] = {}
         self.subjects: dict[int, Subject] = {}
 
@@ -304,7 +315,7 @@ class _Chunk:
             self.subjects = subjects(connection, patients, source=self.settings.source)
 
     def _take(self, pool: Executor, job: Job, outcome: Outcome) -> None:
-        if not has_segments(self.model.spec):
+        if not has_segments(self.model.spec) and not outcome.explanation:
             self._settle(job, lambda: self._answer(job, outcome))
             return
         while len(self.drawing) >= DRAWN_AHEAD:
@@ -315,19 +326,39 @@ class _Chunk:
         job, answer = self.drawing.popleft()
         self._settle(job, answer.result)
 
-    def _settle(self, job: Job, answer: Callable[[], tuple[list[Result], list[ResultObject]]]) -> None:
+    def _settle(self, job: Job, answer: Callable[[], _Answer]) -> None:
         try:
-            self.finished[job.id] = self._to_commit(job, *answer())
+            self.finished[job.id] = self._to_commit(job, answer())
         except (CaseError, TransientError) as error:
             self.failures[job.id] = error
 
-    def _answer(self, job: Job, outcome: Outcome) -> tuple[list[Result], list[ResultObject]]:
-        """The checked results of a case and the DICOM objects made of them; in a thread beside the device's."""
+    def _answer(self, job: Job, outcome: Outcome) -> _Answer:
+        """What a case comes to; with DICOM objects to make in a thread beside the device's."""
         if outcome.error is not None:
             raise outcome.error
         assert outcome.case is not None and outcome.prediction is not None  # noqa: S101 - the other two outcomes
         results = results_of(self.model.spec, outcome.case, outcome.prediction)
-        return keep_segmentations(self.store, self.model.spec, job, outcome.prediction, results, self._maker(job))
+        maker = self._maker(job)
+        kept, objects = keep_segmentations(self.store, self.model.spec, job, outcome.prediction, results, maker)
+        heat_maps, note = self._heat_maps(job, outcome, maker)
+        return _Answer(results=kept, objects=[*objects, *heat_maps], note=note)
+
+    def _heat_maps(self, job: Job, outcome: Outcome, maker: Maker) -> tuple[list[ResultObject], str | None]:
+        """What explains a case, and what to note of it; whatever goes wrong with that, the result stands."""
+        try:
+            if outcome.unexplained is not None:
+                raise outcome.unexplained
+            if outcome.case is None or not outcome.explanation:
+                return [], None
+            spec = self.model.spec
+            return keep_heat_maps(self.store, spec, job, outcome.case, outcome.explanation, maker), "explained"
+        except MedflowError as error:
+            code, said = _code_of(error), error.message
+        except Exception as error:  # noqa: BLE001 - of a library that makes the object: its words may quote a header
+            code, said = "unforeseen", f"{type(error).__name__} at {place_of(error)}"
+        ids = {"job": job.id, "model": self.model.name, "code": code}
+        log.warning("job %d of %s is not explained (%s): %s", job.id, self.model.name, code, said, extra=ids)
+        return [], f"explanation-failed: {code}"
 
     def _maker(self, job: Job) -> Maker:
         return Maker(
@@ -356,6 +387,7 @@ class _Chunk:
                 del self.open[job_id]
             queue.renew(connection, self.owner, list(self.open), seconds=self.settings.lease_seconds)
             self.tally.done += len(done)
+            self.tally.notes.update(item.note for item in done.values() if item.note)
             self.tally.failed += ends.count("failed")
             self.tally.dead += ends.count("dead")
             chunks.record(connection, self.id, self.owner, seconds=self.settings.lease_seconds, counts=self._counts())
@@ -365,7 +397,7 @@ class _Chunk:
         self.tally.seconds["commit"] += self.committed - started
 
     def _fail(self, connection: Connection, job_id: int, error: CaseError | TransientError) -> str:
-        code = str(error.fields.get("code") or ("out-of-memory" if isinstance(error, DeviceExhausted) else "transient"))
+        code = _code_of(error)
         self.tally.reasons[code] += 1
         state = queue.fail(
             connection,
@@ -380,11 +412,12 @@ class _Chunk:
         log.warning("job %d of %s: %s (%s)", job_id, self.model.name, state, code, extra=ids)
         return state
 
-    def _to_commit(self, job: Job, results: Sequence[Result], objects: Sequence[ResultObject]) -> _Finished:
-        context = self._context(job, objects)
-        resources = result_resources(context, results)
-        files = [result_objects.outgoing(item, context.envelope) for item in objects]
-        return _Finished(results=results, objects=objects, outgoing=[*resources, *files])
+    def _to_commit(self, job: Job, answer: _Answer) -> _Finished:
+        context = self._context(job, answer.objects)
+        resources = result_resources(context, answer.results)
+        files = [result_objects.outgoing(item, context.envelope) for item in answer.objects]
+        sent = [*resources, *files]
+        return _Finished(results=answer.results, objects=answer.objects, outgoing=sent, note=answer.note)
 
     def _context(self, job: Job, objects: Sequence[ResultObject]) -> ResultContext:
         facts = self.facts[job.unit.id]
@@ -401,6 +434,13 @@ class _Chunk:
             status=self.settings.result_status,
             objects=tuple(objects),
         )
+
+
+def _code_of(error: MedflowError) -> str:
+    """The kebab-case reason that an error is counted under."""
+    if code := error.fields.get("code"):
+        return str(code)
+    return "out-of-memory" if isinstance(error, DeviceExhausted) else "transient"
 
 
 def _identity(model: RegisteredModel) -> ModelIdentity:

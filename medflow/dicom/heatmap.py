@@ -43,7 +43,7 @@ LAYOUT = 1  # part of every object's identity: raised when the same map is writt
 SERIES_OFFSET = 200_000  # of the series number, beside the source's
 PLACEHOLDER = "2.25."  # then the slice's number: it stands for a slice until its real references are put in
 PARAMETRIC_MAP = "1.2.840.10008.5.1.4.1.1.30"
-SHOWN = ("PatientOrientation", "BurnedInAnnotation")  # of a picture
+SHOWN = ("Laterality", "PatientOrientation", "BurnedInAnnotation")
 PRIVATE = (0x0077, "medflow heat map")  # the block of a secondary capture that holds the numbers
 PRIVATE_MAP = 0x01  # OF: float32, row by row, NaN where nothing is said
 
@@ -301,7 +301,10 @@ def _complete(made: Dataset, header: Dataset, maker: Maker) -> None:
     from highdicom import ContributingEquipment
 
     complete(made, header, maker)
-    made.pop("BodyPartExamined", None)  # of a paired one the side would have to be said, and sources do not always
+    made.pop(
+        "BodyPartExamined", None
+    )  # whether it is one of a pair decides whether Laterality may be empty: sources err
+    made.Laterality = text_of(header, "Laterality") or ""
     model = ContributingEquipment(
         manufacturer="medflow",
         purpose_of_reference=codes.DCM.ProcessingEquipment,

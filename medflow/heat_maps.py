@@ -1,0 +1,58 @@
+"""The explanation of one case as heat maps in the object store: DICOM objects on the images that they explain."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import numpy as np
+
+from medflow.dicom.derived import Maker
+from medflow.dicom.heatmap import write_heat_maps
+from medflow.dicom.plan import plan_volume
+from medflow.errors import InputNotUsable
+from medflow.inference.explaining import Explanation, explained_image
+from medflow.inputs import image_instances
+from medflow.plugin import Case, Image, ImagingInput, ModelSpec
+from medflow.records import ResultObject
+from medflow.store import Store
+from medflow.store.jobs import Job
+
+
+def keep_heat_maps(
+    store: Store, spec: ModelSpec, job: Job, case: Case, explanation: Explanation, maker: Maker
+) -> list[ResultObject]:
+    """Write the heat maps of a checked explanation, each on the image that its output is about; safe in any thread.
+
+    Raises
+    ------
+    InputNotUsable
+        explanation-not-stored: what is explained is no image, and there is no DICOM object for it yet. Or the images
+        are no longer what the case was read from.
+    """
+    maps = _by_image(spec, case, explanation)
+    if not maps:
+        return []
+    with store.reading() as connection:
+        instances = image_instances(connection, spec, job)
+    kept: list[ResultObject] = []
+    for name, of_image in maps.items():
+        wanted, image = spec.input(name), case.inputs[name]
+        assert isinstance(wanted, ImagingInput) and isinstance(image, Image)  # noqa: S101 - as `explained_image` finds
+        plan = plan_volume(instances[name], store.objects, wanted)
+        for made in write_heat_maps(plan, store.objects, of_image, image.array, maker):
+            store.objects.put(made.data)
+            kept.append(made.record)
+    return kept
+
+
+def _by_image(spec: ModelSpec, case: Case, explanation: Explanation) -> Mapping[str, dict[str, np.ndarray]]:
+    maps: defaultdict[str, dict[str, np.ndarray]] = defaultdict(dict)
+    for output, values in explanation.items():
+        found = explained_image(spec, case, output)
+        if found is None:
+            raise InputNotUsable(
+                "explanation-not-stored", "explanations of inputs other than images are not stored yet"
+            )
+        maps[found[0]][output] = values
+    return maps
