@@ -11,7 +11,7 @@ import pytest
 from medflow.errors import InputNotUsable, PluginBroken, PredictionInvalid
 from medflow.fhir.write import catalog_resources, result_resources
 from medflow.plugin import Coding
-from medflow.records import Identifier, Instant, Result, Subject, Unit, UnitKind
+from medflow.records import Identifier, Instant, Result, ResultObject, Subject, Unit, UnitKind
 from tests.results import (
     BASES,
     DENSITY,
@@ -31,6 +31,17 @@ from tests.results import (
 
 FHIR = {"Content-Type": "application/fhir+json"}
 READINGS = [(0.91, "POS"), (0.52, "IND"), (0.5, "IND"), (0.46, "IND"), (0.1, "NEG")]
+HEAT_MAP = ResultObject(
+    kind="heat-map",
+    sop_class_uid="1.2.840.10008.5.1.4.1.1.30",
+    sop_instance_uid="2.25.1234",
+    series_uid="2.25.123",
+    study_uid="1.2.3.4",
+    sha256="5" * 64,
+    size=1,
+    content="c",
+    outputs=("mortality", "pneumonia"),
+)
 KINDS = {
     "measure": (context(model(DENSITY)), [Result(output="density", value=-55.25)]),
     "segment": (context(model(SPLEEN)), [Result(output="spleen", value=211.4, voxels=70467)]),
@@ -52,6 +63,14 @@ KINDS = {
     ),
     "out of scope": (context(model(PNEUMONIA)), [Result(output="pneumonia", out_of_scope="no chest in the image")]),
     "risk out of scope": (context(model(MORTALITY)), [Result(output="mortality", out_of_scope="a child")]),
+    "explained": (
+        context(model(PNEUMONIA, MORTALITY, DENSITY), objects=(HEAT_MAP,)),
+        [
+            Result(output="pneumonia", value=0.5, probabilities=(0.5, 0.5)),
+            Result(output="mortality", value=0.5),
+            Result(output="density", value=1.0),
+        ],
+    ),
     "by identifier": (
         context(model(SPLEEN), subject=Subject(patient_id=7, identifier=Identifier(system="urn:mrn", value="0815"))),
         [Result(output="spleen", value=1.0)],
@@ -125,6 +144,18 @@ def test_a_class_probability_is_read_as_positive_negative_or_indeterminate(chanc
     assert found["interpretation"][0]["coding"][0]["code"] == reading
     assert found["valueQuantity"]["value"] == chance and found["valueQuantity"]["code"] == "1"
     assert [part["code"]["text"] for part in found["component"]] == ["normal", "pneumonia", "decision threshold"]
+
+
+def test_a_heat_map_is_named_by_what_it_explains_and_by_the_provenance() -> None:
+    found = parsed(result_resources(*KINDS["explained"]))
+    *resources, provenance = found
+
+    links = [[part["valueString"] for part in item.get("component", ()) if "valueString" in part] for item in resources]
+
+    assert [item["resourceType"] for item in resources] == ["Observation"] * 2 + ["RiskAssessment", "Observation"]
+    assert links == [["urn:oid:2.25.1234"], ["urn:oid:2.25.1234"], [], []]
+    named = [target["identifier"]["value"] for target in provenance["target"] if "identifier" in target]
+    assert named == ["urn:oid:2.25.1234"]
 
 
 def test_no_component_has_the_code_of_its_observation() -> None:

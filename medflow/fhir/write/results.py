@@ -89,7 +89,8 @@ def result_resources(context: ResultContext, results: Sequence[Result]) -> list[
 def _mapped(context: ResultContext, result: Result) -> list[Json]:
     output = context.model.spec.output(result.output)
     if isinstance(output, Risk):
-        return _risk(context, output, result)
+        mirror, *assessment = _risk(context, output, result)
+        return [_linked(context, output, mirror), *assessment]
     code = VOLUME if isinstance(output, Segment) else output.code
     observation = _observation(context, output, code, category=_category(context.model.spec))
     if output.body_site is not None:
@@ -103,9 +104,14 @@ def _mapped(context: ResultContext, result: Result) -> list[Json]:
         observation["valueQuantity"] = quantity(_value(result), unit)
         if result.mean is not None:
             observation["component"] = [_mean(result.mean, result.mean_unit)]
-    if linked := [_link(item) for item in context.objects if output.name in item.outputs]:
-        observation["component"] = [*observation.get("component", ()), *linked]
-    return [observation]
+    return [_linked(context, output, observation)]
+
+
+def _linked(context: ResultContext, output: OutputSpec, observation: Json) -> Json:
+    """With a component for each DICOM object that shows the output."""
+    if links := [_link(item) for item in context.objects if output.name in item.outputs]:
+        observation["component"] = [*observation.get("component", ()), *links]
+    return observation
 
 
 def _mean(mean: float, unit: str | None) -> Json:
