@@ -42,7 +42,7 @@ DECODERS: Mapping[str, str] = {  # the decoding plugin of pydicom; none is neede
     ExplicitVRLittleEndian: "",
     DeflatedExplicitVRLittleEndian: "",
     ExplicitVRBigEndian: "",
-    RLELossless: "pydicom",
+    RLELossless: "pylibjpeg",
     JPEGBaseline8Bit: "pylibjpeg",
     JPEGExtended12Bit: "pylibjpeg",
     JPEGLossless: "pylibjpeg",
