@@ -85,14 +85,13 @@ def _as_asked(instances: Sequence[Instance], which: Which | None) -> list[Imagin
 
 def _read(site: Site, series_id: int, instances: Sequence[Instance], specs: Sequence[ImagingInput]) -> Image:
     """As the first of ``specs`` that does not find more in it than it takes."""
-    for left, spec in zip(range(len(specs) - 1, -1, -1), specs, strict=True):
-        try:
-            return read_image(instances, site.store.objects, spec)
-        except InputNotUsable as error:
-            if not left or error.code not in MORE:
-                reason = f"series/{series_id} cannot be given to a model ({error.code}): {error.message}"
-                raise ConfigurationError(reason) from None
-    raise AssertionError
+    try:
+        return read_image(instances, site.store.objects, specs[0])
+    except InputNotUsable as error:
+        if len(specs) == 1 or error.code not in MORE:
+            reason = f"series/{series_id} cannot be given to a model ({error.code}): {error.message}"
+            raise ConfigurationError(reason) from None
+    return _read(site, series_id, instances, specs[1:])
 
 
 def _of_model(site: Site, model: str, named: str | None, which: Which | None) -> ImagingInput:
