@@ -349,11 +349,11 @@ def _thickness(least: float, largest: float) -> Condition:
 
 def _slices(spec: ImagingInput) -> Condition:
     least = max(spec.min_slices, 1)
-    what = "images" if spec.dimensions == 2 else "slices"
+    what = "image" if spec.dimensions == 2 else "slice"
 
     def why(series: SeriesFacts) -> str | None:
         found = series.instances if spec.dimensions == 2 else series.frames
-        return None if found >= least else f"{found} {what}, fewer than {least}"
+        return None if found >= least else f"{found} {what}{'' if found == 1 else 's'}, fewer than {least}"
 
     several = " in each volume" if spec.dimensions == 4 else ""
-    return Condition(code="too-few-slices", words=f"{least} {what} or more{several}" if least > 1 else "", unmet=why)
+    return Condition(code="too-few-slices", words=f"{least} {what}s or more{several}" if least > 1 else "", unmet=why)

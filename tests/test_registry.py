@@ -1,13 +1,15 @@
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 
 import pytest
 
 from medflow.errors import ConfigurationError, PluginBroken, UnknownModel
-from medflow.plugin import Model
-from medflow.registry import BrokenPlugin, dump_spec, load_spec, read_models
+from medflow.plugin import Model, UnitKind
+from medflow.registry import BrokenPlugin, check_spec, dump_spec, load_spec, read_models
 from tests.distributions import environment, write_distribution
+from tests.imaging_models import Enhancement
 from tests.models import GcContent, renamed
 
 
@@ -119,3 +121,15 @@ def test_models_that_come_and_go_are_found_without_a_restart(tmp_path):
     )
 
     assert done.stdout.split() == ["False", "True"], done.stderr
+
+
+def test_a_model_of_studies_may_have_several_images_and_one_of_series_has_one():
+    accepts = Enhancement.spec.accepts
+    check_spec(Enhancement.spec)
+
+    with pytest.raises(PluginBroken, match="joins several inputs"):
+        check_spec(replace(Enhancement.spec, unit=UnitKind.SERIES))
+    with pytest.raises(PluginBroken, match="joins several inputs"):
+        check_spec(replace(Enhancement.spec, accepts=(*accepts, GcContent.spec.accepts[0])))
+    with pytest.raises(PluginBroken, match=r"input plain: '\(' is no regular expression"):
+        check_spec(replace(Enhancement.spec, accepts=(replace(accepts[0], descriptions=("(",)), *accepts[1:])))

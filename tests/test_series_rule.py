@@ -73,7 +73,7 @@ def test_a_series_that_meets_every_condition_fits() -> None:
         ({"contrast": False}, {"contrast": True}, "a contrast agent was given"),
         ({"slice_thickness_mm": (0.5, 2)}, {"slice_thickness_mm": 5.0}, "slices 5 mm thick, not 0.5 to 2 mm"),
         ({"min_slices": 20}, {"frames": 12}, "12 slices, fewer than 20"),
-        ({"min_slices": 2, "dimensions": 2}, {"instances": 1}, "1 images, fewer than 2"),
+        ({"min_slices": 2, "dimensions": 2}, {"instances": 1}, "1 image, fewer than 2"),
     ],
 )
 def test_each_unmet_condition_is_told_in_words(asked: dict[str, Any], found: dict[str, Any], words: str) -> None:

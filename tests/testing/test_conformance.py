@@ -5,7 +5,7 @@ import pytest
 
 from medflow.plugin import Prediction
 from medflow.testing import Check, check_model, sample_cases
-from tests.imaging_models import BrightTissue
+from tests.imaging_models import BrightTissue, Enhancement
 from tests.models import GcContent
 
 
@@ -112,3 +112,19 @@ def test_own_cases_are_used(check_model):
     from tests.models import sequence_case
 
     check_model(GcContent, [sequence_case(1, "ACGTACGT"), sequence_case(2, "GGGGGGGG")])
+
+
+def test_sample_cases_of_a_study_have_every_image_on_a_grid_of_its_own():
+    first, second = sample_cases(Enhancement.spec, 2)
+
+    assert {name: image.array.ndim for name, image in first.inputs.items()} == {"plain": 3, "late": 3, "film": 2}
+    assert first.inputs["plain"].array.shape != first.inputs["late"].array.shape
+    assert set(second.inputs) == {"plain", "late"}  # what may be missing is, once
+
+
+def test_sample_cases_of_several_volumes_say_what_tells_them_apart():
+    several = replace(BrightTissue.spec, accepts=(replace(BrightTissue.spec.accepts[0], dimensions=4, min_slices=40),))
+    image = sample_cases(several, 1)[0].image
+
+    assert image.array.shape == (3, 40, 64, 64)
+    assert (len(image.spacing_mm), image.affine.shape, len(image.volumes)) == (3, (4, 4), 3)
