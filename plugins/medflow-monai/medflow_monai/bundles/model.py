@@ -1,0 +1,110 @@
+"""An added bundle as a model. Nothing heavy is imported before `load`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from medflow.errors import InputNotUsable, PluginBroken, PredictionInvalid
+from medflow.plugin import Case, Image, Model, Prediction
+from medflow_monai.bundles.pinned import Pinned, private_copy, verify
+
+if TYPE_CHECKING:
+    from medflow_monai.bundles.workflow import Prepared, Workflow
+
+
+Answer = dict[str, float | np.ndarray]
+
+
+class BundleModel(Model["Prepared"]):
+    """What every added bundle's model is; `bundle_model` makes the class of one."""
+
+    pinned: ClassVar[Pinned]
+
+    @classmethod
+    def verify_weights(cls) -> None:
+        """Raise PluginBroken unless every byte is what was added."""
+        verify(cls.pinned)
+
+    def load(self, device: str) -> None:
+        """Check every byte of the bundle and build it on ``device``."""
+        self._copy = TemporaryDirectory(prefix="medflow-bundle-")
+        try:
+            private_copy(self.pinned, Path(self._copy.name))
+            from medflow_monai.bundles.workflow import Workflow
+
+            self._workflow: Workflow = Workflow(Path(self._copy.name), self.pinned.plan, device)
+        except PluginBroken as error:
+            self._copy.cleanup()
+            raise PluginBroken(f"bundle {self.pinned.name}: {error.message}") from None
+        except BaseException:
+            self._copy.cleanup()
+            raise
+
+    def prepare(self, case: Case) -> Prepared:
+        """The bundle's preprocessing of the case's images."""
+        images = {name: image for name, image in case.inputs.items() if isinstance(image, Image)}
+        for image in images.values():
+            if self.pinned.plan.dimensions == 3 and image.affine is None:
+                raise InputNotUsable("no-geometry", "the series says nothing of its position and orientation")
+            if not np.isfinite(image.array).all():
+                raise InputNotUsable("image-not-finite", "the image has voxels that are no numbers")
+        return self._workflow.prepare(images)
+
+    def predict(self, batch: Sequence[Prepared]) -> list[Prediction]:
+        """Masks on the grid of each input, or probabilities."""
+        answer = self._masks if self.pinned.plan.task == "segmentation" else self._probabilities
+        return [Prediction(values=answer(self._workflow.predict(item).cpu().numpy())) for item in batch]
+
+    def close(self) -> None:
+        """Let the network and the private copy go."""
+        del self._workflow
+        self._copy.cleanup()
+
+    def _masks(self, found: np.ndarray) -> Answer:
+        """Masks (z, y, x) of a segmentation (channels, x, y, z): one channel of label values, or one a label."""
+        channels = self.pinned.plan.channels
+        if len(found) == len(channels):
+            return self._masks_of_channels(found, channels)
+        if len(found) != 1:
+            raise PredictionInvalid(
+                "bundle-channels", f"the bundle gave {len(found)} channels, and its metadata names {len(channels)}"
+            )
+        labels = found[0].T
+        values = set(np.unique(labels).tolist())
+        if not values <= set(channels) | {0}:
+            raise PredictionInvalid("bundle-labels", "the bundle gave label values that its metadata does not name")
+        return {name: labels == number for number, name in channels.items() if name is not None}
+
+    def _masks_of_channels(self, found: np.ndarray, channels: Mapping[int, str | None]) -> Answer:
+        masks: Answer = {}
+        for channel, name in zip(found, channels.values(), strict=True):
+            if not np.isin(channel, (0, 1)).all():
+                raise PredictionInvalid(
+                    "bundle-not-discrete", "the bundle gave probabilities where its postprocessing should have decided"
+                )
+            if name is not None:
+                masks[name] = channel.T == 1
+        return masks
+
+    def _probabilities(self, found: np.ndarray) -> Answer:
+        channels = list(self.pinned.plan.channels.values())
+        if found.shape != (len(channels),):
+            raise PredictionInvalid(
+                "bundle-channels",
+                f"the bundle gave {found.size} numbers, and its metadata names {len(channels)} classes",
+            )
+        if self.pinned.plan.activation == "softmax":
+            return {self.spec.outputs[0].name: found}
+        named = zip(channels, found, strict=True)
+        return {name: np.asarray([1 - value, value]) for name, value in named if name is not None}
+
+
+def bundle_model(pinned: Pinned) -> type[BundleModel]:
+    """The model of one added bundle."""
+    members = {"spec": pinned.spec, "pinned": pinned, "__module__": __name__, "__doc__": pinned.spec.title}
+    return type("BundleModel_" + pinned.name.replace("-", "_"), (BundleModel,), members)
