@@ -102,9 +102,8 @@ def read_masks(
     declared = spec.input(image)
     assert isinstance(declared, ImagingInput)  # noqa: S101 - `image_of` names no other
     plan = plan_volume(instances, store.objects, declared)
-    slices = [(item.instance.sop_instance_uid, item.frame) for item in plan.slices[0]]
-    found = {digest: read_segmentation(_object(store, digest), slices) for digest in set(wanted.values())}
-    return {output: found[digest][output].reshape(plan.shape[-3:]) for output, digest in wanted.items()}
+    found = {digest: read_segmentation(_object(store, digest), plan) for digest in set(wanted.values())}
+    return {output: found[digest][output] for output, digest in wanted.items()}
 
 
 def _object(store: Store, digest: str) -> bytes:

@@ -36,7 +36,7 @@ from medflow.dicom.derived import (
     series_number,
 )
 from medflow.dicom.elements import first_of, items_of, number_of, quiet, text_of
-from medflow.dicom.geometry import SAME_POSITION_MM, group_of, planes_of
+from medflow.dicom.geometry import Plane, group_of, places_of, planes_of
 from medflow.dicom.pixels import Objects
 from medflow.dicom.plan import VolumePlan
 from medflow.errors import InputNotUsable
@@ -49,6 +49,8 @@ LAYOUT = 1  # part of every object's identity: raised when the same masks are wr
 SERIES_OFFSET = 100_000
 PLACEHOLDER = "2.25."  # then the slice's number: it stands for a slice until its real references are put in
 LEVELS = 255  # MaximumFractionalValue
+SAME_PLACE = 0.25  # pixels, or slices, between where a frame lies and where a slice does
+HALF = 0.5
 SCHEMES = {  # FHIR system to DICOM coding scheme designator (PS3.16 8)
     "http://snomed.info/sct": "SCT",
     "http://loinc.org": "LN",
@@ -135,7 +137,7 @@ class _Source:
                 yield (self.affine @ (0.0, 0.0, float(z), 1.0))[:3]
                 continue
             if item.instance not in planes:
-                planes[item.instance] = planes_of(self.plan.files[item.instance].header, 0)
+                planes[item.instance] = planes_of(self.plan.files[item.instance].header)
             yield planes[item.instance][item.frame].position
 
     def reference(self, placeholder: str, reference: Dataset) -> None:
@@ -199,6 +201,7 @@ def _write(
     for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
         item.DimensionOrganizationUID = organization
     complete(made, source.header, maker)
+    made.ContentCreatorName = ""
     _identify_schemes(made, segments)
     return made_object(made, kind=KIND, sop_instance_uid=uid, outputs=tuple(segment.name for segment in segments))
 
@@ -286,7 +289,7 @@ def _refer(made: Dataset, source: _Source) -> None:
 # --- reading ---------------------------------------------------------------------------------------------------
 
 
-def read_segmentation(data: bytes, slices: Sequence[tuple[str, int]] | None = None) -> dict[str, np.ndarray]:
+def read_segmentation(data: bytes, plan: VolumePlan | None = None) -> dict[str, np.ndarray]:
     """The masks of a segmentation object by SegmentLabel: bool (z, y, x), or float32 0..1 of a fractional one.
 
     A label that several segments share gets the segment's number after it.
@@ -295,14 +298,14 @@ def read_segmentation(data: bytes, slices: Sequence[tuple[str, int]] | None = No
     ----------
     data
         The file.
-    slices
-        The (SOP Instance UID, frame numbered from 0) of each slice of the image: masks are given on these, by what the
-        frames refer to. Without it they are given on the object's own planes, in order along their normal.
+    plan
+        How the image was made that the masks are wanted on: they are given on its grid, straightened if it is. Without
+        it they are given on the object's own planes, in order along their normal.
 
     Raises
     ------
     InputNotUsable
-        not-a-segmentation, undecodable-frame, or missing-geometry; other-slices: a frame is of none of ``slices``.
+        not-a-segmentation, undecodable-frame, or missing-geometry; other-slices: a frame lies on none of the plan's.
     """
     quiet()
     try:
@@ -311,10 +314,18 @@ def read_segmentation(data: bytes, slices: Sequence[tuple[str, int]] | None = No
         raise InputNotUsable("undecodable-frame", f"the segmentation cannot be read ({type(error).__name__})") from None
     if first_of(dataset, "SOPClassUID") not in (SegmentationStorage, LABEL_MAP_STORAGE):
         raise InputNotUsable("not-a-segmentation", "the object is not a DICOM Segmentation")
-    places, depth = _places(dataset) if slices is None else (_referred(dataset, slices), len(slices))
+    planes = planes_of(dataset)
+    if plan is None:
+        places = places_of(planes)
+        return _masks(dataset, places, (int(places.max()) + 1, *planes[0].shape))
+    shape = (len(plan.slices[0]), *plan.source_shape[-2:])
+    masks = _masks(dataset, _places_on(plan, planes), shape)
+    return {name: _on_image(plan, mask) for name, mask in masks.items()}
+
+
+def _masks(dataset: Dataset, places: np.ndarray, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     labels = _labels(dataset)
     kind = first_of(dataset, "SegmentationType")
-    shape = (depth, number_of(dataset, "Rows") or 0, number_of(dataset, "Columns") or 0)
     masks = {number: np.zeros(shape, np.float32 if kind == "FRACTIONAL" else np.bool_) for number in labels}
     try:
         for frame, (pixels, z) in enumerate(zip(iter_pixels(dataset), places, strict=True)):
@@ -329,6 +340,30 @@ def read_segmentation(data: bytes, slices: Sequence[tuple[str, int]] | None = No
         reason = f"a frame of the segmentation cannot be decoded ({type(error).__name__})"
         raise InputNotUsable("undecodable-frame", reason) from None
     return {labels[number]: mask for number, mask in masks.items()}
+
+
+def _places_on(plan: VolumePlan, planes: Sequence[Plane]) -> np.ndarray:
+    """The slice of the plan that each plane is, which must lie where the slice does."""
+    if plan.source_affine is None:
+        raise InputNotUsable("missing-geometry", "the image does not say where it lies")
+    inverse = np.linalg.inv(plan.source_affine)
+    found = np.array([(inverse @ (*plane.position, 1.0))[:3] for plane in planes])
+    places = np.rint(found[:, 2]).astype(int)
+    alike = all(plane.shape == plan.source_shape[-2:] for plane in planes)
+    away = np.abs(found - np.stack([np.zeros_like(places), np.zeros_like(places), places], axis=1)).max()
+    if not alike or away > SAME_PLACE or places.min() < 0 or places.max() >= len(plan.slices[0]):
+        raise InputNotUsable("other-slices", "the segmentation is not of the slices of the image")
+    return places
+
+
+def _on_image(plan: VolumePlan, mask: np.ndarray) -> np.ndarray:
+    shape = plan.shape[-3:]
+    if plan.straightening is None:
+        return mask.reshape(shape)
+    straight = np.zeros(shape, np.float32)
+    straight[:, : plan.source_shape[-2]] = mask
+    plan.straightening.straighten(straight)
+    return straight if mask.dtype != np.bool_ else straight >= HALF
 
 
 def _labels(dataset: Dataset) -> dict[int, str]:
@@ -346,31 +381,3 @@ def _groups(dataset: Dataset, frame: int) -> tuple[Dataset, ...]:
 def _segment_of(dataset: Dataset, frame: int) -> int:
     identified = group_of(_groups(dataset, frame), "SegmentIdentificationSequence")
     return number_of(identified, "ReferencedSegmentNumber") or 0
-
-
-def _places(dataset: Dataset) -> tuple[list[int], int]:
-    """The plane of each frame, numbered along their normal, and how many planes there are."""
-    planes = planes_of(dataset, 0)
-    depths = np.array([float(plane.position @ planes[0].normal) for plane in planes])
-    order = np.argsort(depths, kind="stable")
-    number = np.empty(len(depths), int)
-    number[order] = np.cumsum(np.diff(depths[order], prepend=depths[order[0]]) > SAME_POSITION_MM)
-    return number.tolist(), int(number.max()) + 1
-
-
-def _referred(dataset: Dataset, slices: Sequence[tuple[str, int]]) -> list[int]:
-    """The place among ``slices`` of what each frame was made from."""
-    known = {item: z for z, item in enumerate(slices)}
-    places = []
-    for frame in range(len(items_of(dataset, "PerFrameFunctionalGroupsSequence"))):
-        derivation = group_of(_groups(dataset, frame), "DerivationImageSequence")
-        found = {
-            known.get(
-                (first_of(item, "ReferencedSOPInstanceUID") or "", (number_of(item, "ReferencedFrameNumber") or 1) - 1)
-            )
-            for item in items_of(derivation, "SourceImageSequence")
-        } - {None}
-        if len(found) != 1:
-            raise InputNotUsable("other-slices", "a frame of the segmentation does not refer to a slice of the image")
-        places.append(found.pop())
-    return places
