@@ -8,14 +8,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from medflow.dicom.derived import Maker
-from medflow.dicom.heatmap import write_heat_maps
+from medflow.dicom.heatmap import KIND, HeatMap, read_heat_map, write_heat_maps
 from medflow.dicom.plan import plan_volume
 from medflow.errors import InputNotUsable
 from medflow.inference.explaining import Explanation, explained_image
 from medflow.inputs import image_instances
 from medflow.plugin import Case, Image, ImagingInput, ModelSpec
 from medflow.records import ResultObject
-from medflow.store import Store
+from medflow.store import Store, result_objects
 from medflow.store.jobs import Job
 
 
@@ -37,9 +37,9 @@ def keep_heat_maps(
         instances = image_instances(connection, spec, job)
     kept: list[ResultObject] = []
     for name, of_image in maps.items():
-        wanted, image = spec.input(name), case.inputs[name]
-        assert isinstance(wanted, ImagingInput) and isinstance(image, Image)  # noqa: S101 - as `explained_image` finds
-        plan = plan_volume(instances[name], store.objects, wanted)
+        image = case.inputs[name]
+        assert isinstance(image, Image)  # noqa: S101 - `explained_image` finds no other
+        plan = plan_volume(instances[name], store.objects, _declared(spec, name))
         for made in write_heat_maps(plan, store.objects, of_image, image.array, maker):
             store.objects.put(made.data)
             kept.append(made.record)
@@ -56,3 +56,34 @@ def _by_image(spec: ModelSpec, case: Case, explanation: Explanation) -> Mapping[
             )
         maps[found[0]][output] = values
     return maps
+
+
+def read_heat_maps(store: Store, spec: ModelSpec, job: Job, case: Case, *, image: str) -> dict[str, list[HeatMap]]:
+    """The heat maps that are kept of a job, by output, of those that lie on one of its images.
+
+    Raises
+    ------
+    InputNotUsable
+        file-missing, heat-map-unreadable, or as for `plan_volume`.
+    """
+    with store.reading() as connection:
+        made = [item for item in result_objects.of_job(connection, job.id) if item.kind == KIND]
+        here = [item for item in made if (found := explained_image(spec, case, item.outputs[0])) and found[0] == image]
+        if not here:
+            return {}
+        instances = image_instances(connection, spec, job)[image]
+    plan = plan_volume(instances, store.objects, _declared(spec, image))
+    maps: defaultdict[str, list[HeatMap]] = defaultdict(list)
+    for item in here:
+        try:
+            data = store.objects.get(item.sha256)
+        except KeyError:
+            raise InputNotUsable("file-missing", "the heat map is no longer in the object store") from None
+        maps[item.outputs[0]].append(read_heat_map(data, plan))
+    return dict(maps)
+
+
+def _declared(spec: ModelSpec, name: str) -> ImagingInput:
+    declared = spec.input(name)
+    assert isinstance(declared, ImagingInput)  # noqa: S101 - no other input is an image
+    return declared

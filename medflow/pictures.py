@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from medflow.dicom.burned_in import may_have_burned_in_text
-from medflow.drawing import COLOURS, INK, figure, png
+from medflow.drawing import COLOURS, HEAT, INK, MOST, figure, grey_range, heat_range, heat_strength, png
 from medflow.errors import ConfigurationError, InputNotUsable
+from medflow.heat_maps import read_heat_maps
 from medflow.inference.results import PROBABLE
 from medflow.inputs import image_instances, open_cases
 from medflow.plugin import (
@@ -46,6 +47,29 @@ LETTERS = {"A": COLOURS[2], "C": COLOURS[0], "G": COLOURS[1], "T": COLOURS[4]}
 MAX_LINES = 40
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Over:
+    """What is drawn over an image: outlines of masks, and what ``explained`` an output in colours.
+
+    ``numbers`` says whether the colours' scale has any.
+    """
+
+    masks: Mapping[str, np.ndarray]
+    explained: str | None = None
+    heat: np.ndarray | None = None
+    numbers: bool = True
+
+    def at(self, place: int, axis: int) -> _Over:
+        """The same of one plane of a volume."""
+        masks = {output: np.take(mask, place, axis) for output, mask in self.masks.items()}
+        return replace(self, masks=masks, heat=None if self.heat is None else np.take(self.heat, place, axis))
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """What the colours stand for."""
+        return (0.0, 1.0) if self.heat is None else heat_range(self.heat)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
     """A PNG file, its title (``series/12 · model 1.0.0``), and what the model said in words."""
@@ -55,16 +79,27 @@ class Picture:
     png: bytes
 
 
-def picture_of(store: Store, job_id: int, *, published: bool = False) -> Picture:
-    """What the model of this job saw, and said if it has.
+def picture_of(store: Store, job_id: int, *, output: str | None = None, published: bool = False) -> Picture:
+    """What the model of this job saw, and said if it has; and what explains it, if that was kept.
 
     One that is to be ``published`` names classes but no measured value, and is refused where its pixels may have a
     name burned in (PS3.3 C.7.6.1.1.5).
 
+    Parameters
+    ----------
+    store
+        Where the case and what was made of it are.
+    job_id
+        The job.
+    output
+        Whose heat map is drawn; of the first declared that has one unless given.
+    published
+        Whether it leaves for where anyone may see it.
+
     Raises
     ------
     ConfigurationError
-        There is no such job, or its model was stored by an incompatible version.
+        There is no such job, its model was stored by an incompatible version, or no heat map is kept of ``output``.
     InputNotUsable
         Its input cannot be read: the reason why the job is dead, most often.
     """
@@ -79,8 +114,8 @@ def picture_of(store: Store, job_id: int, *, published: bool = False) -> Picture
     title = f"{view.job.unit} · {view.model} {view.version}"
     said = answer(spec, view)
     case = opener()
-    masks = _masks(store, spec, view, case)
-    drawn = _draw(case, spec, masks)
+    over = _over(store, spec, view, case, output) if imaging_inputs(spec) else _Over(masks={})
+    drawn = _draw(case, spec, replace(over, numbers=not published))
     drawn.suptitle(f"{title}\n{_classes(spec, view) if published else said}", color=INK, fontsize=10)
     return Picture(title=title, answer=said, png=png(drawn))
 
@@ -116,6 +151,18 @@ def _said(output: OutputSpec, result: Result) -> str:
     return f"{output.name} {result.value:.4g} {output.unit if isinstance(output, Measure) else 'mL'}"
 
 
+def _over(store: Store, spec: ModelSpec, view: JobView, case: Case, output: str | None) -> _Over:
+    name = _shown_name(case, spec)
+    masks = _masks(store, spec, view, case)
+    kept = read_heat_maps(store, spec, view.job, case, image=name)
+    heat = {said: found for said, maps in kept.items() for found in maps if found.volume == 0}
+    if output is not None and output not in heat:
+        names = ", ".join(sorted(heat)) or "none; score with --explain to have some"
+        raise ConfigurationError(f"no heat map of {output!r} is kept of this job: there are {names}")
+    explained = output or next((item.name for item in spec.outputs if item.name in heat), None)
+    return _Over(masks=masks, explained=explained, heat=heat[explained].values if explained else None)
+
+
 def _masks(store: Store, spec: ModelSpec, view: JobView, case: Case) -> dict[str, np.ndarray]:
     if not any(result.mask for result in view.results):
         return {}
@@ -123,11 +170,11 @@ def _masks(store: Store, spec: ModelSpec, view: JobView, case: Case) -> dict[str
     return {output: mask if mask.dtype == np.bool_ else mask >= PROBABLE for output, mask in found.items()}
 
 
-def _draw(case: Case, spec: ModelSpec, masks: Mapping[str, np.ndarray]) -> Any:
+def _draw(case: Case, spec: ModelSpec, over: _Over) -> Any:
     wanted = spec.accepts[0]
     if isinstance(wanted, ImagingInput):
         image = _shown(case, spec)
-        return _radiograph(image, masks) if image.array.ndim == 2 else _volume(image, masks)
+        return _radiograph(image, over) if image.array.ndim == 2 else _volume(image, over)
     if isinstance(wanted, TimeSeriesInput):
         return _channels(case.series, wanted)
     assert isinstance(wanted, SequenceInput)  # noqa: S101 - the registry admits no other
@@ -151,26 +198,28 @@ def _shown_name(case: Case, spec: ModelSpec) -> str:
 # --- images ------------------------------------------------------------------------------------------------------
 
 
-def _radiograph(image: Image, masks: Mapping[str, np.ndarray]) -> Any:
+def _radiograph(image: Image, over: _Over) -> Any:
     drawn = figure(5.0, 5.4)
-    _slice(drawn.add_subplot(), image.array, image.spacing_mm or (1.0, 1.0), _window(image), masks)
+    _slice(drawn.add_subplot(), image.array, image.spacing_mm or (1.0, 1.0), _window(image), over, over.span)
+    _scale(drawn, over)
     return drawn
 
 
-def _volume(image: Image, masks: Mapping[str, np.ndarray]) -> Any:
-    """Three slices through the middle of what was found, else of the volume, with the outlines of what was found."""
+def _volume(image: Image, over: _Over) -> Any:
+    """Three slices through the middle of what was found, else of what explains it, else of the volume."""
     array, (z, y, x) = image.array, image.spacing_mm or (1.0, 1.0, 1.0)
-    centre = _centre(array.shape, masks)
+    centre = _centre(array.shape, over)
     up = image.affine is None or image.affine[2, 2] >= 0  # whether slices are stacked towards the head (LPS)
     drawn = figure(9.0, 4.0)
     for axis, (name, spacing) in enumerate(zip(SLICES, ((y, x), (z, x), (z, y)), strict=True)):
-        planes = {output: np.take(mask, centre[axis], axis) for output, mask in masks.items()}
+        plane, window = np.take(array, centre[axis], axis), _window(image)
         axes = drawn.add_subplot(1, 3, axis + 1)
-        _slice(axes, np.take(array, centre[axis], axis), spacing, _window(image), planes)
+        _slice(axes, plane, spacing, window, over.at(centre[axis], axis), over.span)
         if axis and up:
             axes.invert_yaxis()  # the head is above
         axes.set_title(f"{name}, {'zyx'[axis]} = {centre[axis]}", fontsize=8, color=INK)
-    handles = [_line(colour, output) for output, colour in zip(masks, COLOURS[1:], strict=False)]
+    _scale(drawn, over)
+    handles = [_line(colour, output) for output, colour in zip(over.masks, COLOURS[1:], strict=False)]
     if handles:
         drawn.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return drawn
@@ -182,8 +231,24 @@ def _line(colour: str, label: str) -> Any:
     return Line2D([], [], color=colour, label=label)
 
 
-def _centre(shape: Sequence[int], masks: Mapping[str, np.ndarray]) -> tuple[int, ...]:
-    found = np.logical_or.reduce(list(masks.values())) if masks else np.zeros(shape, bool)
+def _scale(drawn: Any, over: _Over) -> None:
+    """What the colours of a heat map stand for, beside it."""
+    if over.heat is None:
+        return
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    scale = drawn.colorbar(ScalarMappable(Normalize(*over.span), HEAT), ax=drawn.axes, shrink=0.7, pad=0.02)
+    scale.set_label(f"spoke for {over.explained}", fontsize=8, color=INK)
+    scale.ax.tick_params(labelsize=7, colors=INK)
+    if not over.numbers:
+        scale.set_ticks(over.span, labels=["less", "more"])
+
+
+def _centre(shape: Sequence[int], over: _Over) -> tuple[int, ...]:
+    found = np.logical_or.reduce(list(over.masks.values())) if over.masks else np.zeros(shape, bool)
+    if not found.any() and over.heat is not None:
+        found = heat_strength(over.heat, over.span)
     if not found.any():
         return tuple(length // 2 for length in shape)
     others = [tuple(place for place in range(3) if place != axis) for axis in range(3)]
@@ -193,8 +258,7 @@ def _centre(shape: Sequence[int], masks: Mapping[str, np.ndarray]) -> tuple[int,
 def _window(image: Image) -> tuple[float, float]:
     if image.modality == "CT":
         return CT_HU
-    low, high = np.percentile(image.array[np.isfinite(image.array)], (1, 99))
-    return float(low), float(max(high, low + 1e-6))
+    return grey_range(image.array)
 
 
 def _slice(
@@ -202,10 +266,15 @@ def _slice(
     plane: np.ndarray,
     spacing: Sequence[float],
     window: tuple[float, float],
-    masks: Mapping[str, np.ndarray],
+    over: _Over,
+    span: tuple[float, float],
 ) -> None:
-    axes.imshow(plane, cmap="gray", vmin=window[0], vmax=window[1], aspect=spacing[0] / spacing[1])
-    for colour, mask in zip(COLOURS[1:], masks.values(), strict=False):
+    aspect = spacing[0] / spacing[1]
+    axes.imshow(plane, cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect)
+    if over.heat is not None:
+        strength = heat_strength(over.heat, span)
+        axes.imshow(strength, cmap=HEAT, vmin=0.0, vmax=1.0, alpha=MOST * strength, aspect=aspect)
+    for colour, mask in zip(COLOURS[1:], over.masks.values(), strict=False):
         if mask.any():
             axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
     axes.set_axis_off()

@@ -87,10 +87,19 @@ def test_the_slices_go_through_the_middle_of_what_was_found():
     mask[6:9, 2:5, 10:13] = True
     mask[7, 3, 11] = True
 
-    assert pictures._centre(mask.shape, {"a": mask}) in {
+    assert pictures._centre(mask.shape, pictures._Over(masks={"a": mask})) in {
         (z, y, x) for z in (6, 7, 8) for y in (2, 3, 4) for x in (10, 11, 12)
     }
-    assert pictures._centre((10, 12, 14), {}) == (5, 6, 7)
+    assert pictures._centre((10, 12, 14), pictures._Over(masks={})) == (5, 6, 7)
+
+
+def test_without_a_mask_they_go_through_the_middle_of_what_explains():
+    heat = np.full((10, 12, 14), np.nan, np.float32)
+    heat[:5] = -9.0  # spoke against
+    heat[2, 3, 4] = 5.0
+    masks = {"nothing": np.zeros(heat.shape, bool)}
+
+    assert pictures._centre(heat.shape, pictures._Over(masks=masks, explained="a", heat=heat)) == (2, 3, 4)
 
 
 def test_a_radiograph_is_shown_with_its_class(site):

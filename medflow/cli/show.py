@@ -16,13 +16,15 @@ from medflow.pictures import picture_of
 def show(
     job: Annotated[int, typer.Argument(help="A job's id, as `medflow jobs` lists it.")],
     to: Annotated[Path | None, typer.Option(help="The PNG file to write; job-<id>.png here otherwise.")] = None,
+    output: Annotated[str | None, typer.Option(help="The output whose heat map is drawn; the first otherwise.")] = None,
+    open_it: Annotated[bool, typer.Option("--open", help="Open it in whatever shows pictures here.")] = False,
 ) -> None:
-    """What a model saw of one case, and what it said, as a PNG file."""
+    """What a model saw of one case, what it said, and what explains it if that was kept, as a PNG file."""
     path = to or Path(f"job-{job}.png")
     if path.suffix.lower() != ".png":
         raise ConfigurationError(f"--to {path.name} is no PNG file: give it a name that ends with .png")
     try:
-        picture = picture_of(here().store, job)
+        picture = picture_of(here().store, job, output=output)
     except CaseError as error:
         raise ConfigurationError(f"job {job} cannot be shown, as it could not be scored: {error.message}") from None
     try:
@@ -31,3 +33,5 @@ def show(
         raise ConfigurationError(f"{path.name} cannot be written ({error.strerror}): name another place") from None
     out.print(f"{picture.title}: {picture.answer}", markup=False, soft_wrap=True)
     out.print(f"written to {path}", markup=False, soft_wrap=True)
+    if open_it and typer.launch(str(path)):
+        raise ConfigurationError(f"nothing here opens pictures: look at {path} with a program of your own")

@@ -321,36 +321,58 @@ def _complete(made: Dataset, header: Dataset, maker: Maker) -> None:
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def read_heat_map(data: bytes, plan: VolumePlan) -> np.ndarray:
-    """The numbers of a heat map that medflow wrote: float32 on the slices of the source, NaN where nothing is said.
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class HeatMap:
+    """A heat map on its image's grid: float32 (z, y, x) or (rows, columns), NaN where nothing is said.
 
-    Of a volume (z, rows, columns) in the order of the plan's slices, of a projection (rows, columns).
+    ``volume`` is the number, from 0, of the volume that it explains where the image has several.
+    """
+
+    values: np.ndarray
+    volume: int = 0
+
+
+def read_heat_map(data: bytes, plan: VolumePlan) -> HeatMap:
+    """A heat map that medflow wrote, of the image that ``plan`` makes.
 
     Raises
     ------
     InputNotUsable
         heat-map-unreadable: the object is another than was written for this image.
     """
-    made = dcmread(BytesIO(data), force=True)
+    quiet()
     try:
+        made = dcmread(BytesIO(data), force=True)
         if str(made.SOPClassUID) != PARAMETRIC_MAP:
             numbers = made.private_block(*PRIVATE)[PRIVATE_MAP].value
-            return np.frombuffer(numbers, "<f4").reshape(made.Rows, made.Columns)
-        return _frames_in_order(made, plan)
-    except (AttributeError, KeyError, ValueError):
+            return HeatMap(values=np.frombuffer(numbers, "<f4").reshape(plan.shape))
+        values = _on_image(plan, _frames_in_order(made, plan))
+        return HeatMap(
+            values=values.reshape(plan.shape[-len(plan.source_shape) :]), volume=int(made.InstanceNumber) - 1
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise InputNotUsable("heat-map-unreadable", "the stored heat map is not of this image") from None
 
 
 def _frames_in_order(made: Dataset, plan: VolumePlan) -> np.ndarray:
     shape = (int(made.NumberOfFrames), int(made.Rows), int(made.Columns))
-    frames = np.frombuffer(made.FloatPixelData, "<f4").reshape(shape)
     if shape != (len(plan.slices[0]), *plan.source_shape[-2:]):
         raise ValueError("another grid")
+    frames = np.frombuffer(made.FloatPixelData, "<f4").reshape(shape)
+    groups = made.PerFrameFunctionalGroupsSequence
+    positions = np.array([item.PlanePositionSequence[0].ImagePositionPatient for item in groups], np.float64)
     affine = np.asarray(plan.source_affine)
-    positions = np.array(
-        [item.PlanePositionSequence[0].ImagePositionPatient for item in made.PerFrameFunctionalGroupsSequence], float
-    )
-    order = np.argsort((positions - affine[:3, 3]) @ affine[:3, 2])
-    found = frames[order]
+    found = frames[np.argsort((positions - affine[:3, 3]) @ affine[:3, 2])]
     padding = made.get("FloatPixelPaddingValue")
     return found if padding is None else np.where(found == np.float32(padding), np.float32(np.nan), found)
+
+
+def _on_image(plan: VolumePlan, values: np.ndarray) -> np.ndarray:
+    """From the slices as they lie, onto the image: each row to the nearest one where the volume is straightened."""
+    if plan.straightening is None:
+        return values
+    straight = np.full(plan.shape[-3:], np.nan, np.float32)
+    for target, rows, shift in zip(straight, values, plan.straightening.shifts, strict=True):
+        start = min(int(np.floor(shift + 0.5)), len(target) - len(rows))
+        target[start : start + len(rows)] = rows
+    return straight
