@@ -1,5 +1,10 @@
+import csv
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
+import nrrd
 import numpy as np
 import pytest
 
@@ -51,6 +56,116 @@ def test_the_volume_of_a_mask_comes_from_the_image_geometry():
 
     assert result.voxels == 12
     assert result.value == pytest.approx(0.24)
+
+
+def test_the_mean_is_of_the_voxels_inside_in_hounsfield_units():
+    case = volume_case()
+    case.image.array[1, 2, 3], case.image.array[2, 2, 3], case.image.array[0, 0, 0] = 30, 50, 1000
+    mask = np.zeros((4, 5, 6), bool)
+    mask[1:3, 2, 3] = True
+    spec = spec_with(Segment(name="liver", body_site=LIVER, valid_ml=(0, 10)))
+
+    result = results_of(spec, case, Prediction(values={"liver": mask}))[0]
+
+    assert (result.mean, result.mean_unit) == (40.0, "[hnsf'U]")
+
+
+def test_the_mean_of_another_modality_has_no_unit_and_nothing_has_no_mean():
+    case = volume_case()
+    spec = spec_with(Segment(name="liver", body_site=LIVER, valid_ml=(0, 10)))
+    of_mr = replace(case, inputs={"image": replace(case.image, modality="MR")})
+
+    full = results_of(spec, of_mr, Prediction(values={"liver": np.ones((4, 5, 6), bool)}))[0]
+    empty = results_of(spec, case, Prediction(values={"liver": np.zeros((4, 5, 6), bool)}))[0]
+
+    assert (full.mean, full.mean_unit) == (0.0, "1")
+    assert (empty.value, empty.voxels, empty.mean, empty.mean_unit) == (0.0, 0, None, None)
+
+
+def test_a_fractional_mask_is_measured_where_it_is_at_least_as_probable_as_not():
+    chances = np.zeros((4, 5, 6), np.float32)
+    chances[1, 1, 1:5] = 0.4999, 0.5, 0.9, 1.0
+    spec = spec_with(Segment(name="liver", body_site=LIVER, valid_ml=(0, 10), fractional=True))
+
+    result = results_of(spec, volume_case(), Prediction(values={"liver": chances}))[0]
+
+    assert (result.voxels, result.value) == (3, pytest.approx(0.06))
+
+
+@pytest.mark.parametrize(
+    ("chances", "code"),
+    [
+        (np.zeros((4, 5, 6), bool), "prediction-malformed"),
+        (np.zeros((4, 5, 6), np.float64), "prediction-malformed"),
+        (np.full((4, 5, 6), 1.001, np.float32), "prediction-out-of-range"),
+        (np.full((4, 5, 6), -0.001, np.float32), "prediction-out-of-range"),
+        (np.full((4, 5, 6), np.nan, np.float32), "prediction-out-of-range"),
+    ],
+)
+def test_a_fractional_mask_that_holds_no_probabilities_is_an_error(chances, code):
+    spec = spec_with(Segment(name="liver", body_site=LIVER, valid_ml=(0, 10), fractional=True))
+
+    with pytest.raises(PredictionInvalid) as caught:
+        results_of(spec, volume_case(), Prediction(values={"liver": chances}))
+
+    assert caught.value.code == code
+
+
+def test_a_mask_is_of_the_image_it_names():
+    case = volume_case()
+    small = Image(array=np.ones((2, 3, 4), np.float32), spacing_mm=(1, 1, 1), affine=np.eye(4), modality="MR")
+    case = replace(case, inputs={**case.inputs, "second": small})
+    output = Segment(name="liver", body_site=LIVER, valid_ml=(0, 10), of="second")
+    spec = replace(
+        spec_with(output), accepts=(ImagingInput(modality=("CT",)), ImagingInput(name="second", modality=("MR",)))
+    )
+
+    result = results_of(spec, case, Prediction(values={"liver": np.ones((2, 3, 4), bool)}))[0]
+
+    assert (result.voxels, result.value, result.mean) == (24, pytest.approx(0.024), 1.0)
+
+
+def test_a_mask_of_an_image_that_the_case_lacks_is_an_error():
+    output = Segment(name="liver", body_site=LIVER, valid_ml=(0, 10), of="second")
+    accepts = (ImagingInput(modality=("CT",)), ImagingInput(name="second", modality=("MR",), optional=True))
+
+    with pytest.raises(PredictionInvalid, match="mask of second, which is missing"):
+        results_of(
+            replace(spec_with(output), accepts=accepts),
+            volume_case(),
+            Prediction(values={"liver": np.ones((4, 5, 6), bool)}),
+        )
+
+
+def test_volumes_and_means_equal_pyradiomics_published_baselines(realdata: Callable[[str], Path]):
+    data = realdata("pyradiomics") / "pyradiomics" / "data"
+    volumes = _baseline(data / "baseline" / "baseline_shape.csv", "original_shape_VoxelVolume")
+    means = _baseline(data / "baseline" / "baseline_firstorder.csv", "original_firstorder_Mean")
+    for name in ("brain1", "brain2", "breast1", "lung1", "lung2"):
+        mask, header = nrrd.read(str(data / f"{name}_label.nrrd"))
+        assert header["space"] == "left-posterior-superior"
+        affine = np.eye(4)
+        affine[:3, :3] = np.array(header["space directions"]).T
+        image = data / f"{name}_image.nrrd"  # published of three
+        array = nrrd.read(str(image))[0].T.astype(np.float32) if image.exists() else np.zeros(mask.T.shape, np.float32)
+        case = volume_case()
+        pictured = Image(array=array, spacing_mm=None, affine=affine, modality="MR")
+        spec = spec_with(Segment(name="tumour", body_site=LIVER, valid_ml=(0, 1e3)))
+
+        result = results_of(
+            spec, replace(case, inputs={"image": pictured}), Prediction(values={"tumour": mask.T == 1})
+        )[0]
+
+        assert result.value is not None
+        assert result.value * 1000 == pytest.approx(volumes[name], rel=1e-9), name
+        if image.exists():
+            assert result.mean == pytest.approx(means[name], rel=1e-9), name
+
+
+def _baseline(file: Path, feature: str) -> dict[str, float]:
+    with file.open(newline="") as lines:
+        row = next(row for row in csv.DictReader(lines) if row["featureName"] == feature)
+    return {name: float(value) for name, value in row.items() if name != "featureName"}
 
 
 @pytest.mark.parametrize("mask", [np.zeros((4, 5, 5), bool), np.zeros((4, 5, 6), np.uint8)])
