@@ -22,11 +22,17 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from medflow.dicom.codecs import FrameDamaged
+from medflow.dicom.codecs import HARMLESS, FrameDamaged, decompress
 from medflow.dicom.decoder_process import LENGTH, READY
 from medflow.errors import ConfigurationError, TransientError
 
 PIPE_BYTES = 1 << 20
+ENVIRONMENT = {  # one thread each; and glibc keeps a frame's memory for the next frame
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+}
 SET_PIPE_SIZE = getattr(fcntl, "F_SETPIPE_SZ", None)  # Linux
 
 
@@ -55,7 +61,9 @@ class Decoders:
         atexit.register(self.close)
 
     def decompress(self, codestream: bytes, uid: str, options: Mapping[str, Any]) -> np.ndarray:
-        """As `codecs.decompress`, in another process; `FrameDamaged` is all that may go wrong with the frame."""
+        """As `codecs.decompress`, in another process unless that is needless."""
+        if uid in HARMLESS:
+            return decompress(codestream, uid, options)
         while True:
             with self._lock:
                 process = self._idle.pop() if self._idle else None
@@ -98,7 +106,7 @@ class _Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # decoders quote what they cannot read
             bufsize=0,
-            env={**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": paths},
             start_new_session=True,  # Ctrl-C is for the process that asks
         )
         assert self._process.stdin is not None and self._process.stdout is not None  # noqa: S101 - they are pipes
