@@ -73,8 +73,13 @@ class ImagingInput:
     - ``body_parts``: matched case-insensitively against BodyPartExamined, when the series has one.
     - ``descriptions``: regular expressions, one of which must be found in SeriesDescription or ProtocolName whatever
       the case; ``excluded_descriptions``: none of which may be.
-    - ``contrast``: whether a ContrastBolusAgent was given.
-    - ``slice_thickness_mm``: least and largest SliceThickness. Where slices lie is measured, never read from it.
+    - ``contrast``: whether a contrast agent is named (ContrastBolusAgent or its sequence). A series of which that is
+      not known fits neither True nor False.
+    - ``slice_thickness_mm``: least and largest SliceThickness, both included; of an enhanced object its thinnest
+      frame's. A series without fits no range. Where slices lie is measured, never read from it.
+
+    Localizers (ImageType) and objects that are no images fit nothing; secondary captures fit dimensions 2, or where
+    ``sop_classes`` names them.
 
     ``dimensions`` 2 gives an array (rows, columns), 3 gives (z, y, x), 4 gives (volumes, z, y, x), with ``min_slices``
     in each volume at least. A series of several volumes (times, echoes, b-values, phases) fits 3 only if ``take`` says
@@ -82,8 +87,13 @@ class ImagingInput:
     inverted. Slices that a tilted gantry shifted sideways are brought onto a straight grid.
 
     A model whose unit is a series is given every series that fits. A model whose unit is a study names its inputs, and
-    each takes one series of the study: ``prefer`` "newest", the last acquired, or "best", the one with the thinnest
-    slices, then the most, then the newest. An ``optional`` input may be missing from the case.
+    each takes one series of the study that fits: ``prefer`` "newest", the last acquired, or "best", the one with the
+    thinnest slices, then the most, then the newest. Ties go to the higher SeriesNumber, then to the UID that sorts
+    last. Inputs choose independently: a series that fits two may serve both. A study is due when every input has a
+    series, or those do that are not ``optional``: such a one may be missing from the case. The prediction time is the
+    latest acquisition among the series chosen; when a preferred one comes in later, the study is scored again, and the
+    earlier result superseded. ``medflow models`` shows the rule, ``medflow select --model NAME --explain`` what it
+    makes of each series in the store.
     """
 
     kind: Literal["imaging"] = "imaging"

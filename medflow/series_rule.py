@@ -87,9 +87,9 @@ def excluded_classes(spec: ImagingInput) -> frozenset[str]:
 @lru_cache(maxsize=256)
 def conditions_of(spec: ImagingInput) -> tuple[Condition, ...]:
     """What the input asks of a series, all of which must be met."""
-    found = [_modality(spec), _image()]
+    found = [_modality(spec), _image(), _no_scout(spec)]
     if spec.dimensions != 2:
-        found += [_no_capture(spec), _no_scout()]
+        found.append(_no_capture(spec))
     if spec.sop_classes:
         found.append(_sop_class(spec))
     if spec.body_parts:
@@ -276,11 +276,11 @@ def _no_capture(spec: ImagingInput) -> Condition:
     return Condition(code="secondary-capture", words="", unmet=why)
 
 
-def _no_scout() -> Condition:
+def _no_scout(spec: ImagingInput) -> Condition:
     def why(series: SeriesFacts) -> str | None:
-        return "a scout (localizer) makes no volume" if is_scout(series.image_type) else None
+        return "it is a scout (localizer), which no model is given" if is_scout(series.image_type) else None
 
-    return Condition(code="localizer", words="no scout", unmet=why)
+    return Condition(code="localizer", words="" if spec.dimensions == 2 else "no scout", unmet=why)
 
 
 def _sop_class(spec: ImagingInput) -> Condition:
