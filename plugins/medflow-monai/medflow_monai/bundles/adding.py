@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from medflow.errors import CaseError, ConfigurationError, PluginBroken
 from medflow.inference.results import results_of
@@ -50,7 +51,7 @@ def add(source: Path, folder: Path, wishes: LabelMap, *, replace_it: bool, trial
         draft.discard()
 
 
-def check(source: Path, folder: Path, wishes: LabelMap, *, trial: bool) -> tuple[ModelSpec, Trial]:
+def check(source: Path, wishes: LabelMap, *, trial: bool) -> tuple[ModelSpec, Trial]:
     """Do all that adding does, but for adding.
 
     Raises
@@ -58,13 +59,11 @@ def check(source: Path, folder: Path, wishes: LabelMap, *, trial: bool) -> tuple
     ConfigurationError
         As `add`.
     """
-    draft = Draft(folder, _bundle_root(source))
-    try:
+    with TemporaryDirectory(prefix="medflow-bundle-") as folder:
+        draft = Draft(Path(folder), _bundle_root(source))
         declared = _declared(draft, source, wishes)
         pinned = draft.keep(declared.spec, declared.plan, added={}, wishes={})
         return declared.spec, _try(bundle_model(pinned), run=trial)
-    finally:
-        draft.discard()
 
 
 def _bundle_root(source: Path) -> Path:

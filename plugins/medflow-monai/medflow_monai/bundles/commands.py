@@ -80,7 +80,7 @@ def check(folder: Folder, labels: Map = None, name: Name = None, trial: Run = Tr
     from medflow_monai.bundles.adding import check as check_bundle
 
     try:
-        spec, tried = check_bundle(folder, pinned.bundles_folder(load_settings()), _wishes(labels, name), trial=trial)
+        spec, tried = check_bundle(folder, _wishes(labels, name), trial=trial)
     except MedflowError as error:
         if as_json:
             typer.echo(json.dumps({"ok": False, "error": error.message, "map": error.fields.get("template") or {}}))
