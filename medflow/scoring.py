@@ -11,25 +11,24 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from medflow.config import Settings
+from medflow.contexts import About, context_of, identity_of, maker_of, read_about
 from medflow.dicom.derived import Maker
 from medflow.errors import CaseError, DeviceExhausted, MedflowError, PluginBroken, TransientError, place_of
-from medflow.fhir.write import ModelIdentity, ResultContext, catalog_resources, result_resources
+from medflow.fhir.write import catalog_resources, result_resources
 from medflow.heat_maps import keep_heat_maps
 from medflow.inference.loaded import LoadedModel
 from medflow.inference.memory import largest_batch
 from medflow.inference.resident import LoadedModels
 from medflow.inference.results import results_of
 from medflow.inference.runner import Outcome, Runner
-from medflow.inputs import due_units, job_facts, open_cases
-from medflow.records import Instant, Outgoing, Result, ResultObject, Subject
+from medflow.inputs import due_units, open_cases
+from medflow.records import Instant, Outgoing, Result, ResultObject
 from medflow.registry import RegisteredModel, dump_spec
 from medflow.segmentations import has_segments, keep_segmentations
 from medflow.store import Connection, Store, chunks, outbox, result_objects
 from medflow.store import jobs as queue
 from medflow.store.jobs import Job
 from medflow.store.ledger import now_us
-from medflow.store.patients import subjects
-from medflow.store.units import UnitFacts
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int], None]
@@ -96,7 +95,7 @@ def select(store: Store, model: RegisteredModel, *, as_of: Instant) -> ScoreTall
     spec, started = model.spec, time.perf_counter()
     with store.writing() as connection:
         model_id = _register(connection, model)
-        outbox.queue(connection, None, catalog_resources(_identity(model)))
+        outbox.queue(connection, None, catalog_resources(identity_of(model)))
     with store.reading() as connection:
         due = due_units(connection, spec, as_of=as_of, model_id=model_id)
     tally = ScoreTally()
@@ -211,13 +210,12 @@ class _Chunk:
         self.committed = time.perf_counter()
         self.tally = ScoreTally()
         self.issued = Instant(utc_us=now_us())
-        self.identity = _identity(model)
+        self.identity = identity_of(model)
         self.open: dict[int, Job] = {}
         self.finished: dict[int, _Finished] = {}
         self.failures: dict[int, CaseError | TransientError] = {}
         self.drawing: deque[tuple[Job, Future[_Answer]]] = deque()
-        self.facts: dict[int, UnitFacts] = {}
-        self.subjects: dict[int, Subject] = {}
+        self.about = About(facts={}, subjects={})
 
     def run(self) -> ScoreTally:
         leased = self._lease()
@@ -279,7 +277,8 @@ class _Chunk:
 
     def _score_with(self, model: LoadedModel, leased: Sequence[Job]) -> None:
         started = time.perf_counter()
-        self._read_facts(leased)
+        with self.store.reading() as connection:
+            self.about = read_about(connection, self.settings, self.model, leased)
         openers = open_cases(self.store, self.model.spec, leased)
         self.tally.seconds["read"] += time.perf_counter() - started
         started = time.perf_counter()
@@ -308,12 +307,6 @@ class _Chunk:
         waited = time.perf_counter() - self.committed
         return len(self.finished) + len(self.failures) >= COMMIT_EVERY or waited >= COMMIT_AFTER_S
 
-    def _read_facts(self, leased: Sequence[Job]) -> None:
-        with self.store.reading() as connection:
-            self.facts = job_facts(connection, self.model.spec, leased)
-            patients = [item.patient_id for item in self.facts.values() if item.patient_id is not None]
-            self.subjects = subjects(connection, patients, source=self.settings.source)
-
     def _take(self, pool: Executor, job: Job, outcome: Outcome) -> None:
         if not has_segments(self.model.spec) and not outcome.explanation:
             self._settle(job, lambda: self._answer(job, outcome))
@@ -338,7 +331,7 @@ class _Chunk:
             raise outcome.error
         assert outcome.case is not None and outcome.prediction is not None  # noqa: S101 - the other two outcomes
         results = results_of(self.model.spec, outcome.case, outcome.prediction)
-        maker = self._maker(job)
+        maker = maker_of(self.model, self.settings, job, self.issued)
         kept, objects = keep_segmentations(self.store, self.model.spec, job, outcome.prediction, results, maker)
         heat_maps, note = self._heat_maps(job, outcome, maker)
         return _Answer(results=kept, objects=[*objects, *heat_maps], note=note)
@@ -359,17 +352,6 @@ class _Chunk:
         ids = {"job": job.id, "model": self.model.name, "code": code}
         log.warning("job %d of %s is not explained (%s): %s", job.id, self.model.name, code, said, extra=ids)
         return [], f"explanation-failed: {code}"
-
-    def _maker(self, job: Job) -> Maker:
-        return Maker(
-            model=self.model.name,
-            version=self.model.spec.version,
-            title=self.model.spec.title,
-            digest=self.model.digest,
-            identity=(job.input_key, str(job.prediction_time.utc_us)),
-            issued=self.issued,
-            zone=self.settings.zone,
-        )
 
     def _commit(self) -> None:
         """Predictions, outbox rows and job states in one transaction: all of it is there, or nothing."""
@@ -413,27 +395,11 @@ class _Chunk:
         return state
 
     def _to_commit(self, job: Job, answer: _Answer) -> _Finished:
-        context = self._context(job, answer.objects)
+        context = context_of(self.identity, self.settings, job, self.about, self.issued, answer.objects)
         resources = result_resources(context, answer.results)
         files = [result_objects.outgoing(item, context.envelope) for item in answer.objects]
         sent = [*resources, *files]
         return _Finished(results=answer.results, objects=answer.objects, outgoing=sent, note=answer.note)
-
-    def _context(self, job: Job, objects: Sequence[ResultObject]) -> ResultContext:
-        facts = self.facts[job.unit.id]
-        return ResultContext(
-            model=self.identity,
-            unit=job.unit,
-            subject=self.subjects.get(facts.patient_id) if facts.patient_id is not None else None,
-            input_key=job.input_key,
-            prediction_time=job.prediction_time,
-            effective=facts.effective or job.prediction_time,
-            issued=self.issued,
-            inputs=facts.inputs,
-            encounter=facts.encounter,
-            status=self.settings.result_status,
-            objects=tuple(objects),
-        )
 
 
 def _code_of(error: MedflowError) -> str:
@@ -441,16 +407,6 @@ def _code_of(error: MedflowError) -> str:
     if code := error.fields.get("code"):
         return str(code)
     return "out-of-memory" if isinstance(error, DeviceExhausted) else "transient"
-
-
-def _identity(model: RegisteredModel) -> ModelIdentity:
-    return ModelIdentity(
-        name=model.name,
-        version=model.spec.version,
-        digest=model.digest,
-        spec=model.spec,
-        distribution=model.distribution,
-    )
 
 
 def _register(connection: Connection, model: RegisteredModel) -> int:

@@ -27,6 +27,7 @@ from medflow.delivery import deliver as deliver_pending
 from medflow.dispatch import Dispatch, Wake
 from medflow.errors import ConfigurationError, MedflowError, PluginBroken, RejectCode, unforeseen
 from medflow.evaluation.result import Evaluation
+from medflow.explanation import explain_done, explainable
 from medflow.ingest.dicom import ingest_dicom
 from medflow.ingest.fhir import ingest_fhir
 from medflow.ingest.genomics import ingest_fasta, ingest_vcf
@@ -158,6 +159,22 @@ def _score_model(
         total.add(chunk)
     note_held(site, model, total)
     return total
+
+
+def explain(site: Site, job_id: int, *, loaded: LoadedModels | None = None) -> list[str]:
+    """Explain the answer of a done job; returns the outputs that heat maps are kept of."""
+    with recorded(site, "explain") as run:
+        view, model = explainable(site.store, site.registry, job_id)
+        own = loaded or LoadedModels(site.settings)
+        try:
+            outputs = explain_done(site.store, site.settings, view, model, own)
+        finally:
+            if loaded is None:
+                own.close()
+        run.counts = {"explained": len(outputs)}
+        with site.store.writing() as connection:
+            ledger.record_audit(connection, run.id, "explain", f"job {job_id}", outputs=outputs)
+    return outputs
 
 
 def with_workers(site: Site) -> Site:

@@ -226,7 +226,7 @@ def test_a_defect_is_told_by_its_place_and_never_by_its_text(site, tmp_path, mon
         raise ValueError("patient MRN-4711 born 1970-01-01")
 
     take(site, tmp_path, THREE)
-    monkeypatch.setattr(scoring, "unit_facts", defective)
+    monkeypatch.setattr(scoring, "read_about", defective)
 
     with pytest.raises(MedflowError, match=r"unforeseen ValueError at test_steps\.py:\d+") as caught:
         steps.score(site)

@@ -1,14 +1,16 @@
-"""`medflow show`: what a model saw of one case, and what it said, as a picture."""
+"""`medflow show`: what a model saw of one case, and what it said, as a picture; `medflow explain`: why."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from medflow import steps
 from medflow.cli.output import out
-from medflow.cli.site import here
+from medflow.cli.site import Json, here
 from medflow.errors import CaseError, ConfigurationError
 from medflow.pictures import picture_of
 
@@ -35,3 +37,22 @@ def show(
     out.print(f"written to {path}", markup=False, soft_wrap=True)
     if open_it and typer.launch(str(path)):
         raise ConfigurationError(f"nothing here opens pictures: look at {path} with a program of your own")
+
+
+def explain(
+    job: Annotated[
+        int, typer.Argument(help="The id of a job that was scored, as `medflow jobs --state done` lists it.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Have the model show what led to an answer that it gave: its case goes through it once more."""
+    try:
+        outputs = steps.explain(here(), job)
+    except CaseError as error:
+        raise ConfigurationError(f"job {job} cannot be explained: {error.message}") from None
+    if as_json:
+        typer.echo(json.dumps({"job": job, "explained": outputs}))
+    elif outputs:
+        out.print(f"explained: {', '.join(outputs)}; medflow show {job} draws it", markup=False, soft_wrap=True)
+    else:
+        out.print("the model has nothing to say of this case", markup=False, soft_wrap=True)

@@ -182,8 +182,10 @@ class JobView:
     job: Job
     model: str
     version: str
+    digest: str
     spec: Mapping[str, Any]
     state: str
+    superseded: bool
     error: str | None
     results: tuple[Result, ...]
 
@@ -191,7 +193,7 @@ class JobView:
 def job_view(connection: Connection, job_id: int) -> JobView | None:
     """The job of this id, superseded or not; None when there is none."""
     query = select(JobRow, ModelRow).join(ModelRow, ModelRow.id == JobRow.model_id).where(JobRow.id == job_id)
-    columns = (ModelRow.name, ModelRow.version, ModelRow.spec, JobRow.__table__)
+    columns = (ModelRow.name, ModelRow.version, ModelRow.digest, ModelRow.spec, JobRow.__table__)
     row = connection.execute(query.with_only_columns(*columns)).one_or_none()
     if row is None:
         return None
@@ -221,8 +223,10 @@ def job_view(connection: Connection, job_id: int) -> JobView | None:
         job=job,
         model=row.name,
         version=row.version,
+        digest=row.digest,
         spec=row.spec,
         state=row.state,
+        superseded=row.superseded,
         error=row.error,
         results=results,
     )
