@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import pydicom
 import pytest
@@ -304,80 +302,3 @@ def test_compressed_pixels_equal_the_plain_ones() -> None:
         np.testing.assert_array_equal(read(name), plain)
     for name in ("MR_small_bigendian.dcm", "MR_small_implicit.dcm"):
         np.testing.assert_array_equal(read(name), plain)
-
-
-# --- against references that others made -----------------------------------------------------------------------
-
-
-def _as_nifti(image: Image, reference: nibabel.nifti1.Nifti1Image) -> np.ndarray:
-    """The voxels of ``reference`` (x, y, z) on the grid of ``image`` (z, y, x); fails unless the grids coincide."""
-    assert image.affine is not None and reference.affine is not None
-    to_reference = np.linalg.inv(reference.affine) @ np.diag([-1, -1, 1, 1.0]) @ image.affine
-    whole = np.round(to_reference)
-    np.testing.assert_allclose(to_reference, whole, atol=1e-3)
-    z, y, x = np.indices(image.array.shape)
-    indices = np.einsum("ij,j...->i...", whole, np.stack([x, y, z, np.ones_like(x)])).astype(int)
-    return np.asarray(reference.dataobj)[indices[0], indices[1], indices[2]]
-
-
-@pytest.mark.parametrize("number", [4, 5, 6, 7])
-def test_each_time_point_of_a_ge_series_equals_dcm2niix(realdata: Callable[[str], Path], number: int) -> None:
-    root = realdata("dcm_qa_nih") / "dcm_qa_nih"
-    places: dict[tuple[float, ...], list[tuple[int, Path]]] = defaultdict(list)
-    for path in (root / "In" / "20180918GE" / f"mr_000{number}").iterdir():
-        if path.suffix != ".txt":
-            header = pydicom.dcmread(path, stop_before_pixels=True)
-            places[tuple(header.ImagePositionPatient)].append((int(header.InstanceNumber), path))
-    reference = nibabel.load(root / "Ref" / f"DCM2NIIX_regression_test_{number}.nii")
-    data = np.asarray(reference.dataobj)
-
-    for point in range(0, 10, 3):
-        paths = [sorted(series)[point][1] for series in places.values()]
-        image = read_image([instance_of(path, sop_class_uid=MRImageStorage) for path in paths], NOWHERE, VOLUME)
-        one = nibabel.nifti1.Nifti1Image(data[..., point], reference.affine)
-        np.testing.assert_array_equal(image.array, _as_nifti(image, one))
-
-    everything = [instance_of(path, sop_class_uid=MRImageStorage) for series in places.values() for _, path in series]
-    with pytest.raises(InputNotUsable) as caught:
-        read_image(everything, NOWHERE, VOLUME)
-    assert caught.value.code == "several-volumes"
-
-
-def test_a_siemens_mosaic_is_refused(realdata: Callable[[str], Path]) -> None:
-    folder = realdata("dcm_qa_nih") / "dcm_qa_nih" / "In" / "20180918Si" / "mr_0003"
-    path = next(path for path in sorted(folder.iterdir()) if path.suffix != ".txt")
-
-    with pytest.raises(InputNotUsable) as caught:
-        read_image([instance_of(path, sop_class_uid=MRImageStorage)], NOWHERE, PICTURE)
-
-    assert caught.value.code == "mosaic"
-
-
-def test_a_jpeg2000_ct_lies_where_its_mask_does(realdata: Callable[[str], Path]) -> None:
-    root = realdata("totalseg_ct")
-    image = read_image([instance_of(path) for path in (root / "example_ct_dicom").iterdir()], NOWHERE, VOLUME)
-    mask = _as_nifti(image, nibabel.load(root / "example_seg_dicom.nii.gz"))
-
-    assert image.spacing_mm == (2.0, 0.9765625, 0.9765625)  # SliceThickness says 3
-    assert (mask == 5).sum() == 366_708
-    assert 50 < float(image.array[mask == 5].mean()) < 120  # HU of a liver
-
-
-def test_no_file_of_highdicom_is_taken_for_a_volume(realdata: Callable[[str], Path]) -> None:
-    codes = []
-    for path in sorted(realdata("highdicom").rglob("*.dcm")):
-        header = pydicom.dcmread(path, stop_before_pixels=True)
-        with pytest.raises(InputNotUsable) as caught:
-            read_image([instance_of(path, sop_class_uid=header.SOPClassUID)], NOWHERE, VOLUME)
-        codes.append(caught.value.code)
-    assert len(codes) == 25
-
-
-def test_an_enhanced_object_of_dcmqi_has_its_geometry(realdata: Callable[[str], Path]) -> None:
-    path = next(path for path in sorted(realdata("dcmqi").rglob("mf.dcm")))
-    header = pydicom.dcmread(path, stop_before_pixels=True)
-
-    image = read_image([instance_of(path, sop_class_uid=header.SOPClassUID)], NOWHERE, VOLUME)
-
-    assert image.array.shape == (3, header.Rows, header.Columns)
-    assert image.spacing_mm == (2.5, 0.7, 0.7)
