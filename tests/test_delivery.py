@@ -10,6 +10,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import httpx
@@ -548,3 +549,92 @@ def test_what_is_no_target_is_said_so(target: str, local: Store, settings: Setti
         deliver(local, settings, target)
 
     assert "SECRET" not in str(caught.value)
+
+
+# --- DICOM objects ---------------------------------------------------------------------------------------------
+
+
+def queue_object(store: Store, data: bytes, uid: str = "2.25.1") -> str:
+    """A DICOM object of a result, in the object store and in the outbox; its file's name."""
+    digest = store.objects.put(data)
+    queue(store, [Outgoing(type=outbox.DICOM, id=uid, body=digest.encode(), sha256=digest, envelope="patient/1")])
+    return f"{uid}.dcm"
+
+
+def test_a_folder_gets_dicom_objects_as_files_of_their_own(local: Store, settings: Settings, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    queue(local, cohort(1))
+    for number in range(20):
+        queue_object(local, b"mask %d" % number, f"2.25.{number}")
+
+    tally, again = deliver(local, settings, str(out)), deliver(local, settings, str(out))
+
+    assert (tally.pending, tally.delivered, tally.failed, tally.dead) == (25, 25, 0, 0)
+    assert again.pending == 0
+    assert {file.name: file.read_bytes() for file in (out / "dicom").iterdir()} == {
+        f"2.25.{number}.dcm": b"mask %d" % number for number in range(20)
+    }
+    assert lines(out) == once(cohort(1))
+
+
+def test_a_server_is_sent_no_dicom_objects_and_lacks_none(
+    local: Store, settings: Settings, faulty: FaultyServer
+) -> None:
+    queue(local, cohort(1))
+    queue_object(local, b"mask")
+
+    tally = deliver(local, settings, faulty.url)
+
+    assert (tally.pending, tally.delivered) == (5, 5)
+    with local.reading() as connection:
+        assert outbox.counts(connection)[target_name(faulty.url)]["pending"] == 0
+
+
+def test_a_dicom_object_half_written_by_a_killed_process_is_made_whole(
+    local: Store, settings: Settings, tmp_path: Path
+) -> None:
+    name = queue_object(local, b"mask")
+    (tmp_path / "dicom").mkdir()
+    (tmp_path / "dicom" / f".{name}.incoming").write_bytes(b"ma")
+
+    deliver(local, settings, str(tmp_path))
+
+    assert {file.name: file.read_bytes() for file in (tmp_path / "dicom").iterdir()} == {name: b"mask"}
+
+
+def test_a_dicom_object_that_the_store_lost_is_put_aside_and_the_rest_goes_on(
+    local: Store, settings: Settings, tmp_path: Path
+) -> None:
+    queue(local, cohort(1))
+    queue_object(local, b"lost", "2.25.1")
+    local.objects.path(sha256(b"lost").hexdigest()).unlink()
+    queue_object(local, b"mask", "2.25.2")
+
+    tally = deliver(local, settings, str(tmp_path / "out"))
+
+    assert (tally.delivered, tally.failed) == (6, 1)
+    assert dict(tally.errors) == {"object-missing": 1}
+    assert [file.name for file in (tmp_path / "out" / "dicom").iterdir()] == ["2.25.2.dcm"]
+
+
+def test_lost_dicom_files_are_written_anew_on_request(local: Store, settings: Settings, tmp_path: Path) -> None:
+    queue(local, cohort(1))
+    name = queue_object(local, b"mask")
+    deliver(local, settings, str(tmp_path / "out"))
+    (tmp_path / "out" / "dicom" / name).unlink()
+    with local.writing() as connection:
+        outbox.retry_deliveries(connection, target_name(str(tmp_path / "out")))
+
+    deliver(local, settings, str(tmp_path / "out"))
+
+    assert (tmp_path / "out" / "dicom" / name).read_bytes() == b"mask"
+    assert lines(tmp_path / "out") == once(cohort(1))
+
+
+def test_a_folder_that_takes_no_dicom_files_is_named(local: Store, settings: Settings, tmp_path: Path) -> None:
+    queue_object(local, b"mask")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "dicom").write_text("a file in its place")
+
+    with pytest.raises(ConfigurationError, match=r"out cannot be written \(File exists\)"):
+        deliver(local, settings, str(tmp_path / "out"))

@@ -99,7 +99,7 @@ class _Run:
     def _load(self, page: Sequence[Sequence[int]]) -> list[list[PendingResource]]:
         with self._store.reading() as connection:
             found = outbox.load_resources(connection, self.name, [key for envelope in page for key in envelope])
-        kept = ([found[key] for key in envelope if key in found] for envelope in page)  # others left the outbox since
+        kept = ([found[key] for key in envelope if key in found] for envelope in page)  # others were withdrawn since
         return [envelope for envelope in kept if envelope]
 
     def _record(self, sent: Sent) -> None:

@@ -5,7 +5,7 @@ to it begins, and say from then on what it still needs: pending --> delivered, o
 
 A DICOM object is a row of type `DICOM` whose body is the SHA-256 (hex) of its file. Folders are sent them; a FHIR
 server has no place for them and gets no delivery row, so that nothing waits for it. An object of a superseded result
-leaves the outbox: what was sent stays where it is, what was not never goes.
+is withdrawn: what was sent stays where it is, what was not never goes.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ import orjson
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    String,
     and_,
     bindparam,
     case,
+    cast,
     delete,
     func,
     literal,
     or_,
     select,
-    true,
     update,
 )
 
@@ -42,6 +43,7 @@ IN_LIST = 5000
 QUEUE_LOCK = 0x6D65_6466_6C6F_7701  # PostgreSQL advisory lock: queueing (shared) against enrolling (exclusive)
 STATES = ("pending", "delivered", "failed", "dead")
 DICOM = "DICOM"  # the type of a row that stands for a DICOM object; no FHIR resource type is written so
+WITHDRAWN = "WITHDRAWN"  # of a row whose object no longer holds: kept, as a target's `enrolled` relies on growing ids
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,13 +114,14 @@ def queue_many(connection: Connection, outgoing: Mapping[int | None, Sequence[Ou
 def supersede(connection: Connection, job_ids: Sequence[int], status: str) -> int:
     """Give the results of these jobs another FHIR status ("amended", "entered-in-error"); returns how many changed.
 
-    Their DICOM objects have no status that could tell: they leave the outbox.
+    Their DICOM objects have no status that could tell: they are withdrawn.
     """
     _lock_queue(connection, shared=True)
     changed: list[dict[str, Any]] = []
     for part in _parts(job_ids):
-        connection.execute(delete(OutboxRow).where(OutboxRow.job_id.in_(part), OutboxRow.type == DICOM))
-        query = select(OutboxRow.id, OutboxRow.body, OutboxRow.sha256).where(OutboxRow.job_id.in_(part))
+        _withdraw(connection, OutboxRow.job_id.in_(part))
+        query = select(OutboxRow.id, OutboxRow.body, OutboxRow.sha256)
+        query = query.where(OutboxRow.job_id.in_(part), OutboxRow.type != WITHDRAWN)
         for row in connection.execute(query.with_for_update()):
             resource = orjson.loads(row.body)
             if resource.get("status", status) != status:  # Provenance has none, and tells what happened either way
@@ -141,10 +144,18 @@ def supersede(connection: Connection, job_ids: Sequence[int], status: str) -> in
 
 
 def withdraw(connection: Connection, sop_instance_uids: Sequence[str]) -> None:
-    """Take DICOM objects out of the outbox: no target is sent them from now on."""
+    """Let no target be sent these DICOM objects from now on."""
     _lock_queue(connection, shared=True)
     for part in _parts(sop_instance_uids):
-        connection.execute(delete(OutboxRow).where(OutboxRow.type == DICOM, OutboxRow.fhir_id.in_(part)))
+        _withdraw(connection, OutboxRow.fhir_id.in_(part))
+
+
+def _withdraw(connection: Connection, which: ColumnElement[bool]) -> None:
+    ids = connection.execute(select(OutboxRow.id).where(OutboxRow.type == DICOM, which)).scalars().all()
+    for part in _parts(ids):
+        connection.execute(delete(DeliveryRow).where(DeliveryRow.outbox_id.in_(part)))
+        freed = OutboxRow.fhir_id + literal("#") + cast(OutboxRow.id, String)  # the object may be queued again
+        connection.execute(update(OutboxRow).where(OutboxRow.id.in_(part)).values(type=WITHDRAWN, fhir_id=freed))
 
 
 def _reopen(connection: Connection, outbox_ids: Sequence[int]) -> None:
@@ -170,8 +181,8 @@ def _lock_queue(connection: Connection, *, shared: bool) -> None:
 
 
 def fits(target: str) -> ColumnElement[bool]:
-    """Which rows of the outbox a target is sent: of a folder all, of a FHIR server's URL no DICOM objects."""
-    return OutboxRow.type != DICOM if "://" in target else true()
+    """Which rows of the outbox are for a target: for a FHIR server, which has a URL, no DICOM objects."""
+    return OutboxRow.type.not_in((DICOM, WITHDRAWN) if "://" in target else (WITHDRAWN,))
 
 
 def claim_target(connection: Connection, target: str, owner: str, *, seconds: int) -> dict[str, int]:
