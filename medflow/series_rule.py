@@ -26,7 +26,15 @@ IMAGE_CLASSES = SECONDARY_CAPTURES | frozenset(  # pixel data that are a picture
     for end in ends
 )
 SCOUTS = frozenset(("LOCALIZER", "SCOUT", "TOPOGRAM"))  # values of ImageType (PS3.3 C.8.2.1.1.1, C.8.15.2.1.1)
-LONGER_MODALITIES = frozenset(("ANN", "AUDIO", "DOC", "HC", "OPTBSV", "RTDOSE", "RTIMAGE", "RTPLAN", "RTSTRUCT", "SEG"))
+MOSAIC = "MOSAIC"  # a value of ImageType: one picture holds many slices
+LONGER_MODALITIES = frozenset(  # beside those of two letters (PS3.3 C.7.3.1.1.1); anything else may have been typed
+    (
+        *("ANN", "ASMT", "BDUS", "CTPROTOCOL", "DOC", "ECG", "EEG", "EMG", "EOG", "EPS", "FID"),
+        *("IVOCT", "IVUS", "KER", "LEN", "M3D", "OAM", "OCT", "OPM", "OPT", "OPTBSV", "OPTENF"),
+        *("OPV", "OSS", "PLAN", "POS", "REG", "RESP", "RTDOSE", "RTIMAGE", "RTINTENT", "RTPLAN", "RTRAD"),
+        *("RTRECORD", "RTSEGANN", "RTSTRUCT", "RWV", "SEG", "SMR", "SRF", "STAIN", "TEXTUREMAP", "XAPROTOCOL"),
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -353,6 +361,8 @@ def _slices(spec: ImagingInput) -> Condition:
 
     def why(series: SeriesFacts) -> str | None:
         found = series.instances if spec.dimensions == 2 else series.frames
+        if spec.dimensions != 2 and series.image_type is not None and MOSAIC in series.image_type.upper().split("\\"):
+            return None  # they are counted when it is read
         return None if found >= least else f"{found} {what}{'' if found == 1 else 's'}, fewer than {least}"
 
     several = " in each volume" if spec.dimensions == 4 else ""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -11,6 +13,7 @@ from sqlalchemy import update
 
 from medflow import selection, steps
 from medflow.errors import ConfigurationError
+from medflow.ingest.dicom import ingest_dicom
 from medflow.plugin import Model, ModelSpec
 from medflow.records import Instant
 from medflow.registry import Registry
@@ -174,6 +177,22 @@ def test_a_model_that_reads_no_images_is_not_explained(store: Store) -> None:
         _explain(store, GcContent)
 
 
+def test_what_is_no_image_is_never_taken_for_a_volume(
+    store: Store, settings: Any, realdata: Callable[[str], Path]
+) -> None:
+    """Segmentations, slide microscopy, reports and annotations, by a model that asks for any of their modalities."""
+    ingest_dicom(store, settings, [realdata("highdicom")], in_place=True)
+    asked = replace(BONE, modality=("SEG", "SM", "SR", "ANN"), descriptions=(), min_slices=1)
+
+    class Greedy(BrightTissue):
+        spec: ClassVar[ModelSpec] = replace(BrightTissue.spec, name="greedy", accepts=(asked,))
+
+    told = _explain(store, Greedy)
+
+    assert set(told.verdicts) == {"not-taken"}
+    assert told.reasons["not-an-image"] >= 20
+
+
 # --- the command -----------------------------------------------------------------------------------------------
 
 
@@ -186,7 +205,7 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     names = {"enhancement": "Enhancement", "bright-tissue": "BrightTissue"}
     plugins = write_distribution(folder / "plugins", "imaging-plugin", code, names)
     found = environment(folder / "home", plugins)
-    secret = {"PatientName": "Doe^Jane", "SeriesDescription": "Jane Doe", "ProtocolName": "Doe"}
+    secret: dict[str, Any] = {"PatientName": "Doe^Jane", "SeriesDescription": "Jane Doe", "ProtocolName": "Doe"}
     write_series(folder / "in" / "plain", volume_of(4, series=1, **secret))
     write_series(folder / "in" / "late", volume_of(4, series=2, ContrastBolusAgent="Iohexol", **secret))
     write_series(folder / "in" / "few", [slice_of(0, series=3, **secret)])

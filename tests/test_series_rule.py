@@ -104,6 +104,12 @@ def test_pictures_may_be_captures_and_volumes_where_the_model_names_them() -> No
         assert fits(replace(CT, sop_classes=(uid,)), series(sop_class_uid=uid))
 
 
+def test_the_slices_of_mosaics_are_counted_when_they_are_read() -> None:
+    mosaics = series(frames=2, image_type="ORIGINAL\\PRIMARY\\M\\ND\\MOSAIC")
+
+    assert fits(replace(CT, min_slices=20), mosaics)
+
+
 def test_no_word_of_a_series_is_repeated() -> None:
     """A description may hold a name, and so may whatever else a console lets be typed."""
     asked = replace(CT, descriptions=("t1",), excluded_descriptions=("doe",), body_parts=("HEAD",))

@@ -25,7 +25,7 @@ from tests.factories_dicom import slice_of, volume_of, write_series
 from tests.imaging_models import BrightTissue, Enhancement
 from tests.models import registered
 
-AGENT = {"ContrastBolusAgent": "Iohexol"}
+AGENT: dict[str, Any] = {"ContrastBolusAgent": "Iohexol"}
 
 
 @pytest.fixture

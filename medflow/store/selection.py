@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, selec
 
 from medflow.plugin import ImagingInput
 from medflow.records import DueUnit, Instant, Unit, UnitKind, digest_of
-from medflow.series_rule import IMAGE_CLASSES, SeriesFacts, choose, excluded_classes, fits
+from medflow.series_rule import IMAGE_CLASSES, MOSAIC, SeriesFacts, choose, excluded_classes, fits
 from medflow.store.due import not_yet_seen
 from medflow.store.imaging_batch import rows_among
 from medflow.store.tables import JobRow, ModelRow, SeriesRow, StudyRow
@@ -155,7 +155,7 @@ def _may_fit(spec: ImagingInput) -> ColumnElement[bool]:
     of_class: Any = SeriesRow.sop_class_uid.in_(classes)
     conditions: list[Any] = [
         SeriesRow.modality.in_(spec.modality),
-        slices >= max(spec.min_slices, 1),
+        or_(slices >= max(spec.min_slices, 1), func.upper(SeriesRow.image_type).contains(MOSAIC)),
         of_class if spec.sop_classes else or_(SeriesRow.sop_class_uid.is_(None), of_class),
     ]
     if spec.body_parts:
