@@ -70,8 +70,8 @@ def test_a_private_element_of_somebody_else_is_no_b_value() -> None:
 @pytest.mark.parametrize(
     ("image_type", "kind"),
     [
-        (["ORIGINAL", "PRIMARY", "M", "ND", "ECHO_01"], {"ComplexImageComponent": "MAGNITUDE", "ImageType": "ND"}),
-        (["ORIGINAL", "PRIMARY", "P", "ND"], {"ComplexImageComponent": "PHASE", "ImageType": "ND"}),
+        (["ORIGINAL", "PRIMARY", "M", "NORM", "ECHO_01"], {"ComplexImageComponent": "MAGNITUDE", "ImageType": "NORM"}),
+        (["ORIGINAL", "PRIMARY", "P", "NORM"], {"ComplexImageComponent": "PHASE", "ImageType": "NORM"}),
         (
             ["ORIGINAL", "PRIMARY", "M_FFE", "M", "FFE"],
             {"ComplexImageComponent": "MAGNITUDE", "ImageType": "M_FFE\\FFE"},
