@@ -42,9 +42,18 @@ HEAT_MAP = ResultObject(
     content="c",
     outputs=("mortality", "pneumonia"),
 )
+SEGMENTATION = replace(HEAT_MAP, kind="segmentation", sop_instance_uid="2.25.77", outputs=("spleen",))
 KINDS = {
     "measure": (context(model(DENSITY)), [Result(output="density", value=-55.25)]),
     "segment": (context(model(SPLEEN)), [Result(output="spleen", value=211.4, voxels=70467)]),
+    "segment with its mask": (
+        context(model(SPLEEN), objects=(SEGMENTATION,)),
+        [Result(output="spleen", value=211.4, voxels=70467, mean=118.25, mean_unit="[hnsf'U]")],
+    ),
+    "segment of an MR": (
+        context(model(SPLEEN), objects=(SEGMENTATION,)),
+        [Result(output="spleen", value=211.4, voxels=70467, mean=825.2354363, mean_unit="1")],
+    ),
     "classification": (
         context(model(PNEUMONIA), status="final"),
         [Result(output="pneumonia", value=0.91, probabilities=(0.09, 0.91))],
@@ -144,6 +153,25 @@ def test_a_class_probability_is_read_as_positive_negative_or_indeterminate(chanc
     assert found["interpretation"][0]["coding"][0]["code"] == reading
     assert found["valueQuantity"]["value"] == chance and found["valueQuantity"]["code"] == "1"
     assert [part["code"]["text"] for part in found["component"]] == ["normal", "pneumonia", "decision threshold"]
+
+
+def test_a_segment_says_its_mean_intensity_and_where_its_mask_is() -> None:
+    found, provenance = parsed(result_resources(*KINDS["segment with its mask"]))
+
+    mean, mask = found["component"]
+    assert mean["code"]["coding"][0]["code"] == "mean-intensity"
+    hounsfield = {"value": 118.25, "unit": "HU", "system": "http://unitsofmeasure.org", "code": "[hnsf'U]"}
+    assert mean["valueQuantity"] == hounsfield
+    assert mask["code"]["coding"][0]["code"] == "segmentation"
+    assert mask["valueString"] == "urn:oid:2.25.77"
+    assert provenance["target"][1]["identifier"] == {"system": "urn:dicom:uid", "value": "urn:oid:2.25.77"}
+
+
+def test_a_mean_of_other_than_ct_has_no_unit_and_says_so() -> None:
+    mean = observation("segment of an MR")["component"][0]
+
+    assert mean["code"]["text"] == "mean intensity, in the image's own units"
+    assert (mean["valueQuantity"]["value"], mean["valueQuantity"]["code"]) == (825.235, "1")
 
 
 def test_a_heat_map_is_named_by_what_it_explains_and_by_the_provenance() -> None:
