@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +181,9 @@ def say(error: BaseException) -> str:
     missing = inner.name if isinstance(inner, ModuleNotFoundError) else None
     if isinstance(inner, OptionalImportError) and (found := re.search(r"No module named '([^']+)'", text)):
         missing = found[1]
+    if lost := re.search(r"Cannot locate class or function path: '([^']+)'", text):
+        missing = lost[1] if find_spec(lost[1].partition(".")[0]) is None and "." in lost[1] else None
+        text = f"there is no {lost[1]} in MONAI {version('monai')} or beside it"
     if missing:
         return f"it needs the Python package {missing.partition('.')[0]}, which is not installed"
     return f"{type(inner).__name__}: {text[:300]}"

@@ -74,16 +74,17 @@ class BundleModel(Model["Prepared"]):
             raise PredictionInvalid(
                 "bundle-channels", f"the bundle gave {len(found)} channels, and its metadata names {len(channels)}"
             )
-        labels = found[0].T
-        values = set(np.unique(labels).tolist())
-        if not values <= set(channels) | {0}:
+        labels = np.ascontiguousarray(found[0].T).astype(np.uint16)
+        whole = bool((labels == found[0].T).all())
+        values = np.flatnonzero(np.bincount(labels.ravel())) if whole else ()
+        if not whole or not set(values) <= {*channels, 0}:
             raise PredictionInvalid("bundle-labels", "the bundle gave label values that its metadata does not name")
         return {name: labels == number for number, name in channels.items() if name is not None}
 
     def _masks_of_channels(self, found: np.ndarray, channels: Mapping[int, str | None]) -> Answer:
         masks: Answer = {}
         for channel, name in zip(found, channels.values(), strict=True):
-            if not np.isin(channel, (0, 1)).all():
+            if not ((channel == 0) | (channel == 1)).all():
                 raise PredictionInvalid(
                     "bundle-not-discrete", "the bundle gave probabilities where its postprocessing should have decided"
                 )

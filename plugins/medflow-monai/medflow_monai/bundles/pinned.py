@@ -145,7 +145,7 @@ def private_copy(pinned: Pinned, target: Path) -> None:
     """
     for name, (size, digest) in pinned.files.items():
         try:
-            copied = copy_hashed(pinned.content / name, target / name)
+            copied = copy_hashed(pinned.content / name, target / name, durable=False)
         except OSError as error:
             raise PluginBroken(
                 f"{name} of {pinned.name} cannot be copied ({error.strerror}): {_ways_out(pinned)}"
@@ -169,8 +169,8 @@ def _ways_out(pinned: Pinned) -> str:
     return f"if the change is meant, add the bundle again (medflow bundle add FOLDER --name {pinned.name} --replace)"
 
 
-def copy_hashed(source: Path, target: Path) -> tuple[int, str]:
-    """Copy a file; the size and SHA-256 of what was copied."""
+def copy_hashed(source: Path, target: Path, *, durable: bool = True) -> tuple[int, str]:
+    """Copy a file, ``durable`` so that it outlives the machine's fall; the size and SHA-256 of what was copied."""
     target.parent.mkdir(parents=True, exist_ok=True)
     digest, size = sha256(), 0
     with source.open("rb") as file, target.open("wb") as copy:
@@ -178,8 +178,9 @@ def copy_hashed(source: Path, target: Path) -> tuple[int, str]:
             digest.update(chunk)
             size += len(chunk)
             copy.write(chunk)
-        copy.flush()
-        os.fsync(copy.fileno())
+        if durable:
+            copy.flush()
+            os.fsync(copy.fileno())
     return size, digest.hexdigest()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -16,7 +18,22 @@ from torch.nn import Module
 
 from medflow.errors import PluginBroken
 
+_TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch.load reads it at every call
 _WRAPPERS = ("model", "state_dict", "network", "net", "model_state_dict", "weights")
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Within the block, no call of torch.load runs a pickle's program, whatever a configuration asks of it."""
+    before = os.environ.get(_TENSORS_ONLY)
+    os.environ[_TENSORS_ONLY] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_TENSORS_ONLY]
+        else:
+            os.environ[_TENSORS_ONLY] = before
 
 
 def is_torchscript(path: Path) -> bool:

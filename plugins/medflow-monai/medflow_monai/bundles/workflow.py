@@ -25,6 +25,7 @@ from medflow_monai.bundles.declaration import PREDICTION, Plan
 from medflow_monai.bundles.loading import LPS_TO_RAS, CaseReader, Loading
 from medflow_monai.bundles.modules import own_modules
 from medflow_monai.bundles.steps import has, steps
+from medflow_monai.bundles.weights import tensors_only
 
 GRID_TOLERANCE_MM = 1e-3
 
@@ -66,7 +67,7 @@ class Workflow:
 
     def __init__(self, root: Path, plan: Plan, device: str) -> None:
         self.plan, self.device = plan, torch.device(device)
-        with own_modules(root):
+        with own_modules(root), tensors_only():
             builder = Builder(root, plan, self.device)
             self._pre = builder.preprocessing()
             self._post = builder.postprocessing()

@@ -135,6 +135,20 @@ def test_weights_that_are_a_program_are_refused_and_not_run(spleen, folder, tmp_
     assert os.listdir(folder) == []
 
 
+def test_a_configuration_cannot_have_a_program_loaded_either(spleen, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"code": Evil()}, spleen / "models/search.pt")
+    config = json.loads((spleen / "configs/inference.json").read_text())
+    config["found"] = "$torch.load(@bundle_root + '/models/search.pt', weights_only=False)"
+    config["network"] = "$(@network_def, @found)[0]"
+    (spleen / "configs/inference.json").write_text(json.dumps(config))
+
+    with pytest.raises(PluginBroken, match="its network cannot be built: UnpicklingError"):
+        add(spleen, folder, LabelMap(), replace_it=False, trial=False)
+
+    assert not (tmp_path / "PWNED").exists()
+
+
 def test_weights_may_be_safetensors(spleen, zoo, loaded):
     (spleen / "models/model.pt").unlink()
     save_file(zoo.state(), spleen / "models/model.safetensors")
