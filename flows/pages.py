@@ -199,7 +199,8 @@ def scored(counts: Counts) -> str:
         means = "a code of the model's own: its card explains it"
         found = [(code, count, meanings()["cases"].get(code, means)) for code, count in _most(reasons)]
         parts += ["### Not scored", grid(["reason", "cases", "what it means"], found)]
-    return "\n\n".join(parts)
+    others = {name: count for name, count in counts.get("notes", {}).items() if name != HELD}
+    return "\n\n".join([*parts, *_notes({"notes": others})])
 
 
 def delivered(sent: Mapping[str, Counts], waiting: Mapping[str, Counts] | None = None) -> str:

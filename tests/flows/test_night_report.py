@@ -1,6 +1,6 @@
 """What two real nights leave in Prefect: every artifact, its tables and plots, and nothing about a patient.
 
-The first night has no pictures, the second has; both are read from Prefect's own database.
+The first night has no pictures, the second has, and explanations; both are read from Prefect's own database.
 """
 
 import base64
@@ -10,6 +10,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from pydicom import dcmread
@@ -21,10 +22,10 @@ from tests.flows.test_report import tables
 pytestmark = pytest.mark.slow
 
 MODELS = """
-from tests import imaging_models, models
+from tests import explaining_models, imaging_models, models
 
-class BrightTissue(imaging_models.BrightTissue):
-    pass
+class BrightTissue(explaining_models.ExplainedTissue):
+    spec = imaging_models.BrightTissue.spec
 
 class Opacity(imaging_models.Opacity):
     pass
@@ -84,7 +85,8 @@ def nights(tmp_path_factory):
             MEDFLOW_DELIVER_TO="chart",
             MEDFLOW_PICTURES=pictures,
         )
-        done = medflow(env, "nightly", *CHOSEN, "--json", timeout=240)
+        why = ["--explain"] if pictures == "true" else []
+        done = medflow(env, "nightly", *CHOSEN, *why, "--json", timeout=240)
         assert done.returncode == 3, done.stderr  # the sample holds input that must be refused
         artifacts.append((json.loads(done.stdout), read(root / f"prefect-{pictures}" / "prefect.db")))
     return sample, *artifacts
@@ -186,6 +188,23 @@ def test_plots_and_pictures_are_small_png_files(nights):
                 assert item.picture.format == "PNG"
                 assert min(item.picture.size) > 150
                 assert not item.picture.text  # no metadata
+
+
+def test_what_was_explained_is_told_and_shown_where_that_was_asked_for(nights):
+    _, (counts, plain), (asked, pictured) = nights
+
+    assert counts["score"]["notes"] == {}
+    assert asked["score"]["notes"] == {"explained": 2}
+    assert "Noted: explained (2)." in pictured["medflow-night"].data
+    assert "explained" not in plain["medflow-night"].data
+    hot = [key for key, item in pictured.items() if item.kind == "image" and _is_hot(item.picture)]
+    assert [key.rpartition("-")[0] for key in hot] == ["medflow-picture"] * 2
+
+
+def _is_hot(picture: Image.Image) -> bool:
+    """Whether the strongest of the heat map's colours is there, as the scale beside a picture has it."""
+    strongest = np.array([252, 255, 164])
+    return int((np.abs(np.asarray(picture.convert("RGB")).astype(int) - strongest).max(axis=2) <= 12).sum()) > 20
 
 
 def test_pictures_come_only_when_they_are_enabled_and_are_titled_by_surrogate_ids(nights):
