@@ -103,11 +103,11 @@ def frames_of(header: Dataset, file: int) -> list[Frame]:
     planes = planes_of(header)
     shared = items_of(header, "SharedFunctionalGroupsSequence")[:1]
     per_frame = items_of(header, "PerFrameFunctionalGroupsSequence")
-    own: Sequence[Dataset] = per_frame or [Dataset()]
+    groups = [(one, *shared) for one in per_frame] or [tuple(shared)]
     names = _dimensions(header)
     return [
-        _frame(_Groups(groups=(one, *shared), dataset=header), names, plane, file, number)
-        for number, (plane, one) in enumerate(zip(planes, own, strict=True))
+        _frame(_Groups(groups=own, dataset=header), names, plane, file, number)
+        for number, (plane, own) in enumerate(zip(planes, groups, strict=True))
     ]
 
 
@@ -118,25 +118,30 @@ class _Groups:
     groups: tuple[Dataset, ...]
     dataset: Dataset
 
-    def having(self, path: str) -> Dataset:
-        """The item or data set that has, or would have, the element at the end of ``path``."""
-        sequence, _, name = path.rpartition(".")
-        if sequence:
-            return group_of(self.groups, sequence)
-        converted = (group_of(self.groups, one) for one in UNASSIGNED)
-        return next((item for item in converted if name in item), self.dataset)
-
     def number(self, paths: Sequence[str]) -> float | None:
         """The first value of the first element of ``paths`` that has one."""
         for path in paths:
-            if values := numbers_of(self.having(path), path.rpartition(".")[2]):
+            place, name = self._having(path)
+            if place is not None and (values := numbers_of(place, name)):
                 return values[0]
         return None
 
     def text(self, paths: Sequence[str]) -> str | None:
         """All values, joined by backslashes, of the first element of ``paths`` that has one."""
-        found = (text_of(self.having(path), path.rpartition(".")[2]) for path in paths)
-        return next((text for text in found if text), None)
+        for path in paths:
+            place, name = self._having(path)
+            if place is not None and (text := text_of(place, name)):
+                return text
+        return None
+
+    def _having(self, path: str) -> tuple[Dataset | None, str]:
+        """The item or data set that has the element at the end of ``path``, and its name; None where none has it."""
+        sequence, _, name = path.rpartition(".")
+        if self.groups:
+            for one in (sequence,) if sequence else UNASSIGNED:
+                if name in (item := group_of(self.groups, one)):
+                    return item, name
+        return (self.dataset if not sequence and name in self.dataset else None), name
 
 
 def _frame(groups: _Groups, dimensions: Sequence[str | None], plane: Plane, file: int, number: int) -> Frame:
@@ -152,11 +157,16 @@ def _frame(groups: _Groups, dimensions: Sequence[str | None], plane: Plane, file
         file=file,
         number=number,
         plane=plane,
-        facts={name: float(f"{value:.6g}") for name, value in found.items() if value is not None},
+        facts={name: _rounded(value) for name, value in found.items() if value is not None},
         kind=_kind(groups),
         stack=first_of(content, "StackID") or first_of(groups.dataset, "StackID"),
         acquired_s=_acquired(groups),
     )
+
+
+def _rounded(value: float) -> float:
+    """To six digits, as one value may be written with more in one slice than in the next."""
+    return value if value.is_integer() else float(f"{value:.6g}")
 
 
 def _dimensions(header: Dataset) -> list[str | None]:

@@ -25,6 +25,7 @@ OFF_GRID_MM = 0.02  # and at least this, for positions written with two decimals
 PIXEL_MM = (0.01, 20.0)  # the distance of pixels that a device for people may have
 SLICE_MM = (0.02, 60.0)  # and of slices
 EXTENT_MM = 2500.0  # of a volume, along any of its axes
+NOTHING = Dataset()  # made once: a series asks for absent groups thousands of times
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +121,7 @@ def planes_of(dataset: Dataset, _number: int = 0) -> list[Plane]:
 
 def group_of(groups: Sequence[Dataset], name: str) -> Dataset:
     """The item of a functional group macro: the frame's own, else the shared one, else an empty data set."""
-    return next((item for group in groups for item in items_of(group, name)[:1]), Dataset())
+    return next((item for group in groups for item in items_of(group, name)[:1]), NOTHING)
 
 
 def _plane(
@@ -182,7 +183,7 @@ def check_spacing(spacing: float, count: int, plausible: tuple[float, float], wh
 
 def places_of(planes: Sequence[Plane]) -> np.ndarray:
     """For each of several parallel slices its place along their normal, from 0; slices at one place share it."""
-    depths = np.array([float(plane.position @ planes[0].normal) for plane in planes])
+    depths = np.stack([plane.position for plane in planes]) @ planes[0].normal
     order = np.argsort(depths, kind="stable")
     places = np.empty(len(planes), int)
     places[order] = np.cumsum(np.diff(depths[order], prepend=depths[order[0]]) > SAME_POSITION_MM)
