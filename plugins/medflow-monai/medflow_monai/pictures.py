@@ -23,20 +23,26 @@ def small_picture(array: np.ndarray) -> np.ndarray:
         It is smaller than 28 pixels, too elongated for a chest, without contrast, or holds values that are no numbers.
     """
     rows, columns = array.shape
-    short, long = sorted((rows, columns))
+    short, long = sorted(array.shape)
     if short < EDGE:
         raise InputNotUsable("image-too-small", f"{rows} x {columns} pixels; the model needs {EDGE} x {EDGE} at least")
     if long > _MAX_ASPECT * short:
         raise InputNotUsable("image-too-long", f"{rows} x {columns} pixels is too elongated for a chest radiograph")
     if not np.isfinite(array).all():
         raise InputNotUsable("image-not-finite", "the image has pixels that are no numbers")
-    top, left = (rows - short) // 2, (columns - short) // 2
-    square = array[top : top + short, left : left + short].astype(np.float32)
+    square = array[centre_square((rows, columns))].astype(np.float32)
     low, high = np.percentile(square, _WINDOW_PERCENTILES)
     if high <= low:
         raise InputNotUsable("image-without-contrast", "the image has one value nearly everywhere")
     weights = _area_weights(short)
     return np.clip(weights @ ((square - low) / (high - low)).clip(0, 1) @ weights.T, 0, 1).astype(np.float32)
+
+
+def centre_square(shape: tuple[int, int]) -> tuple[slice, slice]:
+    """The rows and columns of the largest square in the middle of a picture (rows, columns): what the model sees."""
+    short = min(shape)
+    top, left = ((size - short) // 2 for size in shape)
+    return slice(top, top + short), slice(left, left + short)
 
 
 def _area_weights(size: int) -> np.ndarray:

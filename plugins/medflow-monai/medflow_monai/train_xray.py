@@ -1,7 +1,8 @@
-"""Trains the pneumonia classifier: ``python -m medflow_monai.train_xray --data pneumoniamnist_trainval.npz``.
+"""Trains the pneumonia classifier and says how good it is: ``python -m medflow_monai.train_xray --data FILE.npz``.
 
-The training split is cut in two: the larger part is learnt from, the rest gives the calibration and the threshold.
-The validation split is only ever scored, at the end; training pictures that are also in it are left out.
+The training split is cut in three by `xray_data.parts`: one part is learnt from, one gives the calibration, the
+threshold and the limits of the scope, and nothing is decided on the third, nor on the validation split. There is no
+early stopping: the last weights are taken, averaged over steps. ``--evaluate`` scores both with the weights as shipped.
 """
 
 from __future__ import annotations
@@ -16,81 +17,83 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from medflow_monai.pictures import small_picture
-from medflow_monai.xray import WEIGHTS, calibrated, network, scope_distances, unlike_training
+from medflow.inference.weights import load_weights
+from medflow_monai.xray import THRESHOLD, WEIGHTS, calibrated, network, scope_distances, unlike_training
+from medflow_monai.xray_data import SEED, Part, parts, read
+from medflow_monai.xray_figures import reliability, report
 
 log = logging.getLogger("train_xray")
-SEED = 20260301
-HELD_OUT = 0.2
+STEPS = 1500
 BATCH = 64
 AXES = 48
 AVERAGING = 0.995  # of the weights, over steps
 
 
 def main() -> None:
-    """Train, write the weights and log the metrics that the model card quotes."""
+    """Train and write the weights, or evaluate those that are shipped; log the figures that the model card quotes."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="pneumoniamnist_trainval.npz")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / WEIGHTS.file)
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--evaluate", action="store_true", help="score the weights as shipped, and train nothing")
+    parser.add_argument("--plot", type=Path, help="with --evaluate: where to write the reliability plot, a PNG")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / WEIGHTS.file, help="where weights go")
+    parser.add_argument("--steps", type=int, default=STEPS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(SEED)
-    rng = np.random.default_rng(SEED)
+    split, validation = read(arguments.data)
+    part = parts(split)
+    if arguments.evaluate:
+        evaluate({"test": part["test"], "validation": validation}, arguments.plot)
+    else:
+        fit(part["train"], part["calibration"], arguments.steps, arguments.out)
 
-    pictures, labels, val_pictures, val_labels = read(arguments.data)
-    held = held_out(labels, rng)
-    net = train(pictures[~held], labels[~held], arguments.epochs, rng)
-    held_logits = logits_of(net, pictures[held])
-    calibration = fit_calibration(held_logits, labels[held])
-    threshold = best_threshold(positive(held_logits, calibration), labels[held])
-    scope = fit_scope(pictures)
+
+def fit(learnt_from: Part, held: Part, steps: int, out: Path) -> None:
+    """Train on one part, calibrate on the other, and write the weights; the figures logged are not for the card."""
+    torch.manual_seed(SEED)
+    net = train(learnt_from, steps, np.random.default_rng(SEED))
+    logits = logits_of(net, held.pictures)
+    calibration = fit_calibration(logits, held.labels)
+    probability = positive(logits, calibration)
+    threshold = best_threshold(probability, held.labels)
+    scope = fit_scope(learnt_from.pictures, held.pictures)
     tensors = {**net.state_dict(), "calibration": calibration}
     tensors.update({f"scope.{name}": value for name, value in scope.items()})
-    save_file({name: value.contiguous() for name, value in tensors.items()}, arguments.out)
-
+    save_file({name: value.contiguous() for name, value in tensors.items()}, out)
     log.info("threshold %.2f temperature %.3f offset %.3f", threshold, *calibration.tolist())
-    report("held out of training", positive(held_logits, calibration), labels[held], threshold)
-    report("validation", positive(logits_of(net, val_pictures), calibration), val_labels, threshold)
-    outside = unlike_training(torch.from_numpy(val_pictures), scope).float().mean()
-    log.info("validation pictures out of scope: %.4f", outside)
-    log.info("%s sha256 %s", arguments.out.name, sha256(arguments.out.read_bytes()).hexdigest())
+    report("calibration part, which the threshold was chosen on", probability, held.labels, threshold)
+    log.info("%s sha256 %s", out.name, sha256(out.read_bytes()).hexdigest())
 
 
-def read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Training and validation pictures (n, 28, 28) and labels (n,); pictures of both splits count as validation."""
-    with np.load(path) as data:
-        splits = {name: data[name] for name in ("train_images", "train_labels", "val_images", "val_labels")}
-    seen = {picture.tobytes() for picture in splits["val_images"]}
-    fresh = np.array([picture.tobytes() not in seen for picture in splits["train_images"]])
-    log.info("training pictures: %d, left out because they are in validation: %d", fresh.sum(), (~fresh).sum())
-    train_pictures = np.stack([small_picture(picture) for picture in splits["train_images"][fresh]])
-    val_pictures = np.stack([small_picture(picture) for picture in splits["val_images"]])
-    return train_pictures, splits["train_labels"][fresh, 0], val_pictures, splits["val_labels"][:, 0]
+def evaluate(held_out: dict[str, Part], plot: Path | None) -> None:
+    """Log the figures of the shipped weights on parts that had no part in making them."""
+    tensors = load_weights("medflow_monai", WEIGHTS)
+    calibration = tensors.pop("calibration")
+    scope = {name: tensors.pop(f"scope.{name}") for name in ("mean", "basis", "limits")}
+    net = network().eval()
+    net.load_state_dict(tensors)
+    drawn = {}
+    for name, part in held_out.items():
+        probability = positive(logits_of(net, part.pictures), calibration)
+        report(name, probability, part.labels, THRESHOLD)
+        outside = unlike_training(torch.from_numpy(part.pictures), scope).sum()
+        log.info("  out of scope: %d", outside)
+        drawn[name] = (probability, part.labels)
+    if plot is not None:
+        plot.write_bytes(reliability(drawn))
 
 
-def held_out(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A mask of the pictures kept for calibration and threshold, the same share of each class."""
-    mask = np.zeros(labels.shape, dtype=bool)
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        mask[members[: round(HELD_OUT * len(members))]] = True
-    return mask
-
-
-def train(pictures: np.ndarray, labels: np.ndarray, epochs: int, rng: np.random.Generator) -> nn.Module:
-    """Both classes are drawn equally often, so a probability speaks of a prevalence of one half."""
+def train(part: Part, steps: int, rng: np.random.Generator) -> nn.Module:
+    """The network after ``steps`` batches in which both classes are drawn equally often, whatever their share."""
     net = network()
     averaged = torch.optim.swa_utils.AveragedModel(
         net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGING), use_buffers=True
     )
     optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.02)
-    steps = epochs * (len(labels) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=2e-3, total_steps=steps)
     loss_of = nn.CrossEntropyLoss(label_smoothing=0.05)
-    members = [np.flatnonzero(labels == label) for label in (0, 1)]
-    x, y = torch.from_numpy(pictures)[:, None], torch.from_numpy(labels.astype(np.int64))
+    members = [np.flatnonzero(part.labels == label) for label in (0, 1)]
+    x, y = torch.from_numpy(part.pictures)[:, None], torch.from_numpy(part.labels)
     net.train()
     for step in range(steps):
         chosen = np.concatenate([rng.choice(group, BATCH // 2) for group in members])
@@ -156,37 +159,19 @@ def best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
     return round(float(np.median(candidates[np.isclose(gains, max(gains))])), 2)
 
 
-def fit_scope(pictures: np.ndarray) -> dict[str, Tensor]:
-    """Mean, principal axes and limits of what training pictures look like; see `xray.unlike_training`."""
+def fit_scope(pictures: np.ndarray, others: np.ndarray) -> dict[str, Tensor]:
+    """What chests look like, see `xray.unlike_training`: mean and principal axes of pictures, limits from others.
+
+    Pictures lie closer to axes that were fitted to them than any new one does, so the limits come from new ones.
+    """
     flat = torch.from_numpy(pictures).flatten(1)
     mean = flat.mean(0)
     _, spread, axes = torch.linalg.svd(flat - mean, full_matrices=False)
     basis = axes[:AXES] / (spread[:AXES, None] / len(flat) ** 0.5)
-    inside, beside = scope_distances(torch.from_numpy(pictures), mean, basis)
-    limits = torch.stack([inside.quantile(0.999), beside.quantile(0.999), flat.std(dim=1).quantile(0.001)])
+    new = torch.from_numpy(others)
+    inside, beside = scope_distances(new, mean, basis)
+    limits = torch.stack([inside.quantile(0.999), beside.quantile(0.999), new.flatten(1).std(dim=1).quantile(0.001)])
     return {"mean": mean, "basis": basis, "limits": limits}
-
-
-def area_under_curve(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Area under the ROC curve: how often a positive scores above a negative (ties count half)."""
-    one, none = scores[labels == 1], scores[labels == 0]
-    return float((np.sign(one[:, None] - none[None, :]) / 2 + 0.5).mean())
-
-
-def report(name: str, scores: np.ndarray, labels: np.ndarray, threshold: float) -> None:
-    """Log what the model card says of a split."""
-    called = scores >= threshold
-    log.info(
-        "%s: n %d (pneumonia %d) AUC %.4f sensitivity %.3f specificity %.3f accuracy %.3f Brier %.4f",
-        name,
-        len(labels),
-        labels.sum(),
-        area_under_curve(scores, labels),
-        called[labels == 1].mean(),
-        (~called[labels == 0]).mean(),
-        (called == labels).mean(),
-        np.mean((scores - labels) ** 2),
-    )
 
 
 if __name__ == "__main__":

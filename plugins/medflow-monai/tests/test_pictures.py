@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medflow.plugin import InputNotUsable
-from medflow_monai.pictures import small_picture
+from medflow_monai.pictures import centre_square, small_picture
 
 
 @pytest.mark.parametrize("factor", [1, 2, 9])
@@ -34,6 +34,14 @@ def test_the_centre_square_is_taken():
     wide[:, 22:78] = np.random.default_rng(1).uniform(0.2, 1, (56, 56))
 
     assert np.array_equal(small_picture(wide), small_picture(wide[:, 22:78]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "columns"),
+    [((30, 30), (0, 30), (0, 30)), ((56, 101), (0, 56), (22, 78)), ((61, 40), (10, 50), (0, 40))],
+)
+def test_the_centre_square_says_which_rows_and_columns_it_is(shape, rows, columns):
+    assert centre_square(shape) == (slice(*rows), slice(*columns))
 
 
 def test_scale_and_offset_of_the_intensities_do_not_matter():
