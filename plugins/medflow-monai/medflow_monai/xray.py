@@ -59,8 +59,9 @@ CARD = ModelCard(
     "is to be expected. At 28 x 28 pixels small or faint opacities are gone. Radiographs of one child may be in "
     "several parts: the data set names no patients. Probabilities hold at a prevalence of one half: elsewhere "
     "the odds are to be multiplied by the odds of the prevalence. Only pneumonia and normal were seen: any other "
-    "disease gets one of these two answers. The check for foreign pictures catches what is far from a chest, not a subtle change of "
-    "technique. A heat map says what the network added up, in cells of a seventh of the picture, and is no finding.",
+    "disease gets one of these two answers. The check for foreign pictures catches what is far from a chest, not a "
+    "subtle change of technique. A heat map says what the network added up, in cells of a seventh of the picture, and "
+    "is no finding.",
 )
 
 
