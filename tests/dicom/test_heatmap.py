@@ -22,6 +22,7 @@ from medflow.errors import InputNotUsable
 from medflow.plugin import Image, ImagingInput
 from medflow.records import Instant
 from medflow.store import FolderObjects
+from tests.dicom.test_tilt import CENTRE_MM, _scan
 from tests.factories_dicom import ROOT, instance_of, slice_of, volume_of, write_series
 from tests.services.dicom3tools import errors_of
 
@@ -167,12 +168,54 @@ def read_meta():
     return meta
 
 
+@pytest.mark.parametrize("tilt", [-9.5, 22])
+def test_a_map_of_a_straightened_volume_lies_on_the_askew_slices_themselves(tmp_path, tilt):
+    datasets = _scan(tilt)
+    plan, image = series(tmp_path, datasets)
+    assert plan.straightened
+
+    made = read(only(plan, image.array, image).data)
+
+    frames = np.frombuffer(made.FloatPixelData, "<f4").reshape(int(made.NumberOfFrames), made.Rows, made.Columns)
+    z, row, column = np.unravel_index(frames.argmax(), frames.shape)
+    corner = np.array(made.PerFrameFunctionalGroupsSequence[z].PlanePositionSequence[0].ImagePositionPatient)
+    along = np.array(made.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0].ImageOrientationPatient)
+    place = corner + along[:3] * column * 0.75 + along[3:] * row * 1.0
+    assert np.abs(place - CENTRE_MM).max() <= 1.0
+    assert (made.Rows, made.Columns) == (datasets[0].Rows, datasets[0].Columns)
+    back = read_heat_map(only(plan, image.array, image).data, plan).values
+    assert back.shape == image.array.shape
+    away = np.subtract(*(np.unravel_index(np.nanargmax(one), one.shape) for one in (back, image.array)))
+    assert np.abs(away).max() <= 1
+
+
 def test_a_map_of_another_image_is_not_taken_for_this_ones(tmp_path):
     plan, image = series(tmp_path / "one", volume_of(4))
     other, _ = series(tmp_path / "other", volume_of(5))
 
     with pytest.raises(InputNotUsable, match="not of this image"):
         read_heat_map(only(plan, counted(image), image).data, other)
+
+
+def test_each_volume_of_several_has_a_map_of_its_own(tmp_path):
+    datasets = [
+        slice_of(10 * volume + number, AcquisitionNumber=volume + 1, TemporalPositionIndex=volume + 1)
+        for volume in range(2)
+        for number in range(3)
+    ]
+    for item in datasets:
+        item.ImagePositionPatient = [-10.0, -20.0, 2.5 * ((int(item.InstanceNumber) - 1) % 10)]
+    plan, image = series(tmp_path, datasets, ImagingInput(modality=("CT",), dimensions=4))
+    values = counted(image)
+    assert image.array.shape == (2, 3, 6, 4)
+
+    made = write_heat_maps(plan, STORE, {"bright": values}, image.array, MAKER)
+
+    found = [read_heat_map(item.data, plan) for item in made]
+    assert [item.volume for item in found] == [0, 1]
+    np.testing.assert_array_equal(np.stack([item.values for item in found]), values)
+    sources = [{ref.ReferencedSOPInstanceUID for ref in read(item.data).SourceImageSequence} for item in made]
+    assert sources == [{item.SOPInstanceUID for item in datasets[:3]}, {item.SOPInstanceUID for item in datasets[3:]}]
 
 
 # --- projections -------------------------------------------------------------------------------------------------
