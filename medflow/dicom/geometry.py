@@ -91,7 +91,7 @@ class Grid:
         return float(self.step @ self.first.along_rows), float(self.step @ self.first.along_columns)
 
 
-def planes_of(dataset: Dataset, _number: int = 0) -> list[Plane]:
+def planes_of(dataset: Dataset) -> list[Plane]:
     """The planes of one instance: of its functional groups if it is an enhanced object, else of its one frame.
 
     Raises

@@ -192,7 +192,7 @@ def _as_single_frames(slices: Sequence[Slice], plan: VolumePlan, blank: Dataset)
 def _position(plan: VolumePlan, item: Slice, z: int) -> np.ndarray:
     """As the source says it; of a slice cut out of a larger frame, which says nothing of it, by the grid."""
     if item.tile is None:
-        return planes_of(plan.files[item.instance].header, 0)[item.frame].position
+        return planes_of(plan.files[item.instance].header)[item.frame].position
     return (np.asarray(plan.source_affine) @ (0.0, 0.0, float(z), 1.0))[:3]
 
 
