@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -30,8 +30,18 @@ class Trial:
     found: Sequence[str]
 
 
-def add(source: Path, folder: Path, wishes: LabelMap, *, replace_it: bool, trial: bool) -> Pinned:
+def add(
+    source: Path,
+    folder: Path,
+    wishes: LabelMap,
+    *,
+    replace_it: bool,
+    trial: bool,
+    taken: Collection[str] = (),
+) -> Pinned:
     """Make the bundle in ``source`` a model; what it is then is what is in ``folder``, whatever becomes of ``source``.
+
+    ``taken`` are the names of models that are none of these bundles.
 
     Raises
     ------
@@ -41,6 +51,8 @@ def add(source: Path, folder: Path, wishes: LabelMap, *, replace_it: bool, trial
     draft = Draft(folder, _bundle_root(source))
     try:
         declared = _declared(draft, source, wishes)
+        if declared.spec.name in taken:
+            raise ConfigurationError(f"a model that is no bundle is called {declared.spec.name}: give another --name")
         pinned = draft.keep(
             declared.spec, declared.plan, added=_who(), wishes=wishes.model_dump(mode="json", exclude_defaults=True)
         )

@@ -47,8 +47,10 @@ def add(
     settings = load_settings()
     wishes = _wishes(labels, name)
     site = open_site(settings)
+    into = pinned.bundles_folder(settings)
+    taken = set(site.registry.models) - set(pinned.names(into))
     with recorded(site, "bundle add") as run:
-        found = add_bundle(folder, pinned.bundles_folder(settings), wishes, replace_it=replace, trial=trial)
+        found = add_bundle(folder, into, wishes, replace_it=replace, trial=trial, taken=taken)
         _record(site, run.id, "bundle-add", found)
         run.counts = {"files": len(found.files)}
     if as_json:

@@ -213,7 +213,7 @@ class _Declaring:
             self.template["modality"] = ["CT"]
         return ImagingInput(
             name=name,
-            modality=modality or ("OT",),
+            modality=modality or ("?",),  # refused in the end
             dimensions=dimensions,
             body_parts=wanted.body_parts,
             descriptions=wanted.descriptions,

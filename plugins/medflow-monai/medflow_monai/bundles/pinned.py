@@ -259,7 +259,10 @@ class Draft:
         old = Path(tempfile.mkdtemp(prefix=".removed-", dir=self._folder))
         if target.exists():
             target.rename(old / name)
-        self.home.rename(target)
+        try:
+            self.home.rename(target)
+        except OSError as error:  # somebody was faster
+            raise ConfigurationError(f"the bundle {name} cannot be put in its place: {error.strerror}") from None
         shutil.rmtree(old, ignore_errors=True)
         return target
 

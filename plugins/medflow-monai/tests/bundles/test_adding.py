@@ -135,6 +135,25 @@ def test_weights_that_are_a_program_are_refused_and_not_run(spleen, folder, tmp_
     assert os.listdir(folder) == []
 
 
+def test_a_configuration_is_run_with_what_the_map_overrides(spleen, zoo, loaded):
+    """As the whole-body bundle, which has two networks' weights."""
+    config = json.loads((spleen / "configs/inference.json").read_text())
+    config["displayable_configs"] = {"highres": True, "sw_overlap": 0.25}
+    config["modelname"] = "$'model.pt' if @displayable_configs#highres else 'model_lowres.pt'"
+    config["checkpointloader"]["load_path"] = "$@bundle_root + '/models/' + @modelname"
+    config["inferer"]["overlap"] = "@displayable_configs#sw_overlap"
+    (spleen / "configs/inference.json").write_text(json.dumps(config))
+    torch.save(zoo.state(seed=8), spleen / "models/model_lowres.pt")
+    case = zoo.case_of(image=zoo.volume())
+
+    one = loaded(spleen)
+    other = loaded(spleen, name="low-resolution", override={"displayable_configs#highres": False})
+
+    masks = [model.predict([model.prepare(case)])[0].values["spleen"] for model in (one, other)]
+    assert (masks[0] != masks[1]).any()
+    assert one.spec.weights != other.spec.weights
+
+
 def test_a_configuration_cannot_have_a_program_loaded_either(spleen, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"code": Evil()}, spleen / "models/search.pt")

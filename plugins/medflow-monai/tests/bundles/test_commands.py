@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from medflow.cli.app import app
+from medflow.errors import ConfigurationError
 from medflow.registry import installed
 from medflow.sample.imaging import Person, Study, write_ct
 from medflow.sample.phantom import grid_affine, phantom
@@ -148,6 +149,11 @@ def test_checking_shows_what_a_map_has_to_say(run, spleen):
 
     assert found["map"] == {"labels": {"lesion": {"code": "...", "display": "..."}}}
     assert found["ok"] is False
+
+
+def test_a_model_that_is_no_bundle_keeps_its_name(run, spleen):
+    with pytest.raises(ConfigurationError, match="a model that is no bundle is called abdomen-phantom-ct"):
+        run("bundle", "add", spleen, "--name", "abdomen-phantom-ct", "--no-trial")
 
 
 def test_a_bundle_keeps_the_contract(check_model, added, spleen):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 from pydicom.sr._concepts_dict import concepts
@@ -226,10 +228,19 @@ def test_metadata_that_lack_what_is_required_are_refused(zoo, declared):
 
 
 def test_a_map_with_an_unknown_field_is_refused_by_its_name(tmp_path):
-    (tmp_path / "labels.json").write_text('{"lables": {}}')
+    (tmp_path / "labels.json").write_text('{"label": {}}')
 
-    with pytest.raises(ConfigurationError, match="lables"):
+    with pytest.raises(ConfigurationError, match="label"):
         read_map(tmp_path / "labels.json")
+
+
+def test_the_maps_in_the_documentation_are_maps():
+    page = Path(__file__).parents[4] / "docs/users/bundles.md"
+    blocks = re.findall(r"^```json\n(.*?)^```$", page.read_text(), re.M | re.S)
+
+    assert len(blocks) == 2
+    for block in blocks:
+        LabelMap.model_validate_json(block)
 
 
 def test_an_override_of_the_configuration_is_run(zoo, declared):
