@@ -22,6 +22,7 @@ from medflow.dicom.tilt import Straightening, straightening_of
 from medflow.errors import InputNotUsable
 from medflow.plugin import ImagingInput
 from medflow.records import Instance
+from medflow.series_rule import is_scout
 
 COUNTS = ("NumberOfTemporalPositions", "CardiacNumberOfImages", "NumberOfTimeSlices")  # volumes a series says it has
 HEADER = [
@@ -150,6 +151,8 @@ def _picture_affine(header: Dataset) -> np.ndarray | None:
 
 def _stack(files: Sequence[InstanceFile], spec: ImagingInput) -> VolumePlan:
     frames = [frame for number, file in enumerate(files) for frame in _frames(file, number)]
+    if any(is_scout(frame.kind.get("ImageType")) for frame in frames):
+        raise InputNotUsable("localizer", "a frame of the series is a localizer (scout)")
     least = max(spec.min_slices, 2)
     if len(frames) < least:
         raise InputNotUsable("too-few-slices", f"{len(frames)} slices; the model needs {least}")

@@ -199,6 +199,13 @@ def test_magnitude_and_phase_in_one_object_are_no_volumes(tmp_path: Path) -> Non
     assert _refusal(tmp_path, dataset) == "mixed-content"
 
 
+def test_a_frame_that_is_a_scout_refuses_the_object(tmp_path: Path) -> None:
+    frame_type = ["ORIGINAL", "PRIMARY", "LOCALIZER", "NONE"]
+    dataset = _each(_enhanced(1, 4), 1, "MRImageFrameTypeSequence", FrameType=[frame_type])
+
+    assert _refusal(tmp_path, dataset) == "localizer"
+
+
 def test_nothing_that_tells_frames_apart_refuses_the_object(tmp_path: Path) -> None:
     assert _refusal(tmp_path, _enhanced(2, 4, indexed=False)) == "indistinct-volumes"
 

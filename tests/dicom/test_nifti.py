@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import nibabel
@@ -14,6 +16,7 @@ from medflow.errors import ConfigurationError
 from medflow.plugin import Image, ImagingInput
 from medflow.store import FolderObjects
 from tests.factories_dicom import instance_of, volume_of, write_series
+from tests.services import missing
 
 
 def _image(shape: tuple[int, ...] = (3, 6, 4), affine: np.ndarray | None = None) -> Image:
@@ -87,3 +90,28 @@ def test_a_file_that_cannot_be_is_refused_and_leaves_nothing(tmp_path: Path, nam
         write_nifti(_image(), tmp_path / name)
 
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_dcm2niix_puts_an_oblique_series_at_the_same_places(tmp_path: Path, seed: int) -> None:
+    tool = shutil.which("dcm2niix") or missing("dcm2niix")
+    axes = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))[0]
+    normal, datasets = np.cross(axes[0], axes[1]), volume_of(5, SeriesNumber=1)
+    for number, dataset in enumerate(datasets):
+        dataset.ImagePositionPatient = [f"{value:.6f}" for value in [12.0, -7, 30] + 2.5 * number * normal]
+        dataset.ImageOrientationPatient = [f"{value:.6f}" for value in (*axes[0], *axes[1])]
+    instances = [instance_of(path) for path in write_series(tmp_path / "in", datasets)]
+    (tmp_path / "out").mkdir()
+    command = [tool, "-z", "n", "-f", "x", "-o", tmp_path / "out", tmp_path / "in"]
+    subprocess.run(command, check=True, capture_output=True)
+    (path,) = (tmp_path / "out").glob("*.nii")
+    theirs = nibabel.load(path)
+
+    ours = nifti_of(read_image(instances, FolderObjects(tmp_path / "none"), ImagingInput(modality=("CT",))))
+
+    assert theirs.affine is not None and ours.affine is not None
+    change = np.linalg.inv(theirs.affine) @ ours.affine  # from our indices to theirs
+    np.testing.assert_allclose(change, change.round(), atol=1e-3)
+    indices = np.stack([*np.indices(ours.shape), np.ones(ours.shape)]).reshape(4, -1)
+    x, y, z = (change.round() @ indices)[:3].astype(int)
+    np.testing.assert_array_equal(np.asarray(theirs.dataobj)[x, y, z], np.asarray(ours.dataobj).ravel())

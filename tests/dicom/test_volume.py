@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +134,30 @@ def test_bytes_come_from_the_object_store(tmp_path: Path) -> None:
         objects.put(path.read_bytes())
 
     assert read_image(instances, objects, VOLUME).array.shape == (3, 6, 4)
+
+
+def test_a_file_that_is_named_twice_is_one_slice(tmp_path: Path) -> None:
+    instances = [instance_of(path) for path in write_series(tmp_path, volume_of(3))]
+
+    again = [*instances, replace(instances[1], sop_instance_uid=f"{ROOT}.99")]
+
+    assert read_image(again, NOWHERE, VOLUME).array.shape == (3, 6, 4)
+
+
+@pytest.mark.parametrize("tilt", [0, 20])
+def test_reading_holds_little_more_than_the_volume(tmp_path: Path, tilt: float) -> None:
+    pixels, down = bytes(2 * 256 * 256), [0, np.cos(np.deg2rad(tilt)), -np.sin(np.deg2rad(tilt))]
+    elements = {"Rows": 256, "Columns": 256, "PixelData": pixels, "GantryDetectorTilt": tilt}
+    datasets = volume_of(48, ImageOrientationPatient=[1, 0, 0, *(f"{value:.6f}" for value in down)], **elements)
+    instances = [instance_of(path) for path in write_series(tmp_path, datasets)]
+    read_image(instances[:3], NOWHERE, VOLUME, workers=1)  # starts what stays
+
+    tracemalloc.start()
+    image = read_image(instances, NOWHERE, VOLUME, workers=1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 1.5 * image.array.nbytes
 
 
 # --- refused volumes -------------------------------------------------------------------------------------------
