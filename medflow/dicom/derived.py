@@ -138,8 +138,10 @@ def series_number(source: Dataset, offset: int) -> int:
 def complete(made: Dataset, source: Dataset, maker: Maker) -> None:
     """Give an object its patient, its study, its maker and the run's time."""
     for name in COPIED:
-        if name in source:
+        if name in source and not source[name].is_empty:
             made[name] = deepcopy(source[name])
+    if "DeidentificationMethod" not in made and "DeidentificationMethodCodeSequence" not in made:
+        made.pop("PatientIdentityRemoved", None)  # may not be said without how (PS3.3 C.7.1.1)
     for name in TYPE_2:
         if name not in made:
             setattr(made, name, "")

@@ -175,15 +175,15 @@ def _write(
     series = first_of(source.header, "SeriesInstanceUID") or ""
     uid = maker.uid(KIND, LAYOUT, series, _content(segments, arrays))
     headers = source.headers()
-    filled = [z for z in range(len(headers)) if any(array[z].any() for array in arrays)]
-    shown = filled or [0]  # of empty masks one slice, as an object has at least one frame
+    filled = np.array([[plane.any() for plane in array] for array in arrays])  # (segment, z)
+    shown = np.flatnonzero(filled.any(axis=0)).tolist() or [0]  # of empty masks one slice: an object has a frame
     made = Segmentation(
         source_images=[headers[z] for z in shown],
-        pixel_array=_stacked(segments, arrays, shown),
+        pixel_array=_stacked(segments, arrays, filled, shown),
         segmentation_type="FRACTIONAL" if segments[0].fractional else "BINARY",
         segment_descriptions=[_description(number, item, maker, uid) for number, item in enumerate(segments, 1)],
         max_fractional_value=LEVELS,
-        omit_empty_frames=bool(filled),
+        omit_empty_frames=bool(filled.any()),
         series_instance_uid=maker.uid(KIND, series),
         series_number=series_number(source.header, SERIES_OFFSET),
         sop_instance_uid=uid,
@@ -221,17 +221,19 @@ def _content(segments: Sequence[Segment], arrays: Sequence[np.ndarray]) -> str:
     return total.hexdigest()
 
 
-def _stacked(segments: Sequence[Segment], arrays: Sequence[np.ndarray], shown: Sequence[int]) -> np.ndarray:
+def _stacked(
+    segments: Sequence[Segment], arrays: Sequence[np.ndarray], filled: np.ndarray, shown: Sequence[int]
+) -> np.ndarray:
     """What highdicom takes: segment numbers where no voxel is in two segments, else (z, y, x, segment)."""
     if segments[0].fractional:
         return np.stack([array[shown] for array in arrays], axis=-1).astype(np.float32) / np.float32(LEVELS)
     numbers = np.zeros((len(shown), *arrays[0].shape[1:]), np.uint8 if len(arrays) < 256 else np.uint16)
     for place, z in enumerate(shown):
-        for number, array in enumerate(arrays, 1):
-            inside = array[z].view(np.bool_)
+        for segment in np.flatnonzero(filled[:, z]).tolist():
+            inside = arrays[segment][z].view(np.bool_)
             if numbers[place][inside].any():
                 return np.stack([array[shown] for array in arrays], axis=-1)
-            numbers[place][inside] = number
+            numbers[place][inside] = segment + 1
     return numbers
 
 

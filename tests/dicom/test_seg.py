@@ -337,6 +337,14 @@ def test_a_source_with_odd_values_is_segmented_and_they_are_told_to_nobody(
     assert not [item for item in recwarn if odd[name] in str(item.message) and odd[name] != "?"]
 
 
+def test_what_a_source_says_by_half_is_not_repeated(tmp_path: Path) -> None:
+    source = volume_of(3, SpecificCharacterSet="", PatientIdentityRemoved="YES", IssuerOfPatientID="")
+    made = written(plan_of(tmp_path / "in", source), alone((3, 6, 4)))
+
+    assert errors_of(made.data, tmp_path) == []
+    assert "PatientIdentityRemoved" not in dataset_of(made)
+
+
 # --- reading others' -------------------------------------------------------------------------------------------
 
 
