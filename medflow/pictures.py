@@ -45,6 +45,7 @@ SLICES = ("axial", "coronal", "sagittal")
 PER_LINE = 60  # letters of a sequence
 LETTERS = {"A": COLOURS[2], "C": COLOURS[0], "G": COLOURS[1], "T": COLOURS[4]}
 MAX_LINES = 40
+READINGS = {"POS": "positive", "NEG": "negative", "IND": "indeterminate"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -143,6 +144,8 @@ def _classes(spec: ModelSpec, view: JobView) -> str:
 def _said(output: OutputSpec, result: Result) -> str:
     if result.value is None:
         return f"{output.name}: no answer ({result.out_of_scope})"
+    if isinstance(output, Classification) and output.positive is not None:
+        return f"{output.positive} {result.value:.2f}: {READINGS[output.interpretation(result.value)]}"
     if isinstance(output, Classification):
         best = int(np.argmax(result.probabilities))
         return f"{output.classes[best].name} {result.probabilities[best]:.2f}"

@@ -188,7 +188,8 @@ class Image:
     (DICOM patient coordinates, PS3.3 C.7.6.2.1.1); None for a projection image without a position. NIfTI and MONAI
     count to the right and to the front instead: their RAS affine is ``diag(-1, -1, 1, 1) @ affine``.
     ``spacing_mm`` is in array order: (z, y, x), or (rows, columns). ``volumes`` says of each volume of several what
-    tells it from the others, by DICOM keyword (EchoTime in ms, DiffusionBValue in s/mm2, TemporalPositionIndex ...).
+    tells it from the others, by DICOM keyword (EchoTime in ms, DiffusionBValue in s/mm2, TemporalPositionIndex ...);
+    one of several values has its index (DiffusionGradientOrientation[0]).
     """
 
     array: np.ndarray
@@ -286,6 +287,13 @@ class Classification:
     threshold: float = 0.5
     indeterminate: float = 0.0
     body_site: Coding | None = None
+
+    def interpretation(self, probability: float) -> Literal["POS", "NEG", "IND"]:
+        """How a probability of the positive class is read (HL7 v3 ObservationInterpretation); at the threshold POS."""
+        distance = round(probability - self.threshold, 9)  # 0.55 is 0.05 from 0.5, and 0.05000000000000004 in binary
+        if self.indeterminate > 0 and abs(distance) <= self.indeterminate:
+            return "IND"
+        return "POS" if distance >= 0 else "NEG"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,7 @@
 """Pictures of what a model saw and said, from the stored sample, without its plugin."""
 
 import io
+import re
 import shutil
 from dataclasses import replace
 
@@ -105,7 +106,7 @@ def test_without_a_mask_they_go_through_the_middle_of_what_explains():
 def test_a_radiograph_is_shown_with_its_class(site):
     picture = picture_of(site.store, job_of(site, "opacity"))
 
-    assert picture.answer.split()[0] in ("clear", "opaque")
+    assert re.fullmatch(r"opaque 0\.\d\d: (positive|negative|indeterminate)", picture.answer)
     image = pixels(picture.png)
     grey = (np.ptp(image, axis=2) == 0) & (image[..., 0] > 20) & (image[..., 0] < 235)
     assert grey.mean() > 0.3
@@ -158,6 +159,16 @@ def test_pixels_with_text_burned_in_are_not_published(tmp_path, said, published)
     else:
         with pytest.raises(InputNotUsable, match="text burned in"):
             picture_of(site.store, 1, published=True)
+
+
+@pytest.mark.parametrize(("chance", "said"), [(0.45, "0.45: positive"), (0.3, "0.30: negative")])
+def test_a_probability_is_read_by_the_threshold_and_not_by_what_is_more_probable(site, chance, said):
+    spec = replace(Opacity.spec, outputs=(replace(Opacity.spec.outputs[0], threshold=0.4, indeterminate=0.0),))
+    with site.store.reading() as connection:
+        view = history.job_view(connection, job_of(site, "opacity"))
+    result = replace(view.results[0], value=chance, probabilities=(1 - chance, chance))
+
+    assert pictures.answer(spec, replace(view, results=(result,))) == f"opaque {said}"
 
 
 def test_a_case_without_a_result_is_shown_as_it_stands(site):

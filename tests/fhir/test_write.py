@@ -30,7 +30,7 @@ from tests.results import (
 )
 
 FHIR = {"Content-Type": "application/fhir+json"}
-READINGS = [(0.91, "POS"), (0.52, "IND"), (0.5, "IND"), (0.46, "IND"), (0.1, "NEG")]
+READINGS = [(0.91, "POS"), (0.52, "IND"), (0.55, "IND"), (0.551, "POS"), (0.5, "IND"), (0.45, "IND"), (0.1, "NEG")]
 HEAT_MAP = ResultObject(
     kind="heat-map",
     sop_class_uid="1.2.840.10008.5.1.4.1.1.30",
@@ -143,7 +143,8 @@ def test_a_volume_says_of_which_organ_in_which_study_and_by_which_device() -> No
 
 
 @pytest.mark.parametrize(
-    ("chance", "reading"), [(0.91, "POS"), (0.52, "IND"), (0.5, "IND"), (0.46, "IND"), (0.1, "NEG")]
+    ("chance", "reading"),
+    [(0.91, "POS"), (0.52, "IND"), (0.55, "IND"), (0.551, "POS"), (0.5, "IND"), (0.45, "IND"), (0.1, "NEG")],
 )
 def test_a_class_probability_is_read_as_positive_negative_or_indeterminate(chance: float, reading: str) -> None:
     result = Result(output="pneumonia", value=chance, probabilities=(1 - chance, chance))

@@ -163,11 +163,9 @@ def _classified(output: Classification, result: Result) -> Json:
         best = output.classes[chances.index(max(chances))]
         return {"valueCodeableConcept": concept(best.code) | {"text": best.name}, "component": components}
     chance = rounded(_value(result))
-    distance = chance - output.threshold
-    doubtful = output.indeterminate > 0 and abs(distance) <= output.indeterminate
     return {
         "valueQuantity": quantity(chance, "1"),
-        "interpretation": [coded(INTERPRETATION, "IND" if doubtful else "POS" if distance >= 0 else "NEG")],
+        "interpretation": [coded(INTERPRETATION, output.interpretation(chance))],
         "component": [*components, _threshold(output.threshold, "1")],
     }
 
