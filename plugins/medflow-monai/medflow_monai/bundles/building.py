@@ -10,12 +10,14 @@ import re
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.bundle.config_parser import ConfigParser
 from monai.inferers.inferer import SimpleInferer
+from monai.networks.nets.swin_unetr import SwinUNETR
 from monai.transforms.compose import Compose
 from monai.transforms.io.dictionary import LoadImaged
 from monai.transforms.post.dictionary import AsDiscreted
@@ -69,8 +71,12 @@ class Builder:
                 except MedflowError:
                     raise
                 except Exception as error:  # noqa: BLE001 - a third party's code
-                    raise PluginBroken(f"its {name} cannot be built: {say(error)}") from None
+                    raise PluginBroken(f"its {name} cannot be built: {say(error)}{self._made_with()}") from None
         return None
+
+    def _made_with(self) -> str:
+        there, here = str(self._parser.get("_meta_::monai_version", "")), version("monai")
+        return f" (it was made with MONAI {there}, and here is {here})" if there and there != here else ""
 
     def preprocessing(self) -> Compose:
         """The preprocessing, whose LoadImaged waits for a `CaseReader`."""
@@ -153,6 +159,8 @@ def _adapt(config: Any) -> None:
             item["_disabled_"] = True
         if re.search(r"(^|\.)LoadImage(d|D|Dict)$", target):
             item.pop("reader", None)
+        if re.search(r"(^|\.)SwinUNETR$", target) and "img_size" not in signature(SwinUNETR).parameters:
+            item.pop("img_size", None)  # any size fits since MONAI 1.5, which removed it
         for old, new in _RENAMED.items():
             if re.search(old, target):
                 keys = {"keys": item["keys"]} if "keys" in item else {}

@@ -194,6 +194,24 @@ def test_a_missing_package_is_named(spleen, folder):
         add(spleen, folder, LabelMap(), replace_it=False, trial=False)
 
 
+def test_what_cannot_be_built_says_which_monai_the_bundle_is_of(spleen, folder):
+    change(spleen / "configs/inference.json", '"norm": "batch"', '"no_such_option": 1')
+
+    with pytest.raises(PluginBroken, match=r"no_such_option.* \(it was made with MONAI 1\.4\.0, and here is"):
+        add(spleen, folder, LabelMap(), replace_it=False, trial=False)
+
+
+def test_steps_that_monai_removed_or_renamed_are_understood(spleen, zoo, loaded, monai_itself, tmp_path):
+    image = zoo.volume()
+    [expected] = monai_itself(spleen, zoo.write_nifti(tmp_path / "ct.nii.gz", image))
+    change(spleen / "configs/inference.json", '"EnsureChannelFirstd"', '"AddChanneld"')
+    model = loaded(spleen)
+
+    [prediction] = model.predict([model.prepare(zoo.case_of(image=image))])
+
+    assert (prediction.values["spleen"] == (expected.T == 1)).all()
+
+
 def test_a_bundle_whose_postprocessing_does_not_decide_is_found_out_by_the_trial(spleen, folder):
     config = json.loads((spleen / "configs/inference.json").read_text())
     del config["postprocessing"]["transforms"][2]
