@@ -6,20 +6,25 @@ from pathlib import Path
 
 import pytest
 
+from medflow.dicom.seg import read_segmentation
 from tests.distributions import environment, medflow, write_distribution
 from tests.factories_dicom import volume_of, write_series
 
 BRIGHTNESS = """
 from dataclasses import replace
 from typing import ClassVar
-from medflow.plugin import Case, ImagingInput, Measure, Model, ModelSpec, Prediction, UnitKind
+from medflow.plugin import Case, ImagingInput, Measure, Model, ModelSpec, Prediction, Segment, UnitKind
+from tests.imaging_models import LIVER
 from tests.models import CARD, GC
 
 class Brightness(Model):
     spec = ModelSpec(
         name="brightness", version="1.0.0", title="Mean intensity", unit=UnitKind.SERIES,
         accepts=(ImagingInput(modality=("CT",), min_slices=3),),
-        outputs=(Measure(name="mean", code=GC, unit="1", valid_range=(-5000.0, 5000.0)),),
+        outputs=(
+            Measure(name="mean", code=GC, unit="1", valid_range=(-5000.0, 5000.0)),
+            Segment(name="bright", body_site=LIVER, valid_ml=(0.0, 1e6)),
+        ),
         card=CARD, batch_size=2,
     )
 
@@ -27,10 +32,10 @@ class Brightness(Model):
         pass
 
     def prepare(self, case):
-        return float(case.image.array.mean())
+        return case.image.array
 
     def predict(self, batch):
-        return [Prediction(values={"mean": value}) for value in batch]
+        return [Prediction(values={"mean": float(array.mean()), "bright": array > -900}) for array in batch]
 """
 
 
@@ -56,7 +61,7 @@ def run(env, *words) -> dict:
 
 def values(folder: Path) -> list[float]:
     lines = [json.loads(line) for path in folder.glob("Observation*.ndjson") for line in path.open()]
-    return sorted(line["valueQuantity"]["value"] for line in lines)
+    return sorted(line["valueQuantity"]["value"] for line in lines if line["valueQuantity"]["code"] == "1")
 
 
 def test_what_one_machine_ingests_another_scores_and_a_third_delivers(machine, s3, tmp_path):
@@ -68,12 +73,14 @@ def test_what_one_machine_ingests_another_scores_and_a_third_delivers(machine, s
     sent = run(machine("delivering"), "deliver", "--to", tmp_path / "out")
 
     assert (taken["offered"], taken["stored"]) == (12, 12)
-    assert len(s3.listed()) == 12
+    assert len(s3.listed()) == 12 + 3  # a segmentation each
     assert not (tmp_path / "ingesting" / "objects").exists()
     assert (scored["done"], scored["dead"]) == (3, 0), scored
     assert sent
     expected = [2 * (11.5 + 150) - 1000 * study for study in (3, 2, 1)]
     assert values(tmp_path / "out") == pytest.approx(expected)
+    files = list((tmp_path / "out" / "dicom").iterdir())
+    assert sorted(read_segmentation(file.read_bytes())["bright"].any() for file in files) == [False, False, True]
 
 
 def test_a_series_larger_than_the_cache_is_scored_all_the_same(machine, tmp_path):
