@@ -210,11 +210,20 @@ def problems_of(spec: ModelSpec) -> list[str]:
     found = [problem for item in inputs for problem in _problems(item, spec.unit)]
     if inputs and spec.unit is UnitKind.STUDY and all(item.optional for item in inputs):
         found.append("every input is optional: one of a study's must be there")
-    names = {item.name for item in inputs}
-    grids = [item for item in spec.outputs if isinstance(item, Segment) and item.of is not None]
     return found + [
-        f"output {item.name} is of {item.of!r}, which is no image" for item in grids if item.of not in names
+        problem for item in spec.outputs if isinstance(item, Segment) for problem in _ungrounded(item, inputs)
     ]
+
+
+def _ungrounded(output: Segment, inputs: Sequence[ImagingInput]) -> list[str]:
+    """What is wrong with the image that a segment is of."""
+    images = {item.name: item for item in inputs}
+    name = output.of if output.of is not None else next(iter(images), None)
+    if name not in images:
+        return [f"output {output.name} is of {name!r}, which is no image"] if output.of is not None else []
+    if images[name].optional:
+        return [f"output {output.name} is of {name!r}, which may be missing: name an image (of) that is always there"]
+    return []
 
 
 def _problems(item: ImagingInput, unit: UnitKind) -> list[str]:
@@ -286,7 +295,7 @@ def _no_capture(spec: ImagingInput) -> Condition:
 
 def _no_scout(spec: ImagingInput) -> Condition:
     def why(series: SeriesFacts) -> str | None:
-        return "it is a scout (localizer), which no model is given" if is_scout(series.image_type) else None
+        return "scouts (localizers) are given to no model" if is_scout(series.image_type) else None
 
     return Condition(code="localizer", words="" if spec.dimensions == 2 else "no scout", unmet=why)
 

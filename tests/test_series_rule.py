@@ -61,8 +61,8 @@ def test_a_series_that_meets_every_condition_fits() -> None:
         ({"modality": ("CT", "PT")}, {"modality": "MR"}, "modality MR, not CT or PT"),
         ({}, {"sop_class_uid": SEGMENTATION}, "it is no image"),
         ({}, {"sop_class_uid": CAPTURE}, "secondary captures (screenshots and the like) make no volume"),
-        ({}, {"image_type": "ORIGINAL\\PRIMARY\\LOCALIZER\\CT_SOM5 TOP"}, "it is a scout (localizer), which no model is given"),
-        ({"dimensions": 4}, {"image_type": "ORIGINAL\\PRIMARY\\SCOUT"}, "it is a scout (localizer), which no model is given"),
+        ({}, {"image_type": "ORIGINAL\\PRIMARY\\LOCALIZER\\CT_SOM5 TOP"}, "scouts (localizers) are given to no model"),
+        ({"dimensions": 4}, {"image_type": "ORIGINAL\\PRIMARY\\SCOUT"}, "scouts (localizers) are given to no model"),
         ({"sop_classes": (CT_IMAGE,)}, {"sop_class_uid": CR_IMAGE}, "another SOP class than the model takes"),
         ({"sop_classes": (CT_IMAGE,)}, {"sop_class_uid": None}, "its objects are of several kinds"),
         ({"body_parts": ("CHEST",)}, {"body_part": "HEAD"}, "another body part than CHEST"),
@@ -214,6 +214,17 @@ def test_a_model_of_series_prefers_none_and_misses_none(changes: dict[str, Any])
 def test_volumes_of_a_series_may_be_chosen_or_all_taken() -> None:
     for changes in ({"take": "first"}, {"take": "last"}, {"dimensions": 4}):
         assert problems_of(spec_of(replace(CT, **changes), unit=UnitKind.SERIES)) == []
+
+
+def test_a_segment_is_of_an_image_that_is_always_there() -> None:
+    segment = Segment(name="s", body_site=HEAD, valid_ml=(0, 1))
+    film = replace(CT, name="film", prefer="best", optional=True)
+    plain = replace(CT, name="plain", prefer="best")
+
+    (problem,) = problems_of(spec_of(film, plain, outputs=(segment,)))
+
+    assert "'film', which may be missing" in problem
+    assert problems_of(spec_of(film, plain, outputs=(replace(segment, of="plain"),))) == []
 
 
 def test_a_segment_is_of_an_image_that_there_is() -> None:

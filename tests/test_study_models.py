@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import orjson
 import pytest
+from pydicom import dcmread
 from pydicom.uid import ComputedRadiographyImageStorage
 
 from medflow import steps
@@ -16,16 +21,39 @@ from medflow.errors import InputNotUsable
 from medflow.inference.resident import LoadedModels
 from medflow.inputs import image_instances, open_cases
 from medflow.pictures import picture_of
-from medflow.plugin import Image
+from medflow.plugin import Case, Image, Model, ModelSpec, Prediction, Segment
 from medflow.registry import Registry
-from medflow.store import Store, history, jobs
+from medflow.store import Store, history, jobs, result_objects
 from medflow.store.jobs import Job
 from medflow.testing import check_model
 from tests.factories_dicom import slice_of, volume_of, write_series
-from tests.imaging_models import BrightTissue, Enhancement
+from tests.imaging_models import LIVER, BrightTissue, Enhancement
 from tests.models import registered
 
 AGENT: dict[str, Any] = {"ContrastBolusAgent": "Iohexol"}
+
+
+class Bright(Model[np.ndarray]):
+    """Marks what is bright in the late volume of a study."""
+
+    spec: ClassVar[ModelSpec] = replace(
+        Enhancement.spec,
+        name="bright",
+        outputs=(Segment(name="bright", body_site=LIVER, valid_ml=(0.0, 1e6), of="late"),),
+    )
+
+    def load(self, device: str) -> None:
+        """Nothing to load."""
+
+    def prepare(self, case: Case) -> np.ndarray:
+        """The late volume."""
+        late = case.inputs["late"]
+        assert isinstance(late, Image)
+        return late.array
+
+    def predict(self, batch: Sequence[np.ndarray]) -> list[Prediction]:
+        """Its brighter half."""
+        return [Prediction(values={"bright": volume > np.median(volume)}) for volume in batch]
 
 
 @pytest.fixture
@@ -210,6 +238,23 @@ def test_a_study_is_shown_and_reported(site: steps.Site, tmp_path: Path) -> None
 
     assert picture.title.startswith("study/1 ")
     assert picture.png.startswith(b"\x89PNG")
+
+
+def test_a_mask_lies_on_the_image_that_it_is_of(site: steps.Site, tmp_path: Path) -> None:
+    _take(site, tmp_path / "plain", volume_of(4, series=1))
+    _take(site, tmp_path / "late", volume_of(6, series=2, **AGENT))
+    site = steps.Site(
+        settings=site.settings, store=site.store, registry=Registry(models={"bright": registered(Bright)}, broken=())
+    )
+
+    assert steps.score(site).done == 1
+
+    with site.store.reading() as connection:
+        (job,) = history.scored_series(connection, since_us=0, last=5)
+        (made,) = result_objects.of_job(connection, job)
+    mask = dcmread(BytesIO(site.store.objects.get(made.sha256)))
+    assert mask.ReferencedSeriesSequence[0].SeriesInstanceUID == slice_of(series=2).SeriesInstanceUID
+    assert picture_of(site.store, job).answer.startswith("bright ")
 
 
 def test_the_conformance_kit_makes_cases_of_a_study() -> None:

@@ -28,7 +28,7 @@ def show(
     try:
         picture = picture_of(here().store, job, output=output)
     except CaseError as error:
-        raise ConfigurationError(f"job {job} cannot be shown, as it could not be scored: {error.message}") from None
+        raise ConfigurationError(f"job {job} cannot be shown: {error.message}") from None
     try:
         path.write_bytes(picture.png)
     except OSError as error:

@@ -9,10 +9,12 @@ import pytest
 from sqlalchemy import select
 
 from medflow.errors import RejectCode
-from medflow.records import Instant
+from medflow.records import Instant, UnitKind
 from medflow.store import Store
 from medflow.store.imaging import known_objects, relocate_objects, series_instances, store_objects
+from medflow.store.outcomes import unit_names
 from medflow.store.tables import SeriesRow, StudyRow
+from medflow.store.units import unit_facts
 from tests.imaging_objects import CT_IMAGE, object_of, patients, put
 
 # --- storing ---------------------------------------------------------------------------------------------------
@@ -183,3 +185,24 @@ def test_a_study_is_revised_with_any_of_its_series_and_no_other_is(store: Store)
 
     with store.reading() as connection:
         assert dict(connection.execute(select(StudyRow.uid, StudyRow.revision)).tuples().all()) == {"1.1": 2, "1.2": 1}
+
+
+def test_label_tables_name_series_and_studies_by_uid(store: Store) -> None:
+    put(store, [object_of(0), object_of(0, study="1.2", series="1.2.1")])
+
+    with store.reading() as connection:
+        assert unit_names(connection, UnitKind.STUDY, [1, 2]) == [("", "1.1", 1), ("", "1.2", 2)]
+        assert unit_names(connection, UnitKind.SERIES, [2]) == [("", "1.2.1", 2)]
+
+
+def test_a_study_is_a_unit_with_its_patient_and_its_name_in_fhir(store: Store) -> None:
+    (patient,) = patients(store, "a")
+    put(store, [object_of(0)], patient)
+
+    with store.reading() as connection:
+        facts = unit_facts(connection, UnitKind.STUDY, [1])[1]
+
+    assert facts.patient_id == patient
+    assert [(item.type, item.identifier.value) for item in facts.inputs if item.identifier] == [
+        ("ImagingStudy", "urn:oid:1.1")
+    ]
