@@ -163,8 +163,8 @@ def _score_model(
 
 def explain(site: Site, job_id: int, *, loaded: LoadedModels | None = None) -> list[str]:
     """Explain the answer of a done job; returns the outputs that heat maps are kept of."""
+    view, model = explainable(site.store, site.registry, job_id)
     with recorded(site, "explain") as run:
-        view, model = explainable(site.store, site.registry, job_id)
         own = loaded or LoadedModels(site.settings)
         try:
             outputs = explain_done(site.store, site.settings, view, model, own)
