@@ -36,10 +36,10 @@ def _measures(*thicknesses: float) -> list[Dataset]:
 
 def test_a_plain_object_says_it_in_its_own_elements() -> None:
     series = _series(
-        ProtocolName="Abdomen venous", ImageType=["ORIGINAL", "PRIMARY", "AXIAL"], SliceThickness=2.5, ContrastBolusAgent="x"
+        ProtocolName="Venous", ImageType=["ORIGINAL", "PRIMARY", "AXIAL"], SliceThickness=2.5, ContrastBolusAgent="x"
     )
 
-    assert series.protocol_name == "Abdomen venous"
+    assert series.protocol_name == "Venous"
     assert series.image_type == "ORIGINAL\\PRIMARY\\AXIAL"
     assert (series.slice_thickness_mm, series.contrast) == (2.5, True)
 
