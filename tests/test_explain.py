@@ -19,6 +19,7 @@ from medflow.registry import Registry
 from medflow.sample import ISSUER_SYSTEMS, write_sample
 from medflow.scoring import LoadedModels
 from medflow.store import Store, chunks, history, result_objects
+from tests.distributions import environment, medflow, write_distribution
 from tests.explaining_models import ExplainedTissue, Gradient
 from tests.imaging_models import Opacity
 from tests.models import GcContent, registered, renamed
@@ -236,6 +237,21 @@ def test_what_cannot_be_explained_says_why(scored):
         with pytest.raises(error, match=said):
             steps.explain(here, job)
         assert heat_maps(site, gradient) == before
+
+
+def test_the_command_line_explains_a_run_or_one_job(tmp_path, sample):
+    source = "from tests import explaining_models\n\nclass Tissue(explaining_models.ExplainedTissue):\n    pass\n"
+    plugins = write_distribution(tmp_path / "plugins", "tissue-plugin", source, {"explained-tissue": "Tissue"})
+    env = environment(tmp_path / "home", plugins)
+    medflow(env, "ingest", "dicom", sample.dicom / "ct-1")
+
+    run = medflow(env, "score", "--model", "explained-tissue", "--explain", "--json")
+    one = medflow(env, "explain", 1, "--json")
+    none = medflow(env, "explain", 2)
+
+    assert orjson.loads(run.stdout)["notes"] == {"explained": 1}, run.stderr
+    assert orjson.loads(one.stdout) == {"job": 1, "explained": ["bright"]}
+    assert (none.returncode, "there is no job 2" in none.stderr) == (1, True)
 
 
 # --- pictures ----------------------------------------------------------------------------------------------------

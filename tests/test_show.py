@@ -1,5 +1,9 @@
 """`medflow show` as people meet it: the file it writes, and what it says when it cannot."""
 
+import os
+import sys
+import time
+
 import pytest
 from PIL import Image
 
@@ -49,3 +53,30 @@ def test_what_cannot_be_is_said_in_one_sentence(env, words, said):
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere other programs open pictures")
+def test_it_opens_the_picture_in_whatever_shows_pictures_here(env, tmp_path):
+    program, told = tmp_path / "bin" / "xdg-open", tmp_path / "told"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$1" > {told}.part && mv {told}.part {told}\n')
+    program.chmod(0o755)
+    path = {"PATH": os.pathsep.join([str(program.parent), os.environ["PATH"]])}
+
+    done = medflow({**env, **path}, "show", 1, "--to", tmp_path / "case.png", "--open")
+
+    assert done.returncode == 0, done.stderr
+    for _ in range(100):  # it is not waited for
+        if told.exists():
+            break
+        time.sleep(0.1)
+    assert told.read_text().strip() == str(tmp_path / "case.png")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere other programs open pictures")
+def test_where_nothing_shows_pictures_the_file_is_there_all_the_same(env, tmp_path):
+    done = medflow({**env, "PATH": str(tmp_path)}, "show", 1, "--to", tmp_path / "case.png", "--open")
+
+    assert done.returncode == 1
+    assert "nothing here opens pictures" in done.stderr
+    assert Image.open(tmp_path / "case.png").format == "PNG"
