@@ -49,7 +49,7 @@ def test_the_series_sums_up_its_instances(store: Store) -> None:
 
 
 def test_content_depends_on_the_instances_not_on_their_order(store: Store) -> None:
-    def contents(series: str, numbers: Sequence[int]) -> str:
+    def contents(series: str, numbers: Sequence[int]) -> str | None:
         for number in numbers:
             put(store, [object_of(number, series=series)])
         with store.reading() as connection:
