@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from medflow.dicom.burned_in import may_have_burned_in_text
+from medflow.dicom.upright import Upright
 from medflow.drawing import COLOURS, HEAT, INK, MOST, figure, grey_range, heat_range, heat_strength, png
 from medflow.errors import ConfigurationError, InputNotUsable
 from medflow.heat_maps import read_heat_maps
@@ -41,7 +42,7 @@ from medflow.store.history import JobView
 from medflow.store.jobs import Job
 
 CT_HU = (-160.0, 240.0)  # soft tissue
-SLICES = ("axial", "coronal", "sagittal")
+SLICES = (("axial", "RLAP"), ("coronal", "RLSI"), ("sagittal", "APSI"))  # and the sides: left, right, top, bottom
 PER_LINE = 60  # letters of a sequence
 LETTERS = {"A": COLOURS[2], "C": COLOURS[0], "G": COLOURS[1], "T": COLOURS[4]}
 MAX_LINES = 40
@@ -64,6 +65,11 @@ class _Over:
         """The same of one plane of a volume."""
         masks = {output: np.take(mask, place, axis) for output, mask in self.masks.items()}
         return replace(self, masks=masks, heat=None if self.heat is None else np.take(self.heat, place, axis))
+
+    def turned(self, upright: Upright) -> _Over:
+        """The same over the image as it is shown."""
+        masks = {output: upright.apply(mask) for output, mask in self.masks.items()}
+        return replace(self, masks=masks, heat=None if self.heat is None else upright.apply(self.heat))
 
     @property
     def span(self) -> tuple[float, float]:
@@ -209,23 +215,35 @@ def _radiograph(image: Image, over: _Over) -> Any:
 
 
 def _volume(image: Image, over: _Over) -> Any:
-    """Three slices through the middle of what was found, else of what explains it, else of the volume."""
-    array, (z, y, x) = image.array, image.spacing_mm or (1.0, 1.0, 1.0)
-    centre = _centre(array.shape, over)
-    up = image.affine is None or image.affine[2, 2] >= 0  # whether slices are stacked towards the head (LPS)
+    """Three slices through the middle of what was found, else of what explains it, else of the volume.
+
+    As radiologists hang them: the patient's right on the left, the front or the head above.
+    """
+    assert image.affine is not None and image.spacing_mm is not None  # noqa: S101 - no volume is without
+    upright = Upright.of(image.affine, image.spacing_mm)
+    array, over, (z, y, x) = upright.apply(image.array), over.turned(upright), upright.spacing_mm
+    centre, window = _centre(array.shape, over), _window(image)
     drawn = figure(9.0, 4.0)
-    for axis, (name, spacing) in enumerate(zip(SLICES, ((y, x), (z, x), (z, y)), strict=True)):
-        plane, window = np.take(array, centre[axis], axis), _window(image)
+    for axis, ((name, sides), spacing) in enumerate(zip(SLICES, ((y, x), (z, x), (z, y)), strict=True)):
         axes = drawn.add_subplot(1, 3, axis + 1)
-        _slice(axes, plane, spacing, window, over.at(centre[axis], axis), over.span)
-        if axis and up:
+        _slice(axes, np.take(array, centre[axis], axis), spacing, window, over.at(centre[axis], axis), over.span)
+        if axis:
             axes.invert_yaxis()  # the head is above
-        axes.set_title(f"{name}, {'zyx'[axis]} = {centre[axis]}", fontsize=8, color=INK)
+        _name_sides(axes, sides)
+        place = upright.stored_place(axis, centre[axis], array.shape)
+        axes.set_title(f"{name}, {place}", fontsize=8, color=INK)
     _scale(drawn, over)
     handles = [_line(colour, output) for output, colour in zip(over.masks, COLOURS[1:], strict=False)]
     if handles:
         drawn.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return drawn
+
+
+def _name_sides(axes: Any, sides: str) -> None:
+    """The patient's sides at the edges: right, left, anterior, posterior, superior, inferior."""
+    for side, (x, y) in zip(sides, ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02)), strict=True):
+        across, along = {0.02: "left", 0.98: "right"}.get(x, "center"), {0.02: "bottom", 0.98: "top"}.get(y, "center")
+        axes.text(x, y, side, ha=across, va=along, transform=axes.transAxes, color="white", fontsize=8, weight="bold")
 
 
 def _line(colour: str, label: str) -> Any:
