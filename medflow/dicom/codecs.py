@@ -91,7 +91,20 @@ def native_frame(file: BinaryIO, frame: int, uid: str, options: Options) -> np.n
 
     The array may be a view of what was read, and read-only. Raises whatever pydicom makes of wrong elements.
     """
+    if options["bits_allocated"] == 1:
+        return _bit_frame(file, frame, (options["rows"], options["columns"]))
     return _decoder(uid).as_array(file, index=frame, view_only=True, **options)[0]
+
+
+def _bit_frame(file: BinaryIO, frame: int, shape: tuple[int, int]) -> np.ndarray:
+    """A frame of single bits, which begins where the last one ended: within a byte, maybe (PS3.5 8.1.1)."""
+    start, count = frame * shape[0] * shape[1], shape[0] * shape[1]
+    value = file.tell()
+    file.seek(value + start // 8)
+    data = file.read((start % 8 + count + 7) // 8)
+    file.seek(value)
+    bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
+    return bits[start % 8 : start % 8 + count].reshape(shape)
 
 
 def codestreams(file: BinaryIO, frames: Sequence[int], options: Options) -> Iterator[tuple[int, bytes]]:
@@ -121,11 +134,13 @@ def decompress(codestream: bytes, uid: str, options: Options) -> np.ndarray:
     one = {name: value for name, value in options.items() if name != "extended_offsets"} | {"number_of_frames": 1}
     data = encapsulate([codestream], has_bot=False)
     try:
-        return _decoder(uid).as_array(data, index=0, decoding_plugin=DECODERS[uid], **one)[0]
+        pixels = _decoder(uid).as_array(data, index=0, decoding_plugin=DECODERS[uid], **one)[0]
     except BaseException as error:
         if type(error).__name__ != PANIC:
             raise
         raise FrameDamaged("the decoder gave up") from None
+    _check_signs(pixels, options)
+    return pixels
 
 
 def _decoder(uid: str) -> Any:  # pydicom annotates its decoders' options as what holds them
@@ -144,6 +159,19 @@ def check_codestream(codestream: bytes, uid: str, shape: tuple[int, int]) -> Non
         return
     if found != shape and found != (0, shape[1]):  # no height: it is written behind the image (T.81 B.2.5)
         raise FrameDamaged("a frame has another size than its header says")
+
+
+def _check_signs(pixels: np.ndarray, options: Options) -> None:
+    """Refuse signed pixels well above the range of their bits: negative ones whose sign went lost in encoding.
+
+    JPEG and JPEG-LS have no negative numbers. Where a codestream has more bits than BitsStored, nothing says whether
+    the sign reaches up to its first bit.
+    """
+    if pixels.dtype.kind != "i" or options["bits_stored"] >= 8 * pixels.itemsize:
+        return
+    half = 1 << (options["bits_stored"] - 1)
+    if pixels.max(initial=0) > half + half // 16:  # a lossy codec may overshoot
+        raise FrameDamaged("pixels have lost their sign")
 
 
 def _jpeg_shape(codestream: bytes) -> tuple[tuple[int, int], int]:

@@ -65,9 +65,7 @@ class Decoders:
         if uid in HARMLESS:
             return decompress(codestream, uid, options)
         while True:
-            with self._lock:
-                process = self._idle.pop() if self._idle else None
-            process = process or _Process()
+            process = self._take() or _Process()
             try:
                 pixels = process.decompress(codestream, uid, options)
             except _IdleTooLong:
@@ -84,6 +82,14 @@ class Decoders:
         with self._lock:
             idle, self._idle = self._idle, []
         for process in idle:
+            process.close()
+
+    def _take(self) -> _Process | None:
+        while True:
+            with self._lock:
+                process = self._idle.pop() if self._idle else None
+            if process is None or process.alive:
+                return process
             process.close()
 
     def _give_back(self, process: _Process) -> None:

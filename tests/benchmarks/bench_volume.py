@@ -1,13 +1,12 @@
-"""A CT series of 512 x 512 x 300: from files to a prepared tensor, and through a model, beside plain pydicom and MONAI.
+"""A CT series of 512 x 512 x 300: from files to a tensor, and through a model, beside plain pydicom and MONAI.
 
-    python tests/benchmarks/bench_volume.py [--syntax plain j2k jls rle] [--rounds 3] [--slices 300] [--no-model] [--json]
+    python tests/benchmarks/bench_volume.py [--syntax plain j2k jls rle] [--rounds 3] [--no-model] [--json]
 
 Reading: each way runs in a process of its own, in turns with the others; figures are medians. ``pydicom`` is what
 everybody writes: dcmread, pixel_array, rescale, float32, numpy.stack, torch.from_numpy. ``one`` and ``two`` are
-read_image with that many workers, from the object store; ``in-place`` has two, and files that stay where they are, whose
-SHA-256 is checked. Memory is the peak of the process beyond what it had after importing everything, plus the peaks of
-its decoding processes in full, in volumes of float32. CPU seconds are of the process and its children, and hardly
-depend on what else the machine does.
+read_image with that many workers, from the object store; ``in-place`` has two, and files that stay where they are,
+whose SHA-256 is checked. Memory is the peak of the process beyond what it had after importing everything, plus the
+peaks of its decoding processes in full, in volumes of float32. CPU seconds are of the process and its children.
 
 Model: MONAI's SlidingWindowInferer over the prepared volume, alone and inside of medflow's Runner, which reads the
 series, prepares it and predicts; in one process, in turns.
@@ -27,7 +26,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from hashlib import sha256
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +73,7 @@ def main() -> None:
             if not options.json:
                 _say_reading(name, found[name])
             if name == "plain" and not options.no_model:
-                found["model"] = inference(folder, options.rounds)
+                found["model"] = inference(folder, max(1, options.rounds - 1))
                 if not options.json:
                     _say_model(found["model"])
     if options.json:
@@ -165,7 +163,7 @@ def _measure(way: str, folder: Path) -> dict[str, float]:
     prepare = _preparation(way, folder)
     paths = sorted((folder / "files").iterdir())
     for path in paths:
-        path.read_bytes()  # all ways find the files in the system's cache
+        path.read_bytes()  # the system has them in memory, whichever way comes first
     before, cpu = _memory("VmRSS"), _cpu()
     started = time.perf_counter()
     tensor, _affine = prepare(paths)
@@ -297,8 +295,8 @@ def _case(image: Any) -> Any:
 def _model() -> Any:
     """A small MONAI UNet behind MONAI's SlidingWindowInferer, as a plugin would ship it."""
     import torch
-    from monai.inferers import SlidingWindowInferer
-    from monai.networks.nets import UNet
+    from monai.inferers.inferer import SlidingWindowInferer
+    from monai.networks.nets.unet import UNet
 
     from medflow.plugin import (
         SNOMED,
@@ -325,7 +323,7 @@ def _model() -> Any:
 
         def load(self, device: str) -> None:
             torch.manual_seed(0)
-            self.network = UNet(3, 1, 2, channels=(8, 16, 32), strides=(2, 2)).to(device).eval()
+            self.network = UNet(3, 1, 2, channels=(8, 16), strides=(2,)).to(device).eval()
             self.inferer = SlidingWindowInferer(PATCH, sw_batch_size=1, overlap=0.25)
 
         def prepare(self, case: Any) -> torch.Tensor:
