@@ -191,7 +191,7 @@ def _jpeg_shape(codestream: bytes) -> tuple[tuple[int, int], int]:
 
 
 def _jpeg_2000_shape(codestream: bytes) -> tuple[int, int]:
-    """Rows and columns of the SIZ segment (ITU-T T.800 A.5.1), within a JP2 file too."""
+    """Rows and columns of the image and tile size segment (ITU-T T.800 A.5.1), within a JP2 file too."""
     start = codestream.find(b"\xff\x4f\xff\x51")
     if start < 0 or len(codestream) < start + 24:
         raise FrameDamaged("a frame has no header")
