@@ -46,16 +46,16 @@ def due_units(connection: Connection, spec: ModelSpec, *, as_of: Instant, model_
     raise TypeError(f"no selection for {type(wanted).__name__}")  # the registry admits no such model
 
 
-def open_cases(store: Store, spec: ModelSpec, jobs: Sequence[Job]) -> list[CaseOpener]:
+def open_cases(store: Store, spec: ModelSpec, jobs: Sequence[Job], *, workers: int = 0) -> list[CaseOpener]:
     """One opener per job, in order; calling it reads and checks the case, and is safe in any thread.
 
     Pixels are read case by case. Records are read a batch at a time, when the first case of the batch is opened, so
     that reading goes on while the device works on the batch before. An opener raises `InputNotUsable` when its case
-    cannot be scored.
+    cannot be scored. Images are decoded by ``workers`` at once, however many threads open cases; 0 is one per core.
     """
     wanted = spec.accepts[0]
     if isinstance(wanted, ImagingInput):
-        return [partial(_open_images, store, spec, job) for job in jobs]
+        return [partial(_open_images, store, spec, job, workers) for job in jobs]
     assert isinstance(wanted, (TimeSeriesInput, SequenceInput))  # noqa: S101 - the registry admits no other
     batches = [jobs[start : start + spec.batch_size] for start in range(0, len(jobs), spec.batch_size)]
     return [opener for batch in batches for opener in _RecordBatch(store, wanted, batch).openers()]
@@ -131,14 +131,14 @@ def _content(instances: Sequence[Instance]) -> str:
     return content_of(item.sha256 for item in instances)
 
 
-def _open_images(store: Store, spec: ModelSpec, job: Job) -> Case:
+def _open_images(store: Store, spec: ModelSpec, job: Job, workers: int) -> Case:
     with store.reading() as connection:
         found = image_instances(connection, spec, job)
     images: dict[str, CaseInput] = {}
     for item in imaging_inputs(spec):
         if item.name in found:
             try:
-                images[item.name] = read_image(found[item.name], store.objects, item)
+                images[item.name] = read_image(found[item.name], store.objects, item, workers=workers)
             except InputNotUsable as error:
                 if spec.unit is not UnitKind.STUDY:
                     raise

@@ -279,7 +279,7 @@ class _Chunk:
         started = time.perf_counter()
         with self.store.reading() as connection:
             self.about = read_about(connection, self.settings, self.model, leased)
-        openers = open_cases(self.store, self.model.spec, leased)
+        openers = open_cases(self.store, self.model.spec, leased, workers=self.settings.threads)
         self.tally.seconds["read"] += time.perf_counter() - started
         started = time.perf_counter()
         runner = Runner(model, threads=self.settings.threads, explain=self.explain)
