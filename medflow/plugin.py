@@ -34,6 +34,8 @@ __all__ = [
     "ImagingInput",
     "InputNotUsable",
     "InputSpec",
+    "LabelMask",
+    "Mask",
     "Measure",
     "MedflowError",
     "Model",
@@ -314,7 +316,7 @@ ANATOMICAL_STRUCTURE = Coding(system=SNOMED, code="123037004", display="Anatomic
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """A mask on the grid of an input image: boolean, or with ``fractional`` float32 probabilities 0..1.
+    """A mask on the grid of an input image: boolean (or a `LabelMask`), or with ``fractional`` float32 0..1.
 
     medflow derives the volume in mL from the image's geometry and the mean intensity inside (of a fractional mask where
     it is 0.5 or more), and writes all segments of a case as one DICOM SEG. A volume outside ``valid_ml`` is an error,
@@ -335,16 +337,48 @@ class Segment:
 OutputSpec = Measure | Classification | Risk | Segment
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LabelMask:
+    """The mask of one `Segment`, not fractional: where ``labels`` has ``value``.
+
+    ``labels`` is uint8 or uint16, on the grid of the input image. The masks of a case share one array, which must not
+    change afterwards, so that a hundred structures take no more memory than one. Values that no output names are
+    outside of all of them. numpy takes it for the boolean array that it stands for, which is made anew each time.
+    """
+
+    labels: np.ndarray
+    value: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the labels."""
+        return self.labels.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Boolean."""
+        return np.dtype(np.bool_)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The boolean array."""
+        if copy is False:
+            raise ValueError("the mask of a label is computed: it cannot be had without a copy")
+        return np.asarray(self.labels == self.value, dtype=dtype)
+
+
+Mask = np.ndarray | LabelMask
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """A model's answer for one case.
 
     ``values`` holds for every declared output, by name: a float (Measure, Risk), an array of probabilities
-    (Classification) or a mask (Segment). ``out_of_scope`` instead gives a reason (no patient data) why the
-    model does not answer; it becomes a dataAbsentReason and no value.
+    (Classification) or a mask (Segment): an array, or a `LabelMask`. ``out_of_scope`` instead gives a reason (no
+    patient data) why the model does not answer; it becomes a dataAbsentReason and no value.
     """
 
-    values: Mapping[str, float | np.ndarray] = field(default_factory=dict)
+    values: Mapping[str, float | Mask] = field(default_factory=dict)
     out_of_scope: str | None = None
 
 

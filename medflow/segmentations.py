@@ -14,7 +14,7 @@ from medflow.dicom.seg import read_segmentation, write_segmentations
 from medflow.errors import InputNotUsable, MedflowError, PredictionInvalid, place_of
 from medflow.inference.results import image_of
 from medflow.inputs import image_instances
-from medflow.plugin import ImagingInput, ModelSpec, Prediction, Segment
+from medflow.plugin import ImagingInput, LabelMask, Mask, ModelSpec, Prediction, Segment
 from medflow.records import Result, ResultObject
 from medflow.store import Store
 from medflow.store.jobs import Job
@@ -55,17 +55,19 @@ def keep_segmentations(
 
 def _by_image(
     spec: ModelSpec, prediction: Prediction, results: Sequence[Result]
-) -> Mapping[str, list[tuple[Segment, np.ndarray]]]:
-    masks: dict[str, list[tuple[Segment, np.ndarray]]] = defaultdict(list)
+) -> Mapping[str, list[tuple[Segment, Mask]]]:
+    masks: dict[str, list[tuple[Segment, Mask]]] = defaultdict(list)
     for result in results:
         output = spec.output(result.output)
         if isinstance(output, Segment) and result.out_of_scope is None:
-            masks[image_of(spec, output)].append((output, np.asarray(prediction.values[output.name])))
+            value = prediction.values[output.name]
+            mask = value if isinstance(value, LabelMask) else np.asarray(value)
+            masks[image_of(spec, output)].append((output, mask))
     return masks
 
 
 def _written(
-    store: Store, spec: ModelSpec, job: Job, masks: Mapping[str, list[tuple[Segment, np.ndarray]]], maker: Maker
+    store: Store, spec: ModelSpec, job: Job, masks: Mapping[str, list[tuple[Segment, Mask]]], maker: Maker
 ) -> list[ResultObject]:
     with store.reading() as connection:
         instances = image_instances(connection, spec, job)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import numpy as np
-from nibabel.nifti1 import Nifti1Image
 
 from medflow.errors import ConfigurationError
 from medflow.plugin import Image
+
+if TYPE_CHECKING:
+    from nibabel.nifti1 import Nifti1Image
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SCANNER, UNKNOWN = 1, 0  # NIFTI_XFORM codes
@@ -33,6 +36,8 @@ def nifti_of(image: Image) -> Nifti1Image:
     An image without a place gets its spacing only, marked as of unknown orientation. Where axes are not at right angles
     the affine stands in the sform alone.
     """
+    from nibabel.nifti1 import Nifti1Image
+
     array = image.array[None] if image.array.ndim == 2 else image.array
     data = array.transpose((3, 2, 1, 0) if array.ndim == 4 else (2, 1, 0))
     affine = _affine(image)

@@ -11,17 +11,21 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from highdicom import AlgorithmIdentificationSequence
-from highdicom.seg import Segmentation, SegmentDescription
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import iter_pixels
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    SegmentationStorage,
+)
 
 from medflow.dicom.derived import (
     LO,
@@ -40,11 +44,15 @@ from medflow.dicom.geometry import Plane, group_of, places_of, planes_of
 from medflow.dicom.pixels import Objects
 from medflow.dicom.plan import VolumePlan
 from medflow.errors import InputNotUsable
-from medflow.plugin import Segment
+from medflow.plugin import LabelMask, Mask, Segment
 from medflow.records import Coding
+
+if TYPE_CHECKING:
+    from highdicom.seg import SegmentDescription
 
 KIND = "segmentation"
 LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
+UNCOMPRESSED = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian}
 LAYOUT = 1  # part of every object's identity: raised when the same masks are written differently
 SERIES_OFFSET = 100_000
 PLACEHOLDER = "2.25."  # then the slice's number: it stands for a slice until its real references are put in
@@ -68,7 +76,7 @@ PRIVATE_SCHEME = "99MEDFLOW"
 
 
 def write_segmentations(
-    plan: VolumePlan, objects: Objects, masks: Sequence[tuple[Segment, np.ndarray]], maker: Maker
+    plan: VolumePlan, objects: Objects, masks: Sequence[tuple[Segment, Mask]], maker: Maker
 ) -> list[MadeObject]:
     """One object of the boolean masks and one of the fractional ones, as far as there are any.
 
@@ -79,7 +87,8 @@ def write_segmentations(
     objects
         The object store, for the header of a source image.
     masks
-        Each on the grid of the image, (z, y, x) or (rows, columns): boolean, or of a fractional segment 0..1.
+        Each on the grid of the image, (z, y, x) or (rows, columns): boolean, or of a fractional segment 0..1. Those of
+        one label map are written from it, without a boolean array of each.
     maker
         The model.
 
@@ -167,23 +176,22 @@ def _decimal(value: Any) -> str:
     return next(text for digits in range(16, 5, -1) if len(text := f"{number:.{digits}g}") <= 16)
 
 
-def _write(
-    source: _Source, instance_number: int, masks: Sequence[tuple[Segment, np.ndarray]], maker: Maker
-) -> MadeObject:
+def _write(source: _Source, instance_number: int, masks: Sequence[tuple[Segment, Mask]], maker: Maker) -> MadeObject:
+    from highdicom.seg import Segmentation
+
     segments = [segment for segment, _ in masks]
-    arrays = [_on_slices(source, mask) for _, mask in masks]
+    drawn = _drawn(source, masks)
     series = first_of(source.header, "SeriesInstanceUID") or ""
-    uid = maker.uid(KIND, LAYOUT, series, _content(segments, arrays))
+    uid = maker.uid(KIND, LAYOUT, series, drawn.content)
     headers = source.headers()
-    filled = np.array([[plane.any() for plane in array] for array in arrays])  # (segment, z)
-    shown = np.flatnonzero(filled.any(axis=0)).tolist() or [0]  # of empty masks one slice: an object has a frame
+    shown = drawn.shown or [0]  # of empty masks one slice: an object has a frame
     made = Segmentation(
         source_images=[headers[z] for z in shown],
-        pixel_array=_stacked(segments, arrays, filled, shown),
+        pixel_array=drawn.on(shown),
         segmentation_type="FRACTIONAL" if segments[0].fractional else "BINARY",
         segment_descriptions=[_description(number, item, maker, uid) for number, item in enumerate(segments, 1)],
         max_fractional_value=LEVELS,
-        omit_empty_frames=bool(filled.any()),
+        omit_empty_frames=bool(drawn.shown),
         series_instance_uid=maker.uid(KIND, series),
         series_number=series_number(source.header, SERIES_OFFSET),
         sop_instance_uid=uid,
@@ -206,38 +214,83 @@ def _write(
     return made_object(made, kind=KIND, sop_instance_uid=uid, outputs=tuple(segment.name for segment in segments))
 
 
-def _on_slices(source: _Source, mask: np.ndarray) -> np.ndarray:
-    """uint8 (z, y, x) on the source's slices: 0 and 1, or probabilities in the levels that are written."""
-    array = np.ascontiguousarray(source.plan.on_source(mask)).reshape(source.shape)
+def _drawn(source: _Source, masks: Sequence[tuple[Segment, Mask]]) -> _Drawn:
+    segments = [segment for segment, _ in masks]
+    fractional = segments[0].fractional
+    numbers = None if fractional else _numbered(source, [mask for _, mask in masks])
+    if numbers is not None:
+        return _Drawn(segments, [numbers])
+    return _Drawn(segments, [_levels(_on_slices(source, np.asarray(mask))) for _, mask in masks], apart=True)
+
+
+class _Drawn:
+    """Masks on the source's slices: as the numbers of segments, or ``apart`` in an array for each, uint8 (z, y, x)."""
+
+    def __init__(self, segments: Sequence[Segment], arrays: Sequence[np.ndarray], *, apart: bool = False) -> None:
+        self._fractional, self._arrays, self._apart = segments[0].fractional, arrays, apart
+        filled = np.array([[plane.any() for plane in array] for array in arrays])
+        self.shown: list[int] = np.flatnonzero(filled.any(axis=0)).tolist()  # the slices on which there is something
+        self.content = self._digest(segments)
+
+    def _digest(self, segments: Sequence[Segment]) -> str:
+        """A digest of what the object shows: another mask is another object."""
+        total = sha256(repr((self._apart, self._arrays[0].shape, *segments)).encode())
+        packed = self._apart and not self._fractional
+        for array in self._arrays:
+            total.update((np.packbits(array) if packed else np.ascontiguousarray(array)).data)
+        return total.hexdigest()
+
+    def on(self, shown: Sequence[int]) -> np.ndarray:
+        """What highdicom takes of these slices: segment numbers (z, y, x), or (z, y, x, segment)."""
+        if not self._apart:
+            return self._arrays[0][shown]
+        stack = np.stack([array[shown] for array in self._arrays], axis=-1)
+        return stack.astype(np.float32) / np.float32(LEVELS) if self._fractional else stack
+
+
+def _on_slices(source: _Source, array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(source.plan.on_source(array)).reshape(source.shape)
+
+
+def _levels(array: np.ndarray) -> np.ndarray:
+    """uint8: 0 and 1, or probabilities in the levels that are written."""
     return array.view(np.uint8) if array.dtype == np.bool_ else np.around(array * LEVELS).astype(np.uint8)
 
 
-def _content(segments: Sequence[Segment], arrays: Sequence[np.ndarray]) -> str:
-    """A digest of what the object shows: another mask is another object."""
-    total = sha256()
-    for segment, array in zip(segments, arrays, strict=True):
-        total.update(repr((segment, array.shape)).encode())
-        total.update((array if segment.fractional else np.packbits(array)).data)
-    return total.hexdigest()
-
-
-def _stacked(
-    segments: Sequence[Segment], arrays: Sequence[np.ndarray], filled: np.ndarray, shown: Sequence[int]
-) -> np.ndarray:
-    """What highdicom takes: segment numbers where no voxel is in two segments, else (z, y, x, segment)."""
-    if segments[0].fractional:
-        return np.stack([array[shown] for array in arrays], axis=-1).astype(np.float32) / np.float32(LEVELS)
-    numbers = np.zeros((len(shown), *arrays[0].shape[1:]), np.uint8 if len(arrays) < 256 else np.uint16)
-    for place, z in enumerate(shown):
-        for segment in np.flatnonzero(filled[:, z]).tolist():
-            inside = arrays[segment][z].view(np.bool_)
-            if numbers[place][inside].any():
-                return np.stack([array[shown] for array in arrays], axis=-1)
-            numbers[place][inside] = segment + 1
+def _numbered(source: _Source, masks: Sequence[Mask]) -> np.ndarray | None:
+    """The number of the segment, from 1, that each voxel is in; None where one is in two."""
+    numbers = np.zeros(source.shape, np.uint8 if len(masks) < 256 else np.uint16)
+    for labels, segments in _layers(masks):
+        plain = labels.dtype == np.bool_
+        table = np.zeros(2 if plain else np.iinfo(labels.dtype).max + 1, numbers.dtype)
+        table[list(segments)] = list(segments.values())
+        for place, plane in zip(numbers, _on_slices(source, labels), strict=True):
+            if plain and not plane.any():
+                continue
+            found = plane * table[1] if plain else table[plane]
+            if np.minimum(place, found).any():
+                return None
+            place |= found
     return numbers
 
 
+def _layers(masks: Sequence[Mask]) -> list[tuple[np.ndarray, dict[int, int]]]:
+    """Arrays of labels, and the segments' numbers by label: one for all masks that share it, but for a label twice."""
+    layers: list[tuple[np.ndarray, dict[int, int]]] = []
+    for number, mask in enumerate(masks, 1):
+        array, value = (mask.labels, mask.value) if isinstance(mask, LabelMask) else (mask, 1)
+        free = (segments for labels, segments in layers if labels is array and value not in segments)
+        segments = next(free, None)
+        if segments is None:
+            layers.append((array, segments := {}))
+        segments[value] = number
+    return layers
+
+
 def _description(number: int, segment: Segment, maker: Maker, uid: str) -> SegmentDescription:
+    from highdicom import AlgorithmIdentificationSequence
+    from highdicom.seg import SegmentDescription
+
     algorithm = AlgorithmIdentificationSequence(
         name=ascii_text(maker.model, LO),
         version=ascii_text(maker.version, LO),
@@ -330,7 +383,7 @@ def _masks(dataset: Dataset, places: np.ndarray, shape: tuple[int, ...]) -> dict
     kind = first_of(dataset, "SegmentationType")
     masks = {number: np.zeros(shape, np.float32 if kind == "FRACTIONAL" else np.bool_) for number in labels}
     try:
-        for frame, (pixels, z) in enumerate(zip(iter_pixels(dataset), places, strict=True)):
+        for frame, (pixels, z) in enumerate(zip(_pixels_of(dataset), places, strict=True)):
             if kind == "LABELMAP":
                 for number, mask in masks.items():
                     mask[z] |= pixels == number
@@ -342,6 +395,17 @@ def _masks(dataset: Dataset, places: np.ndarray, shape: tuple[int, ...]) -> dict
         reason = f"a frame of the segmentation cannot be decoded ({type(error).__name__})"
         raise InputNotUsable("undecodable-frame", reason) from None
     return {labels[number]: mask for number, mask in masks.items()}
+
+
+def _pixels_of(dataset: Dataset) -> Iterator[np.ndarray]:
+    """Each frame's stored values; of single bits by their place, as pydicom loses some where frames share a byte."""
+    if dataset.BitsAllocated != 1 or dataset.file_meta.TransferSyntaxUID not in UNCOMPRESSED:
+        yield from iter_pixels(dataset)
+        return
+    data, count = np.frombuffer(dataset.PixelData, np.uint8), dataset.Rows * dataset.Columns
+    for start in range(0, count * int(dataset.NumberOfFrames), count):
+        bits = np.unpackbits(data[start // 8 : -(-(start + count) // 8)], bitorder="little")
+        yield bits[start % 8 : start % 8 + count].reshape(dataset.Rows, dataset.Columns)
 
 
 def _places_on(plan: VolumePlan, planes: Sequence[Plane]) -> np.ndarray:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
 from medflow.dicom.nifti import ras_affine
 
@@ -25,12 +24,16 @@ class Upright:
     @classmethod
     def of(cls, affine: np.ndarray, spacing_mm: tuple[float, ...]) -> Upright:
         """For the grid whose affine maps indices (x, y, z) to LPS millimetres."""
+        from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
         turn = ornt_transform(io_orientation(ras_affine(affine)), axcodes2ornt(FEET_TO_HEAD))
         turned = {int(to): spacing for (to, _), spacing in zip(turn, reversed(spacing_mm), strict=True)}
         return cls(turn=turn, spacing_mm=(turned[2], turned[1], turned[0]))
 
     def apply(self, array: np.ndarray) -> np.ndarray:
         """An array (z, y, x) of the grid, turned: z towards the head, y towards the back, x towards the left."""
+        from nibabel.orientations import apply_orientation
+
         return apply_orientation(array.T, self.turn).T
 
     def stored_place(self, axis: int, place: int, shape: tuple[int, ...]) -> str:

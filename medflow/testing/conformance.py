@@ -243,11 +243,16 @@ def _compare(model: Model, one: Sequence[Prediction], other: Sequence[Prediction
         if left.out_of_scope != right.out_of_scope or set(left.values) != set(right.values):
             raise _Broken(f"case {number} is answered differently when {how}")
         for name, value in left.values.items():
-            difference = float(np.max(np.abs(np.asarray(value, float) - np.asarray(right.values[name], float))))
-            if np.asarray(value).dtype == np.bool_:
-                difference = float(np.mean(np.asarray(value) != np.asarray(right.values[name])))
+            difference = _difference(np.asarray(value), np.asarray(right.values[name]))
             if not difference <= model.spec.tolerance:
                 raise _Broken(
                     f"output {name} of case {number} differs by {difference:.3g} when {how}; "
                     f"the spec's tolerance is {model.spec.tolerance:g}"
                 )
+
+
+def _difference(value: np.ndarray, other: np.ndarray) -> float:
+    """The part of a mask that differs, the most that a number does."""
+    if value.dtype == np.bool_:
+        return float(np.mean(value != other))
+    return float(np.max(np.abs(value.astype(float) - other.astype(float))))
