@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 KIND = "segmentation"
 LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 UNCOMPRESSED = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian}
-UNCOMPRESSED = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian}
 LAYOUT = 1  # part of every object's identity: raised when the same masks are written differently
 SERIES_OFFSET = 100_000
 PLACEHOLDER = "2.25."  # then the slice's number: it stands for a slice until its real references are put in
@@ -396,17 +395,6 @@ def _masks(dataset: Dataset, places: np.ndarray, shape: tuple[int, ...]) -> dict
         reason = f"a frame of the segmentation cannot be decoded ({type(error).__name__})"
         raise InputNotUsable("undecodable-frame", reason) from None
     return {labels[number]: mask for number, mask in masks.items()}
-
-
-def _pixels_of(dataset: Dataset) -> Iterator[np.ndarray]:
-    """Each frame's stored values; of single bits by their place, as pydicom loses some where frames share a byte."""
-    if dataset.BitsAllocated != 1 or dataset.file_meta.TransferSyntaxUID not in UNCOMPRESSED:
-        yield from iter_pixels(dataset)
-        return
-    data, count = np.frombuffer(dataset.PixelData, np.uint8), dataset.Rows * dataset.Columns
-    for start in range(0, count * int(dataset.NumberOfFrames), count):
-        bits = np.unpackbits(data[start // 8 : -(-(start + count) // 8)], bitorder="little")
-        yield bits[start % 8 : start % 8 + count].reshape(dataset.Rows, dataset.Columns)
 
 
 def _pixels_of(dataset: Dataset) -> Iterator[np.ndarray]:
