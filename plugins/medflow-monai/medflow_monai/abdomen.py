@@ -19,6 +19,7 @@ from medflow.plugin import (
     Coding,
     ImagingInput,
     InputNotUsable,
+    LabelMask,
     Model,
     ModelCard,
     ModelSpec,
@@ -154,7 +155,9 @@ class AbdomenPhantomCT(Model[Prepared]):
                 out_of_scope=f"the picture is unlike the phantoms that the model was trained on: {reason}"
             )
         back = to_input_grid(probabilities, item.grid_ras, item.shape_zyx, item.affine_lps)
-        return Prediction(values={name: back == label for label, name in enumerate(ORGANS, start=1)})
+        return Prediction(
+            values={name: LabelMask(labels=back, value=label) for label, name in enumerate(ORGANS, start=1)}
+        )
 
 
 def segment(net: Module, volume: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def test_masks_and_volumes_are_right_in_every_orientation(
     assert prediction.out_of_scope is None
     voxel_ml = np.prod(spacing) / 1000
     for name, label in LABELS.items():
-        mask, truth = prediction.values[name], labels == label
+        mask, truth = np.asarray(prediction.values[name]), labels == label
         assert mask.shape == shape
         assert mask.dtype == bool
         assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.9, name
@@ -84,7 +84,7 @@ def test_the_same_scan_stored_from_the_other_end_gives_the_same_masks(abdomen, p
     [other] = abdomen.predict([abdomen.prepare(case_of(case.image.array[::-1], affine))])
 
     for name in LABELS:
-        assert np.mean(one.values[name] != other.values[name][::-1]) < 1e-3
+        assert np.mean(np.asarray(one.values[name]) != np.asarray(other.values[name])[::-1]) < 1e-3
 
 
 def test_what_is_no_phantom_is_out_of_scope(abdomen, case_of, phantom_case):
@@ -134,4 +134,4 @@ def test_cuda_agrees_with_the_cpu(abdomen, phantom_case):
     [here], [there] = abdomen.predict([ready]), model.predict([ready])
 
     for name in LABELS:
-        assert np.mean(here.values[name] != there.values[name]) < 1e-3
+        assert np.mean(np.asarray(here.values[name]) != np.asarray(there.values[name])) < 1e-3

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from medflow.errors import InputNotUsable, PluginBroken, PredictionInvalid
-from medflow.plugin import Case, Image, Model, Prediction
+from medflow.plugin import Case, Image, LabelMask, Mask, Model, Prediction
 from medflow_monai.bundles.pinned import Pinned, private_copy, verify
 
 if TYPE_CHECKING:
     from medflow_monai.bundles.workflow import Prepared, Workflow
 
 
-Answer = dict[str, float | np.ndarray]
+Answer = dict[str, float | Mask]
 
 
 class BundleModel(Model["Prepared"]):
@@ -74,12 +74,8 @@ class BundleModel(Model["Prepared"]):
             raise PredictionInvalid(
                 "bundle-channels", f"the bundle gave {len(found)} channels, and its metadata names {len(channels)}"
             )
-        labels = np.ascontiguousarray(found[0].T).astype(np.uint16)
-        whole = bool((labels == found[0].T).all())
-        values = np.flatnonzero(np.bincount(labels.ravel())) if whole else ()
-        if not whole or not set(values) <= {*channels, 0}:
-            raise PredictionInvalid("bundle-labels", "the bundle gave label values that its metadata does not name")
-        return {name: labels == number for number, name in channels.items() if name is not None}
+        labels = _label_map(found[0].T, {*channels, 0})
+        return {name: LabelMask(labels=labels, value=value) for value, name in channels.items() if name is not None}
 
     def _masks_of_channels(self, found: np.ndarray, channels: Mapping[int, str | None]) -> Answer:
         masks: Answer = {}
@@ -103,6 +99,17 @@ class BundleModel(Model["Prepared"]):
             return {self.spec.outputs[0].name: found}
         named = zip(channels, found, strict=True)
         return {name: np.asarray([1 - value, value]) for name, value in named if name is not None}
+
+
+def _label_map(found: np.ndarray, known: set[int]) -> np.ndarray:
+    """Label values as uint8, or uint16 where there are that many; slice by slice, for `bincount` needs copies."""
+    labels = np.empty(found.shape, np.uint8 if max(known) < 256 else np.uint16)
+    for target, plane in zip(labels, found, strict=True):
+        with np.errstate(invalid="ignore"):  # what is no such number is found below
+            target[...] = plane
+        if not (target == plane).all() or not set(np.flatnonzero(np.bincount(target.ravel()))) <= known:
+            raise PredictionInvalid("bundle-labels", "the bundle gave label values that its metadata does not name")
+    return labels
 
 
 def bundle_model(pinned: Pinned) -> type[BundleModel]:

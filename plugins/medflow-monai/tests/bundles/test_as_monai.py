@@ -22,7 +22,7 @@ from medflow.plugin import Image
 def masks_of(model, case):
     [prediction] = model.predict([model.prepare(case)])
     assert prediction.out_of_scope is None
-    return prediction.values
+    return {name: np.asarray(value) for name, value in prediction.values.items()}
 
 
 @pytest.fixture
@@ -78,6 +78,26 @@ def test_a_bundle_in_yaml_that_names_its_steps_elsewhere_and_inverts_labels(zoo,
     mask = masks_of(loaded(bundle), zoo.case_of(image=image))["spleen"]
 
     np.testing.assert_array_equal(mask, expected.T == 1)
+
+
+def test_the_masks_of_many_labels_share_one_array(zoo, tmp_path, loaded, monai_itself, nifti):
+    image, file = nifti
+    config = zoo.spleen_config()
+    config["network_def"] = zoo.UNET | {"out_channels": 4}
+    network = UNet(**{key: value for key, value in config["network_def"].items() if key != "_target_"})
+    channels = {"0": "background", "1": "liver", "2": "spleen", "3": "pancreas"}
+    meta = zoo.metadata(zoo.tensor("segmentation", num_channels=4, channel_def=channels))
+    bundle = zoo.write_bundle(tmp_path / "organs", config, meta, zoo.state(network))
+    [expected] = monai_itself(bundle, file)
+    model = loaded(bundle)
+
+    [prediction] = model.predict([model.prepare(zoo.case_of(image=image))])
+
+    assert {mask.labels.dtype for mask in prediction.values.values()} == {np.dtype(np.uint8)}
+    assert len({id(mask.labels) for mask in prediction.values.values()}) == 1
+    for value, name in enumerate(("liver", "spleen", "pancreas"), 1):
+        np.testing.assert_array_equal(prediction.values[name], expected.T == value)
+    assert any(np.asarray(mask).any() for mask in prediction.values.values())
 
 
 def test_a_bundle_that_leaves_the_way_back_to_its_writer(zoo, tmp_path, loaded, monai_itself, nifti):
