@@ -85,8 +85,9 @@ class ImagingInput:
 
     ``dimensions`` 2 gives an array (rows, columns), 3 gives (z, y, x), 4 gives (volumes, z, y, x), with ``min_slices``
     in each volume at least. A series of several volumes (times, echoes, b-values, phases) fits 3 only if ``take`` says
-    which of them, in their order of acquisition. Intensities are after the modality LUT (rescale); MONOCHROME1
-    inverted. Slices that a tilted gantry shifted sideways are brought onto a straight grid.
+    which of them, in their order of acquisition. Intensities are after the modality LUT (rescale);
+    MONOCHROME1 inverted, but in CT and PET, which measure. Slices that a tilted gantry shifted sideways are brought onto
+    a straight grid.
 
     A model whose unit is a series is given every series that fits. A model whose unit is a study names its inputs, and
     each takes one series of the study that fits: ``prefer`` "newest", the last acquired, or "best", the one with the

@@ -25,6 +25,7 @@ OFF_GRID_MM = 0.02  # and at least this, for positions written with two decimals
 PIXEL_MM = (0.01, 20.0)  # the distance of pixels that a device for people may have
 SLICE_MM = (0.02, 60.0)  # and of slices
 EXTENT_MM = 2500.0  # of a volume, along any of its axes
+FARTHEST_MM = 1e5  # from the origin; beyond it float32, as in NIfTI, no longer tells places apart
 NOTHING = Dataset()  # made once: a series asks for absent groups thousands of times
 
 
@@ -130,7 +131,8 @@ def _plane(
     origin = numbers_of(position, "ImagePositionPatient")
     cosines = numbers_of(orientation, "ImageOrientationPatient")
     spacing = numbers_of(measures, "PixelSpacing")
-    if len(origin) != 3 or len(cosines) != 6 or len(spacing) != 2 or min(spacing) <= 0 or min(shape) <= 0:
+    far = any(abs(value) > FARTHEST_MM for value in origin)
+    if len(origin) != 3 or len(cosines) != 6 or len(spacing) != 2 or min(spacing) <= 0 or min(shape) <= 0 or far:
         reason = "a slice lacks a valid ImagePositionPatient, ImageOrientationPatient, PixelSpacing, Rows or Columns"
         raise InputNotUsable("missing-geometry", reason)
     along_rows, along_columns = np.array(cosines[:3]), np.array(cosines[3:])

@@ -5,6 +5,7 @@ The numbers are those of 64-bit arithmetic, rounded once to float32. Where whole
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,10 @@ from medflow.errors import InputNotUsable
 EXACT = 2.0**24  # whole numbers up to this are exact in float32
 BLOCK = 1 << 16  # pixels that are converted at a time, in the processor's cache
 LARGEST = float(np.finfo(np.float32).max)
+INTENSITY_HEADER = ("Modality", "PhotometricInterpretation", "RescaleType")
+MEASURED = {"CT", "PT"}  # modalities whose values are measured ones: MONOCHROME1 is but a way to show them
+HOUNSFIELD = {"HU", "HU_MOD", "US"}  # RescaleType (PS3.3 C.11.1.1.2); of "unspecified" scanners make Hounsfield units
+SCALES = ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +30,8 @@ class Intensities:
     """How the stored values of one frame become modality values.
 
     ``source`` holds the ModalityLUTSequence, if there is one, which then takes the place of slope and intercept.
-    ``mirrored`` are the lowest and highest stored values of a MONOCHROME1 frame, between which it is inverted.
+    ``mirrored`` are the lowest and highest stored values of a MONOCHROME1 frame, between which it is inverted: not of a
+    CT or PET, where larger values are more whatever they are shown as.
     """
 
     slope: float = 1.0
@@ -81,7 +87,7 @@ def intensities_of(header: Dataset, frame: int) -> Intensities:
         bad-rescale.
     """
     source = _source(header, frame)
-    mirrored = _mirrored(header) if first_of(header, "PhotometricInterpretation") == "MONOCHROME1" else None
+    mirrored = _mirrored(header) if _is_inverted(header) else None
     if items_of(source, "ModalityLUTSequence"):
         return Intensities(source=source, mirrored=mirrored)
     if "RescaleSlope" not in source and "RescaleIntercept" not in source:
@@ -90,6 +96,51 @@ def intensities_of(header: Dataset, frame: int) -> Intensities:
     if len(slope) != 1 or len(intercept) != 1 or slope[0] == 0:
         raise InputNotUsable("bad-rescale", "RescaleSlope and RescaleIntercept are not a pair of numbers")
     return Intensities(slope=slope[0], intercept=intercept[0], mirrored=mirrored)
+
+
+def check_intensities(headers: Sequence[Dataset]) -> None:
+    """Make sure that the values of a series' frames are of one scale: that of its modality. Needs `INTENSITY_HEADER`.
+
+    Raises
+    ------
+    InputNotUsable
+        bad-rescale.
+    """
+    sources = [source for header in headers for source in _sources(header)]
+    scaled = {any(name in source for name in SCALES) for source in sources}
+    modality = first_of(headers[0], "Modality")
+    if len(scaled) > 1:
+        raise InputNotUsable("bad-rescale", "some slices say how their pixels become values, and others do not")
+    if modality in MEASURED and scaled == {False}:
+        raise InputNotUsable(
+            "bad-rescale", f"{modality} without RescaleSlope and RescaleIntercept measures nothing known"
+        )
+    if modality == "CT" and any(_kind(source) not in {None, *HOUNSFIELD} for source in sources):
+        raise InputNotUsable("bad-rescale", "RescaleType says that the values are no Hounsfield units")
+    scales = {
+        (found.slope, found.intercept, found.mirrored, found.source is None)
+        for header in headers
+        if _is_inverted(header)
+        for found in (intensities_of(header, frame) for frame, _ in enumerate(_sources(header)))
+    }
+    if len(scales) > 1:
+        raise InputNotUsable("bad-rescale", "inverted slices (MONOCHROME1) differ in rescale or bits")
+
+
+def _sources(header: Dataset) -> Iterator[Dataset]:
+    """`_source` of each frame."""
+    frames = len(items_of(header, "PerFrameFunctionalGroupsSequence"))
+    return (_source(header, frame) for frame in range(max(frames, 1)))
+
+
+def _kind(source: Dataset) -> str | None:
+    table = items_of(source, "ModalityLUTSequence")[:1]
+    return first_of(table[0], "ModalityLUTType") if table else first_of(source, "RescaleType")
+
+
+def _is_inverted(header: Dataset) -> bool:
+    shown = first_of(header, "PhotometricInterpretation")
+    return shown == "MONOCHROME1" and first_of(header, "Modality") not in MEASURED
 
 
 def _source(header: Dataset, frame: int) -> Dataset:

@@ -15,6 +15,7 @@ from medflow.dicom.elements import items_of, number_of, numbers_of, quiet, text_
 from medflow.dicom.frames import FRAME_HEADER, Frame, frames_of
 from medflow.dicom.gate import GATE_HEADER, check_classes, check_content
 from medflow.dicom.geometry import PIXEL_MM, check_spacing, group_of, planes_of
+from medflow.dicom.intensities import INTENSITY_HEADER, check_intensities
 from medflow.dicom.mosaic import MOSAIC_HEADER, is_mosaic, tiles_of
 from medflow.dicom.pixels import InstanceFile, Objects, open_instance
 from medflow.dicom.split import Volume, volumes_of
@@ -27,6 +28,7 @@ from medflow.series_rule import is_scout
 COUNTS = ("NumberOfTemporalPositions", "CardiacNumberOfImages", "NumberOfTimeSlices")  # volumes a series says it has
 HEADER = [
     *GATE_HEADER,
+    *INTENSITY_HEADER,
     *("SOPClassUID", "Rows", "Columns", "NumberOfFrames", "PixelSpacing", "ImagerPixelSpacing"),
     *("ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID", "GantryDetectorTilt"),
     *(*COUNTS, "NumberOfSlices", *FRAME_HEADER),
@@ -87,14 +89,17 @@ def plan_volume(instances: Sequence[Instance], objects: Objects, spec: ImagingIn
     ------
     InputNotUsable
         With a kebab-case code: one of `gate`, `geometry`, `split`, `tilt` or `mosaic`; file-missing, file-changed,
-        undecodable-frame; several-images, several-volumes, too-few-slices, missing-slices or implausible-spacing.
+        undecodable-frame, bad-rescale; several-images, several-volumes, too-few-slices, missing-slices or
+        implausible-spacing.
     """
     quiet()
     instances = list({instance.sha256: instance for instance in instances}.values())  # one file named twice is one
     check_classes(instances, spec)
     objects.fetch(instance.sha256 for instance in instances if instance.path is None)
     files = [open_instance(instance, objects, HEADER) for instance in instances]
-    check_content([file.header for file in files], instances, spec)
+    headers = [file.header for file in files]
+    check_content(headers, instances, spec)
+    check_intensities(headers)
     return _picture(files) if spec.dimensions == 2 else _stack(files, spec)
 
 

@@ -26,7 +26,7 @@ from medflow.dicom.volume import plan_volume, read_image
 from medflow.plugin import SNOMED, Coding, Image, ImagingInput, Segment
 from medflow.records import Instance, Instant
 from medflow.store import FolderObjects
-from tests.factories_dicom import ROOT, instance_of, slice_of, write_series
+from tests.factories_dicom import instance_of, slice_of, write_series
 from tests.seg_readers import by_highdicom
 
 NOWHERE = FolderObjects(Path("no-such-folder"))
@@ -145,8 +145,8 @@ def sources(draw: st.DrawFn) -> Source:
     count = draw(st.integers(3, 6))
     kind = draw(st.sampled_from(["<i2", "<u2", "<u1", "<i1"]))
     limits = np.iinfo(kind)
-    per_slice = st.lists(
-        st.sampled_from([1.0, 2.0, *([] if tilted else [0.5, 3.25, 0.00731])]), min_size=count, max_size=count
+    per_slice: st.SearchStrategy[list[float]] = st.lists(
+        st.sampled_from([1.0, 2.0] if tilted else [1.0, 2.0, 0.5, 3.25, 0.00731]), min_size=count, max_size=count
     )
     return Source(
         pixels=random.integers(limits.min, limits.max, (count, 5, 7), endpoint=True).astype(kind),

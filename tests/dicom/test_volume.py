@@ -215,6 +215,9 @@ def test_a_tilted_gantry_is_refused(tmp_path: Path) -> None:
         ({"FrameOfReferenceUID": "1.2.3"}, "mixed-frame-of-reference"),
         ({"RescaleSlope": 0}, "bad-rescale"),
         ({"RescaleIntercept": None}, "bad-rescale"),
+        ({"RescaleSlope": None, "RescaleIntercept": None}, "bad-rescale"),
+        ({"RescaleType": "Z_EFF"}, "bad-rescale"),
+        ({"ImagePositionPatient": [1e9, -20, 7.5]}, "missing-geometry"),
         ({"Modality": "MR"}, "mixed-content"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour-image"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "mosaic"),
@@ -225,6 +228,30 @@ def test_one_odd_slice_refuses_the_series(tmp_path: Path, changes: dict[str, Any
     datasets = [*volume_of(3), slice_of(3, **changes)]
 
     assert _refusal(tmp_path, datasets) == code
+
+
+@pytest.mark.parametrize("modality", ["CT", "PT", "MR"])
+def test_what_measures_must_say_in_what(tmp_path: Path, modality: str) -> None:
+    datasets = volume_of(3, Modality=modality, RescaleSlope=None, RescaleIntercept=None)
+
+    if modality == "MR":  # its values are in no unit
+        assert _read(tmp_path, datasets, VOLUME).array[0, 0, 1] == 1
+    else:
+        assert _refusal(tmp_path, datasets) == "bad-rescale"
+
+
+@pytest.mark.parametrize("modality", ["CT", "PT"])
+def test_measured_values_stay_whatever_they_are_shown_as(tmp_path: Path, modality: str) -> None:
+    image = _read(tmp_path, volume_of(3, Modality=modality, PhotometricInterpretation="MONOCHROME1"), VOLUME)
+
+    assert image.array[:, 0, 1].tolist() == [-998, -798, -598]
+
+
+def test_slices_inverted_by_different_rescales_are_refused(tmp_path: Path) -> None:
+    datasets = volume_of(3, Modality="MR", PhotometricInterpretation="MONOCHROME1")
+    datasets[1].RescaleSlope = 3
+
+    assert _refusal(tmp_path, datasets) == "bad-rescale"
 
 
 def test_too_few_slices(tmp_path: Path) -> None:
