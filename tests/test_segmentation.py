@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -15,10 +16,10 @@ import pydicom
 import pytest
 
 from medflow import scoring, segmentations, steps
-from medflow.config import Settings
+from medflow.config import Settings, load_settings
 from medflow.dicom.plan import plan_volume
 from medflow.dicom.volume import read_image
-from medflow.plugin import ImagingInput, Prediction
+from medflow.plugin import ImagingInput, LabelMask, Mask, Prediction
 from medflow.records import ResultObject
 from medflow.registry import Registry
 from medflow.sample import LABELS
@@ -186,6 +187,50 @@ def test_masks_are_read_back_for_a_picture(store: Store, settings: Settings, tmp
     bright = next(result for result in seen.results if result.output == "bright")
     assert masks["bright"].sum() == bright.voxels
     assert masks["chance"].dtype == np.float32
+
+
+class Layers(BrightTissue):
+    """Three ranges of Hounsfield units, as one array each or as one label map."""
+
+    spec = replace(
+        BrightTissue.spec,
+        outputs=tuple(replace(BrightTissue.spec.outputs[0], name=name) for name in ("low", "middle", "high")),
+    )
+    as_labels = True
+
+    def predict(self, batch: Sequence[np.ndarray]) -> list[Prediction]:
+        """The masks of each."""
+        return [Prediction(values=self.masks(np.digitize(volume, (-1000, -700, -400)))) for volume in batch]
+
+    def masks(self, found: np.ndarray) -> dict[str, Mask]:
+        labels = found.astype(np.uint8)
+        masks = {item.name: LabelMask(labels=labels, value=value) for value, item in enumerate(self.spec.outputs, 1)}
+        return dict(masks) if self.as_labels else {name: np.asarray(mask) for name, mask in masks.items()}
+
+
+class Booleans(Layers):
+    as_labels = False
+
+
+def test_a_label_map_and_the_booleans_that_it_stands_for_have_the_same_results(tmp_path: Path) -> None:
+    found = []
+    for model in (Layers, Booleans):
+        settings = load_settings(home=tmp_path / model.__name__)
+        with closing(Store(settings).open()) as store:
+            site = site_of(store, settings, model)
+            take(site, tmp_path / f"{model.__name__}-in")
+            assert steps.score(site).done == 1
+            seen = view(site, 1)
+            masks = read_masks(store, model.spec, seen.job, seen.results, image="image")
+        results = {item.output: (item.value, item.voxels, item.mean) for item in seen.results}
+        found.append((results, masks))
+
+    (of_labels, read), (of_booleans, others) = found
+    assert of_labels == of_booleans
+    for name, mask in others.items():
+        np.testing.assert_array_equal(read[name], mask)
+        assert mask.sum() == of_labels[name][1]
+    assert sum(mask.any() for mask in others.values()) >= 2
 
 
 def test_objects_are_made_beside_the_thread_that_drives_the_device(

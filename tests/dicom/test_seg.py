@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from io import BytesIO
@@ -22,7 +23,7 @@ from medflow.dicom.derived import MadeObject, Maker
 from medflow.dicom.plan import VolumePlan, plan_volume
 from medflow.dicom.seg import read_segmentation, write_segmentations
 from medflow.errors import InputNotUsable
-from medflow.plugin import SNOMED, Coding, ImagingInput, Segment
+from medflow.plugin import SNOMED, Coding, ImagingInput, LabelMask, Mask, Segment
 from medflow.records import Instant
 from medflow.store import FolderObjects
 from tests.factories_dicom import ROOT, instance_of, to_bytes, volume_of, write_series
@@ -66,7 +67,7 @@ def plan_of_files(paths: Sequence[Path], modality: str) -> VolumePlan:
     return plan_volume(instances, NOWHERE, ImagingInput(modality=(modality,)))
 
 
-def written(plan: VolumePlan, masks: Masks, maker: Maker = MAKER) -> MadeObject:
+def written(plan: VolumePlan, masks: Sequence[tuple[Segment, Mask]], maker: Maker = MAKER) -> MadeObject:
     (made,) = write_segmentations(plan, NOWHERE, masks, maker)
     return made
 
@@ -197,6 +198,53 @@ def test_others_read_probabilities_back_in_steps_of_255(plan: VolumePlan, tmp_pa
     assert errors_of(made.data, tmp_path) == []
     np.testing.assert_allclose(by_highdicom(made.data, slices_of(plan))["chance"] * 255, levels, atol=1e-4)
     np.testing.assert_array_equal(by_pydicom(made.data, slices_of(plan))["chance"], levels)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_masks_of_a_label_map_become_the_very_object_that_booleans_do(plan: VolumePlan, dtype: type) -> None:
+    labels = np.random.default_rng(6).choice(np.array([0, 7, 200], dtype), plan.shape)
+    labels[0] = 0
+
+    made = written(plan, labels_of(labels))
+    other = written(plan, [(segment, np.asarray(mask)) for segment, mask in labels_of(labels)])
+
+    assert made.data == other.data
+    assert any(mask.any() for mask in read_segmentation(made.data, plan).values())
+
+
+def labels_of(labels: np.ndarray) -> list[tuple[Segment, LabelMask]]:
+    return [(LIVER, LabelMask(labels=labels, value=200)), (LESION, LabelMask(labels=labels, value=7))]
+
+
+def test_masks_of_two_label_maps_and_of_one_label_twice_may_overlap(tmp_path: Path) -> None:
+    plan = axial(tmp_path)
+    labels = noise(plan.shape).astype(np.uint8)
+    other = LabelMask(labels=noise(plan.shape, seed=1).astype(np.uint8), value=1)
+    masks = {"liver": LabelMask(labels=labels, value=1), "again": LabelMask(labels=labels, value=1), "other": other}
+
+    made = written(plan, [(replace(LIVER, name=name), mask) for name, mask in masks.items()])
+
+    for name, mask in by_highdicom(made.data, slices_of(plan)).items():
+        np.testing.assert_array_equal(mask, masks[name])
+
+
+def test_a_hundred_labels_take_no_array_each(tmp_path: Path) -> None:
+    datasets = volume_of(64, Rows=256, Columns=256, PixelData=bytes(2 * 256 * 256))
+    plan = plan_of(tmp_path, datasets)
+    labels = np.zeros(plan.shape, np.uint8)
+    for value in range(1, 101):
+        row, column = divmod(value - 1, 10)
+        labels[value % 62 : value % 62 + 2, row * 25 : row * 25 + 20, column * 25 : column * 25 + 20] = value
+    masks = [(replace(LIVER, name=f"s{value}"), LabelMask(labels=labels, value=value)) for value in range(1, 101)]
+    written(plan, masks[:1])  # imports what it needs
+
+    tracemalloc.start()
+    made = written(plan, masks)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 40 * 2**20  # as booleans the masks alone would be 400 MiB
+    assert (read_segmentation(made.data, plan)["s77"] == (labels == 77)).all()
 
 
 def test_medflow_reads_its_own_masks_on_the_grid_of_the_image(plan: VolumePlan) -> None:

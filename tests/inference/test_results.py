@@ -1,4 +1,5 @@
 import csv
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from medflow.plugin import (
     Coding,
     Image,
     ImagingInput,
+    LabelMask,
     ModelSpec,
     OutputSpec,
     Prediction,
@@ -68,6 +70,96 @@ def test_the_mean_is_of_the_voxels_inside_in_hounsfield_units():
     result = results_of(spec, case, Prediction(values={"liver": mask}))[0]
 
     assert (result.mean, result.mean_unit) == (40.0, "[hnsf'U]")
+
+
+def labelled(dtype: type = np.uint8) -> tuple[Case, np.ndarray, tuple[Segment, ...]]:
+    """A noisy volume, labels 0 to 4 of it, and segments for 1 to 5: the last is empty."""
+    rng = np.random.default_rng(4)
+    case = volume_case()
+    case.image.array[:] = rng.normal(40, 200, case.image.array.shape)
+    labels = rng.integers(0, 5, case.image.array.shape).astype(dtype)
+    outputs = tuple(Segment(name=f"s{value}", body_site=LIVER, valid_ml=(0, 10)) for value in range(1, 6))
+    return case, labels, outputs
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("volumes", [1, 2])
+def test_the_masks_of_a_label_map_measure_as_the_booleans_that_they_stand_for(dtype, volumes):
+    case, labels, outputs = labelled(dtype)
+    if volumes > 1:  # of which none is the one to measure
+        image = replace(case.image, array=np.stack([case.image.array] * volumes))
+        case = replace(case, inputs={"image": image})
+    spec = replace(spec_with(outputs[0]), outputs=outputs)
+
+    found = results_of(spec, case, Prediction(values=masks_of(labels)))
+    expected = results_of(spec, case, Prediction(values={f"s{value}": labels == value for value in range(1, 6)}))
+
+    assert [item.voxels for item in found] == [item.voxels for item in expected]
+    assert [item.value for item in found] == [item.value for item in expected]
+    assert [item.mean for item in found] == [item.mean and pytest.approx(item.mean, rel=1e-12) for item in expected]
+    assert [item.mean_unit for item in found] == [item.mean_unit for item in expected]
+    assert found[-1].voxels == 0
+
+
+def masks_of(labels: np.ndarray) -> dict[str, LabelMask]:
+    return {f"s{value}": LabelMask(labels=labels, value=value) for value in range(1, 6)}
+
+
+def test_one_case_may_answer_with_several_label_maps_and_with_booleans():
+    case, labels, outputs = labelled()
+    other = np.roll(labels, 1, axis=0)
+    spec = replace(spec_with(outputs[0]), outputs=outputs[:3])
+    values = {
+        "s1": LabelMask(labels=labels, value=1),
+        "s2": LabelMask(labels=other, value=1),
+        "s3": labels == 3,
+    }
+
+    found = results_of(spec, case, Prediction(values=values))
+
+    means = [case.image.array[inside].mean() for inside in (labels == 1, other == 1, labels == 3)]
+    assert [item.mean for item in found] == pytest.approx(means, rel=1e-5)
+
+
+def test_a_hundred_labels_are_measured_without_an_array_each():
+    labels = (np.arange(64 * 256 * 256) % 101).astype(np.uint8).reshape(64, 256, 256)
+    image = replace(volume_case().image, array=labels * np.float32(2))
+    names = {f"s{value}": value for value in range(1, 101)}
+    outputs = tuple(Segment(name=name, body_site=LIVER, valid_ml=(0, 1e6)) for name in names)
+    values = {name: LabelMask(labels=labels, value=value) for name, value in names.items()}
+    spec = replace(spec_with(outputs[0]), outputs=outputs)
+
+    tracemalloc.start()
+    found = results_of(spec, replace(volume_case(), inputs={"image": image}), Prediction(values=values))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert [item.mean for item in found] == [2.0 * value for value in names.values()]
+    assert peak < 4 * 2**20  # less than one of the masks
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (LabelMask(labels=np.ones((4, 5, 5), np.uint8), value=1), "on the grid of the input image"),
+        (LabelMask(labels=np.ones((4, 5, 6), np.int64), value=1), "a map of uint8 or uint16"),
+        (LabelMask(labels=np.ones((4, 5, 6), np.uint8), value=256), "a map of uint8 or uint16"),
+        (LabelMask(labels=np.ones((4, 5, 6), np.uint8), value=-1), "a map of uint8 or uint16"),
+    ],
+)
+def test_a_label_that_is_no_mask_of_the_image_is_refused(mask, said):
+    spec = spec_with(Segment(name="liver", body_site=LIVER, valid_ml=(0, 10)))
+
+    with pytest.raises(PredictionInvalid, match=said):
+        results_of(spec, volume_case(), Prediction(values={"liver": mask}))
+
+
+def test_a_fractional_mask_cannot_be_a_label():
+    spec = spec_with(Segment(name="liver", body_site=LIVER, valid_ml=(0, 10), fractional=True))
+    mask = LabelMask(labels=np.ones((4, 5, 6), np.uint8), value=1)
+
+    with pytest.raises(PredictionInvalid, match="float32"):
+        results_of(spec, volume_case(), Prediction(values={"liver": mask}))
 
 
 def test_the_mean_of_another_modality_has_no_unit_and_nothing_has_no_mean():

@@ -96,7 +96,7 @@ def test_the_masks_of_many_labels_share_one_array(zoo, tmp_path, loaded, monai_i
     assert {mask.labels.dtype for mask in prediction.values.values()} == {np.dtype(np.uint8)}
     assert len({id(mask.labels) for mask in prediction.values.values()}) == 1
     for value, name in enumerate(("liver", "spleen", "pancreas"), 1):
-        np.testing.assert_array_equal(prediction.values[name], expected.T == value)
+        np.testing.assert_array_equal(prediction.values[name], value == expected.T)
     assert any(np.asarray(mask).any() for mask in prediction.values.values())
 
 
