@@ -86,6 +86,11 @@ def is_compressed(uid: str) -> bool:
     return bool(DECODERS[uid])
 
 
+def needs_process(uid: str) -> bool:
+    """Whether frames in this transfer syntax are decoded in a process of their own."""
+    return bool(DECODERS.get(uid)) and uid not in HARMLESS
+
+
 def native_frame(file: BinaryIO, frame: int, uid: str, options: Options) -> np.ndarray:
     """One frame that is not compressed, of pixel data that begin where ``file`` stands; only its bytes are read.
 

@@ -35,6 +35,8 @@ def main() -> int:
     answers = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a decoder prints is no answer
     quiet()
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):  # for whoever asks, who may want to finish
+        signal.signal(number, signal.SIG_IGN)
     _limit(resource.RLIMIT_AS, ADDRESS_SPACE)
     _limit(resource.RLIMIT_CORE, 0)  # a core file would hold pixels
     _write(answers, READY)

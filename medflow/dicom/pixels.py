@@ -15,14 +15,15 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import as_pixel_options
 
-from medflow.dicom.codecs import codestreams, is_compressed, native_frame
+from medflow.dicom.codecs import codestreams, is_compressed, native_frame, needs_process
 from medflow.dicom.decoders import Decoders, decoders
 from medflow.dicom.elements import number_of
 from medflow.dicom.files import InstanceFile, Objects, PixelSource, open_instance
 from medflow.dicom.intensities import Intensities, intensities_of
 from medflow.errors import InputNotUsable, MedflowError
+from medflow.records import Instance
 
-__all__ = ["InstanceFile", "Objects", "decode", "open_instance", "stored_frames"]
+__all__ = ["InstanceFile", "Objects", "decode", "expect", "open_instance", "stored_frames"]
 
 BLOCK = 8 << 20  # bytes of uncompressed frames that one thread converts at a time
 AHEAD = 4  # pieces of work for each thread, so that none waits; more would only hold memory
@@ -51,6 +52,13 @@ def decode(wanted: Iterable[tuple[InstanceFile, Mapping[int, np.ndarray]]], *, w
             yield from _pieces(file, sorted(targets), sink, pool)
 
     _run(pieces(), pool)
+
+
+def expect(instances: Sequence[Instance], *, workers: int = 0) -> None:
+    """Start what `decode` will need for these, while their headers are read."""
+    frames = sum(one.frames for one in instances if needs_process(one.transfer_syntax_uid))
+    if frames:
+        decoders(workers).start(frames)
 
 
 def stored_frames(file: InstanceFile, *, workers: int = 0) -> list[np.ndarray]:
@@ -98,7 +106,7 @@ def _pieces(file: InstanceFile, frames: Sequence[int], sink: Sink, pool: Decoder
         step = max(1, BLOCK // max(1, _bits(options) // 8))
         for start in range(0, len(frames), step):
             block = frames[start : start + step]
-            yield partial(_guarded, file, partial(_native, file, source, options, block, sink))
+            yield partial(_guarded, file, partial(_native, file, source, options, block, sink, pool))
         return
     with source.open() as opened:
         found = codestreams(opened, frames, options)
@@ -110,7 +118,7 @@ def _decode_here(file: InstanceFile, frames: Sequence[int], sink: Sink, pool: De
     source = PixelSource.of(file)
     options = _options(file, source)
     if not is_compressed(file.transfer_syntax):
-        _native(file, source, options, frames, sink)
+        _native(file, source, options, frames, sink, pool)
         return
     with source.open() as opened:
         for frame, codestream in codestreams(opened, frames, options):
@@ -118,9 +126,14 @@ def _decode_here(file: InstanceFile, frames: Sequence[int], sink: Sink, pool: De
 
 
 def _native(
-    file: InstanceFile, source: PixelSource, options: dict[str, Any], frames: Sequence[int], sink: Sink
+    file: InstanceFile,
+    source: PixelSource,
+    options: dict[str, Any],
+    frames: Sequence[int],
+    sink: Sink,
+    pool: Decoders,
 ) -> None:
-    with source.open() as opened:
+    with pool.at_work, source.open() as opened:
         for frame in frames:
             sink(frame, native_frame(opened, frame, file.transfer_syntax, options))
 

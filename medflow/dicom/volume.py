@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from medflow.dicom.elements import number_of
-from medflow.dicom.pixels import Objects, decode
+from medflow.dicom.pixels import Objects, decode, expect
 from medflow.dicom.plan import Slice, VolumePlan, plan_volume
 from medflow.plugin import Image, ImagingInput
 from medflow.records import Instance
@@ -35,6 +35,7 @@ def read_image(instances: Sequence[Instance], objects: Objects, spec: ImagingInp
     InputNotUsable
         With a code of `plan_volume` or `pixels.decode`.
     """
+    expect(instances, workers=workers)
     plan = plan_volume(instances, objects, spec)
     array = np.empty(plan.shape, np.float32)
     volumes = array.reshape(len(plan.slices), -1, *plan.shape[-2:])

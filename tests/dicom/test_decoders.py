@@ -75,10 +75,32 @@ def test_a_process_that_dies_over_a_frame_costs_that_frame(
 
 def test_a_process_that_went_for_want_of_work_is_replaced(pool: Decoders) -> None:
     pid = _process_of(pool)
-    os.kill(pid, signal.SIGTERM)
+    os.kill(pid, signal.SIGSEGV)
     _until(lambda: Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z")
 
     _decode(pool)
+
+
+def test_who_asks_may_finish_what_it_began_when_all_are_told_to_stop(pool: Decoders) -> None:
+    pid = _process_of(pool)
+    os.kill(pid, signal.SIGTERM)  # systemd tells every process of a service
+
+    _decode(pool)
+
+    assert pid in _children()
+
+
+def test_processes_start_before_they_are_needed_and_no_more_than_are(pool: Decoders) -> None:
+    before = _children()
+    pool.start(1)
+    pool.start(100)
+    pool.start(100)
+    started = _children() - before
+
+    _decode(pool)
+
+    assert len(started) == pool.workers
+    assert _children() - before == started
 
 
 def test_a_frame_that_is_refused_leaves_the_process_fit_for_the_next(pool: Decoders) -> None:
@@ -119,9 +141,15 @@ def test_no_process_outlives_who_asked() -> None:
 
 def test_a_process_that_does_not_start_is_no_fault_of_the_data(pool: Decoders, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-
     with pytest.raises(ConfigurationError, match="does not start"):
         _decode(pool)
+
+    monkeypatch.setattr(sys, "executable", "/no/such/program")
+    with pytest.raises(TransientError, match="cannot be started"):
+        _decode(pool)
+
+    monkeypatch.undo()
+    _decode(pool)
 
 
 def _until(done: Callable[[], bool]) -> None:
