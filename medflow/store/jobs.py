@@ -25,6 +25,7 @@ from medflow.store.tables import JobRow, ModelRow, PredictionRow
 SECOND_US = 1_000_000
 BACK_OFF_S = 30  # first wait after an infrastructure error; doubles with every attempt
 IN_LIST = 5000
+_LEFT = ("ready", "failed", "dead")  # what an earlier version of a model leaves behind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -320,13 +321,17 @@ def _detail(result: Result) -> dict[str, Any]:
 
 
 def supersede_older(connection: Connection, job_ids: Sequence[int]) -> list[int]:
-    """Mark the earlier done jobs of the same units and model names as superseded; returns their ids."""
-    older: list[int] = []
+    """Mark the earlier jobs of the same units and model names as superseded; returns the ids of those that were done.
+
+    What waits or is dead is superseded only if it is an earlier version's: nobody would score it, and it would be
+    counted as waiting for good.
+    """
+    done: list[int] = []
     new, old = JobRow.__table__.alias("new"), JobRow.__table__.alias("old")
     new_model, old_model = ModelRow.__table__.alias("new_model"), ModelRow.__table__.alias("old_model")
     for part in _parts(job_ids, IN_LIST):
         query = (
-            select(old.c.id)
+            select(old.c.id, old.c.state)
             .join(old_model, old_model.c.id == old.c.model_id)
             .join(new_model, new_model.c.name == old_model.c.name)
             .join(
@@ -338,14 +343,16 @@ def supersede_older(connection: Connection, job_ids: Sequence[int]) -> list[int]
                     new.c.id != old.c.id,
                 ),
             )
-            .where(new.c.id.in_(part), old.c.state == "done", old.c.superseded == literal(False))
+            .where(new.c.id.in_(part), old.c.superseded == literal(False))
+            .where(or_(old.c.state == "done", and_(old.c.state.in_(_LEFT), old.c.model_id < new.c.model_id)))
             .where(old.c.id.not_in(part))
             .distinct()
         )
-        older.extend(connection.execute(query).scalars())
-    for part in _parts(older, IN_LIST):
-        connection.execute(update(JobRow).where(JobRow.id.in_(part)).values(superseded=True))
-    return older
+        older = {row.id: row.state for row in connection.execute(query)}
+        done.extend(job_id for job_id, state in older.items() if state == "done")
+        for ids in _parts(list(older), IN_LIST):
+            connection.execute(update(JobRow).where(JobRow.id.in_(ids)).values(superseded=True))
+    return done
 
 
 def fail(

@@ -194,6 +194,28 @@ def test_a_newer_result_supersedes_the_older_of_the_same_unit_and_model_name(sto
         assert [line[2] for line in jobs.predictions(connection, "m")] == [2.0, 1.0]
 
 
+def test_what_an_earlier_version_left_behind_is_superseded_by_a_result_of_a_later_one(store):
+    old, new = add_model(store), add_model(store, digest="d2")
+    enqueue(store, old, due(1), due(2), due(3))
+    broken, _ = lease(store, old, "me", limit=2)
+    fail(store, "me", broken, retry=False)
+    enqueue(store, new, due(1), due(2), due(3))
+
+    finish(store, "you", *lease(store, new, "you"))
+
+    assert states(store) == {"done": 3, "leased": 1}
+
+
+def test_a_result_of_an_earlier_version_leaves_the_jobs_of_a_later_one(store):
+    old, new = add_model(store), add_model(store, digest="d2")
+    enqueue(store, old, due(1))
+    enqueue(store, new, due(1))
+
+    finish(store, "me", *lease(store, old, "me"))
+
+    assert states(store) == {"done": 1, "ready": 1}
+
+
 def test_selection_of_an_unchanged_unit_does_not_grow_the_queue(store):
     model = add_model(store)
     enqueue(store, model, due(1))
