@@ -334,7 +334,7 @@ def _not_described(patterns: Sequence[str]) -> Condition:
         return f"description or protocol matches {_or(f'/{one}/' for one in found)}" if found else None
 
     asked = _or(f"/{pattern}/" for pattern in patterns)
-    return Condition(code="excluded-description", words=f"neither of them matches {asked}", unmet=why)
+    return Condition(code="excluded-description", words=f"neither description nor protocol matches {asked}", unmet=why)
 
 
 def _found(patterns: Sequence[str], series: SeriesFacts) -> bool:

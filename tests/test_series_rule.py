@@ -133,7 +133,8 @@ def test_the_rule_is_told_whole() -> None:
 
     assert rule_of(asked) == (
         "CT 3D; no scout; body part HEAD or NECK, or none stated; description or protocol matches /ax/; "
-        "neither of them matches /mip/; with a contrast agent; slices 0.5 to 3 mm thick; 20 slices or more; "
+        "neither description nor protocol matches /mip/; with a contrast agent; slices 0.5 to 3 mm thick; "
+        "20 slices or more; "
         "of several the best: the thinnest slices, else the most, else the newest, else the higher series number"
     )
 
