@@ -16,7 +16,7 @@ from medflow.plugin import ModelSpec
 from medflow.testing.cases import sample_cases
 from medflow_monai.bundles.declaration import Bundle, Declaration, declare, kebab
 from medflow_monai.bundles.label_map import LabelMap
-from medflow_monai.bundles.metadata import activation_of, config_files, read_config, read_metadata
+from medflow_monai.bundles.metadata import METADATA, activation_of, config_files, read_config, read_metadata
 from medflow_monai.bundles.model import BundleModel, bundle_model
 from medflow_monai.bundles.pinned import Draft, Pinned
 
@@ -81,6 +81,11 @@ def check(source: Path, wishes: LabelMap, *, trial: bool) -> tuple[ModelSpec, Tr
 def _bundle_root(source: Path) -> Path:
     if not source.is_dir():
         raise ConfigurationError(f"{source} is no folder: give a bundle's (unpack an archive first)")
+    if not (source / METADATA).is_file():  # before any of what may be somebody's whole disk is copied
+        raise ConfigurationError(
+            f"{source.resolve().name} is no MONAI bundle: it has no {METADATA} (unpack an archive, and name the folder "
+            "inside)"
+        )
     return source
 
 
@@ -100,7 +105,7 @@ def _declared(draft: Draft, source: Path, wishes: LabelMap) -> Declaration:
         )
         return declare(bundle, wishes)
     except ConfigurationError as error:
-        raise ConfigurationError(f"{source.resolve().name} was not added: {error.message}", **error.fields) from None
+        raise ConfigurationError(f"{source.resolve().name} cannot be added: {error.message}", **error.fields) from None
 
 
 def _licence(root: Path) -> str:

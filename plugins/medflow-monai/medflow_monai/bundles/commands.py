@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,12 +13,12 @@ from medflow.cli.output import PROBLEMS, out, show_table
 from medflow.cli.plugins import describe
 from medflow.cli.site import Json
 from medflow.config import load_settings
-from medflow.errors import MedflowError, PluginBroken
+from medflow.errors import ConfigurationError, MedflowError, PluginBroken
 from medflow.plugin import Classification, ModelSpec, OutputSpec, Segment
 from medflow.steps import open_site, recorded
 from medflow.store import ledger
 from medflow_monai.bundles import pinned
-from medflow_monai.bundles.label_map import LabelMap, read_map
+from medflow_monai.bundles.label_map import NAME, LabelMap, read_map
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -111,7 +112,11 @@ def remove(name: Annotated[str, typer.Argument(help="The model's name.")]) -> No
 
 def _wishes(path: Path | None, name: str | None) -> LabelMap:
     wishes = read_map(path)
-    return wishes if name is None else LabelMap.model_validate(wishes.model_dump() | {"name": name})
+    if name is None:
+        return wishes
+    if not re.fullmatch(NAME, name):
+        raise ConfigurationError(f"{name!r} is no name of a model: lower-case words with dashes, for example spleen-ct")
+    return wishes.model_copy(update={"name": name})
 
 
 def _record(site: Any, run_id: int, action: str, found: pinned.Pinned) -> None:

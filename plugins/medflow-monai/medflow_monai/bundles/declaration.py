@@ -349,7 +349,8 @@ class _Declaring:
             self.problems.append(f"these labels have no code, and medflow guesses none: {', '.join(missing)}")
         if self.problems:
             example = json.dumps(self.template)
-            hint = f". In a file to name with --map: {example} (null leaves a label out)" if self.template else ""
+            hint = f". In a file to name with --map: {example}" if self.template else ""
+            hint += " (null leaves a label out)" if missing else ""
             raise ConfigurationError("; ".join(self.problems) + hint, template=self.template)
 
     def _spec(self, accepts: tuple[ImagingInput, ...], outputs: Sequence[OutputSpec], plan: Plan) -> ModelSpec:

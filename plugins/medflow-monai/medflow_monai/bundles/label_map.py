@@ -32,6 +32,7 @@ def _code(value: object) -> object:
 
 
 AnyCode = Annotated[Code, BeforeValidator(_code)]
+NAME = r"[a-z0-9][a-z0-9-]{0,62}"  # of a model
 
 
 class Label(Code):
@@ -73,7 +74,7 @@ class Card(_Part):
 class LabelMap(Selection):
     """Everything that the file may say; docs/users/bundles.md explains each field."""
 
-    name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    name: str | None = Field(None, pattern=f"^{NAME}$")
     title: str | None = None
     labels: dict[str, Annotated[Label, BeforeValidator(_code)] | None] = Field(default_factory=dict)
     channel_def: dict[int, str] | None = None

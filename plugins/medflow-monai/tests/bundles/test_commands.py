@@ -118,6 +118,21 @@ def test_adding_listing_and_removing_are_on_record_and_seen_at_once(run, spleen)
     assert _audited() == [("bundle-add", "spleen-ct-segmentation"), ("bundle-remove", "spleen-ct-segmentation")]
 
 
+def test_a_name_that_no_model_can_have_is_said_to_be_none(run, spleen):
+    with pytest.raises(ConfigurationError, match="'Spleen CT' is no name of a model: lower-case words with dashes"):
+        run("bundle", "check", spleen, "--name", "Spleen CT", "--no-trial")
+
+
+def test_a_folder_that_is_no_bundle_is_refused_before_it_is_copied(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("medflow_monai.bundles.adding.Draft", None)
+    (tmp_path / "home directory").mkdir()
+
+    with pytest.raises(
+        ConfigurationError, match=r"home directory is no MONAI bundle: it has no configs/metadata\.json"
+    ):
+        run("bundle", "add", tmp_path / "home directory")
+
+
 def _audited() -> list[tuple[str, str]]:
     from sqlalchemy import select
 
