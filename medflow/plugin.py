@@ -85,9 +85,9 @@ class ImagingInput:
 
     ``dimensions`` 2 gives an array (rows, columns), 3 gives (z, y, x), 4 gives (volumes, z, y, x), with ``min_slices``
     in each volume at least. A series of several volumes (times, echoes, b-values, phases) fits 3 only if ``take`` says
-    which of them, in their order of acquisition. Intensities are after the modality LUT (rescale);
-    MONOCHROME1 inverted, but in CT and PET, which measure. Slices that a tilted gantry shifted sideways are brought onto
-    a straight grid.
+    which of them, in their order of acquisition. Intensities are after the modality LUT (rescale); MONOCHROME1 is
+    inverted, but not in CT and PET, which measure. Slices that a tilted gantry shifted sideways are brought onto a
+    straight grid.
 
     A model whose unit is a series is given every series that fits. A model whose unit is a study names its inputs, and
     each takes one series of the study that fits: ``prefer`` "newest", the last acquired, or "best", the one with the
@@ -322,7 +322,8 @@ class Segment:
     medflow derives the volume in mL from the image's geometry and the mean intensity inside (of a fractional mask where
     it is 0.5 or more), and writes all segments of a case as one DICOM SEG. A volume outside ``valid_ml`` is an error,
     not a result. ``property_category`` and ``property_type`` are what is segmented (PS3.3 C.8.20.2; the type is
-    ``body_site`` unless given). ``of`` names the input whose grid it is; the first image declared unless given.
+    ``body_site`` unless given). ``of`` names the input whose grid it is; the first image declared unless given. It must
+    be one of volumes: a single picture (``dimensions`` 2) has none to measure.
     """
 
     kind: Literal["segment"] = "segment"

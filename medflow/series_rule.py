@@ -223,6 +223,8 @@ def _ungrounded(output: Segment, inputs: Sequence[ImagingInput]) -> list[str]:
         return [f"output {output.name} is of {name!r}, which is no image"] if output.of is not None else []
     if images[name].optional:
         return [f"output {output.name} is of {name!r}, which may be missing: name an image (of) that is always there"]
+    if images[name].dimensions == 2:
+        return [f"output {output.name} is of {name!r}, a single picture, which has no volume in mL"]
     return []
 
 

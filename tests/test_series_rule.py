@@ -228,6 +228,14 @@ def test_a_segment_is_of_an_image_that_is_always_there() -> None:
     assert problems_of(spec_of(film, plain, outputs=(replace(segment, of="plain"),))) == []
 
 
+def test_a_segment_is_of_an_image_that_has_a_volume() -> None:
+    segment = Segment(name="s", body_site=HEAD, valid_ml=(0, 1))
+
+    (problem,) = problems_of(spec_of(replace(CT, dimensions=2), unit=UnitKind.SERIES, outputs=(segment,)))
+
+    assert "has no volume" in problem
+
+
 def test_a_segment_is_of_an_image_that_there_is() -> None:
     segment = Segment(name="s", body_site=HEAD, valid_ml=(0, 1), of="t2")
 

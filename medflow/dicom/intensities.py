@@ -21,7 +21,7 @@ BLOCK = 1 << 16  # pixels that are converted at a time, in the processor's cache
 LARGEST = float(np.finfo(np.float32).max)
 INTENSITY_HEADER = ("Modality", "PhotometricInterpretation", "RescaleType")
 MEASURED = {"CT", "PT"}  # modalities whose values are measured ones: MONOCHROME1 is but a way to show them
-HOUNSFIELD = {"HU", "HU_MOD", "US"}  # RescaleType (PS3.3 C.11.1.1.2); of "unspecified" scanners make Hounsfield units
+HOUNSFIELD = {"HU", "HU_MOD", "HOUNSFIELD", "US", "UNSPECIFIED"}  # RescaleType (PS3.3 C.11.1.1.2), as scanners write it
 SCALES = ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence")
 
 
@@ -115,7 +115,7 @@ def check_intensities(headers: Sequence[Dataset]) -> None:
         raise InputNotUsable(
             "bad-rescale", f"{modality} without RescaleSlope and RescaleIntercept measures nothing known"
         )
-    if modality == "CT" and any(_kind(source) not in {None, *HOUNSFIELD} for source in sources):
+    if modality == "CT" and any(_unit(source) not in HOUNSFIELD for source in sources):
         raise InputNotUsable("bad-rescale", "RescaleType says that the values are no Hounsfield units")
     scales = {
         (found.slope, found.intercept, found.mirrored, found.source is None)
@@ -133,9 +133,11 @@ def _sources(header: Dataset) -> Iterator[Dataset]:
     return (_source(header, frame) for frame in range(max(frames, 1)))
 
 
-def _kind(source: Dataset) -> str | None:
+def _unit(source: Dataset) -> str:
+    """RescaleType, or the type of the table; Hounsfield units where it is absent, as the standard has it."""
     table = items_of(source, "ModalityLUTSequence")[:1]
-    return first_of(table[0], "ModalityLUTType") if table else first_of(source, "RescaleType")
+    stated = first_of(table[0], "ModalityLUTType") if table else first_of(source, "RescaleType")
+    return (stated or "HU").upper()
 
 
 def _is_inverted(header: Dataset) -> bool:

@@ -240,6 +240,13 @@ def test_what_measures_must_say_in_what(tmp_path: Path, modality: str) -> None:
         assert _refusal(tmp_path, datasets) == "bad-rescale"
 
 
+@pytest.mark.parametrize("unit", ["HU", "hu", "US", None])
+def test_ct_is_in_hounsfield_units(tmp_path: Path, unit: str | None) -> None:
+    datasets = volume_of(3) if unit is None else volume_of(3, RescaleType=unit)
+
+    assert _read(tmp_path, datasets, VOLUME).array[0, 0, 1] == -998
+
+
 @pytest.mark.parametrize("modality", ["CT", "PT"])
 def test_measured_values_stay_whatever_they_are_shown_as(tmp_path: Path, modality: str) -> None:
     image = _read(tmp_path, volume_of(3, Modality=modality, PhotometricInterpretation="MONOCHROME1"), VOLUME)
