@@ -205,13 +205,14 @@ def rejects(limit: Annotated[int, typer.Option(help="How many to list.")] = 50, 
 @app.command()
 def jobs(
     state: Annotated[list[str] | None, typer.Option("--state", help="ready, leased, done, failed or dead.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only those of this model.")] = None,
     limit: Annotated[int, typer.Option(help="How many to list.")] = 50,
     as_json: Json = False,
 ) -> None:
-    """What could not be scored, and why (or the jobs in the states you name)."""
+    """What could not be scored, and why (or the jobs in the states you name); those made last first."""
     site = here()
     with site.store.reading() as connection:
-        found = job_store.list_jobs(connection, states=state or ("failed", "dead"), limit=limit)
+        found = job_store.list_jobs(connection, states=state or ("failed", "dead"), model=model, limit=limit)
     rows = [
         [job.id, job.model, job.version, job.unit, job.state, job.attempts, job.error_code, job.error] for job in found
     ]

@@ -28,7 +28,7 @@ def show(
     try:
         picture = picture_of(here().store, job, output=output)
     except CaseError as error:
-        raise ConfigurationError(f"job {job} cannot be shown: {error.message}") from None
+        raise ConfigurationError(f"job {job} cannot be shown ({error.code}): {error.message}") from None
     try:
         path.write_bytes(picture.png)
     except OSError as error:
@@ -49,7 +49,7 @@ def explain(
     try:
         outputs = steps.explain(here(), job)
     except CaseError as error:
-        raise ConfigurationError(f"job {job} cannot be explained: {error.message}") from None
+        raise ConfigurationError(f"job {job} cannot be explained ({error.code}): {error.message}") from None
     if as_json:
         typer.echo(json.dumps({"job": job, "explained": outputs}))
     elif outputs:

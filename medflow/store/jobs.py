@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, Connection, and_, func, literal, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, and_, func, literal, or_, select, true, tuple_, update
 
 from medflow.records import DueUnit, Instant, Result, Unit, UnitKind
 from medflow.store.ledger import now_us, upsert
@@ -410,8 +410,10 @@ def count_jobs(connection: Connection) -> dict[str, dict[str, int]]:
     return counts
 
 
-def list_jobs(connection: Connection, *, states: Iterable[str], limit: int | None = None) -> list[JobLine]:
-    """Live jobs in these states, oldest first."""
+def list_jobs(
+    connection: Connection, *, states: Iterable[str], model: str | None = None, limit: int | None = None
+) -> list[JobLine]:
+    """Live jobs in these states, of one model if it is named; those made last first."""
     query = (
         select(JobRow, ModelRow.name, ModelRow.version)
         .join(ModelRow, ModelRow.id == JobRow.model_id)
@@ -427,7 +429,8 @@ def list_jobs(connection: Connection, *, states: Iterable[str], limit: int | Non
             JobRow.error,
         )
         .where(JobRow.state.in_(list(states)), ~JobRow.superseded)
-        .order_by(JobRow.id)
+        .where(ModelRow.name == model if model else true())
+        .order_by(JobRow.id.desc())
         .limit(limit)
     )
     return [

@@ -216,6 +216,16 @@ def test_a_result_of_an_earlier_version_leaves_the_jobs_of_a_later_one(store):
     assert states(store) == {"done": 1, "ready": 1}
 
 
+def test_the_jobs_of_a_model_are_listed_with_those_made_last_first(store):
+    enqueue(store, add_model(store), *(due(number) for number in range(3)))
+    enqueue(store, add_model(store, name="other", digest="d2"), due(9))
+
+    with store.reading() as connection:
+        units = [line.unit for line in jobs.list_jobs(connection, states=["ready"], model="m", limit=2)]
+
+    assert units == ["sequence/2", "sequence/1"]
+
+
 def test_selection_of_an_unchanged_unit_does_not_grow_the_queue(store):
     model = add_model(store)
     enqueue(store, model, due(1))
