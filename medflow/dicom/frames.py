@@ -42,6 +42,7 @@ SYNONYMS = {  # fact: the elements that give it, the first that is there, each i
     "FlipAngle": ("MRTimingAndRelatedParametersSequence.FlipAngle", "FlipAngle"),
     "DiffusionBValue": ("MRDiffusionSequence.DiffusionBValue", "DiffusionBValue"),
     "KVP": ("CTXRayDetailsSequence.KVP", "KVP"),
+    "SliceThickness": ("PixelMeasuresSequence.SliceThickness", "SliceThickness"),
     "TriggerTime": ("TriggerTime",),
     "AcquisitionNumber": ("FrameContentSequence.FrameAcquisitionNumber", "AcquisitionNumber"),
     "InstanceNumber": ("InstanceNumber",),

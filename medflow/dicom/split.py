@@ -24,7 +24,7 @@ IN_TIME = (  # facts whose values follow one another as the volumes were acquire
     *("FrameReferenceTime", "TriggerTime", "EchoTime", "EchoNumbers"),
 )
 LOOSE = {"TriggerTime", "AcquisitionNumber", "InstanceNumber"}  # may differ from slice to slice of one volume
-OF_ONE_VOLUME = ("EchoTime", "DiffusionBValue", "FlipAngle", "KVP")  # the same in all slices of a volume
+OF_ONE_VOLUME = ("EchoTime", "DiffusionBValue", "FlipAngle", "KVP", "SliceThickness")  # the same in all its slices
 SAME_VALUE = 0.02  # relative
 KIND_OF_ONE_VOLUME = ("ComplexImageComponent", "ConvolutionKernel")
 

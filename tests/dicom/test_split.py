@@ -220,6 +220,14 @@ def test_two_scans_between_one_another_are_not_one_of_half_the_distance() -> Non
     assert len(volumes_of(one_after_the_other, {})) == 1
 
 
+def test_two_reconstructions_between_one_another_are_told_by_their_thickness() -> None:
+    frames = _series(1, 8, lambda v, z: {"SliceThickness": 5.0 if z % 2 else 2.5})
+
+    error = _refusal(frames)
+
+    assert (error.code, "SliceThickness" in error.message) == ("mixed-content", True)
+
+
 def test_stacks_that_a_scanner_planned_are_not_mixed() -> None:
     frames = [replace(frame, stack="1" if frame.number < 3 else "2") for frame in _series(1, 6, lambda v, z: {})]
 
