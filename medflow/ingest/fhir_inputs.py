@@ -261,7 +261,8 @@ def _document(origin: str, raw: bytes, context: Context) -> Iterator[Input]:
 
 
 def _entries(bundle: dict[str, Any]) -> list[dict[str, Any]]:
-    if bundle.get("type") not in TAKEN:
+    kind = bundle.get("type")
+    if not isinstance(kind, str) or kind not in TAKEN:
         raise InputRejected(
             RejectCode.INVALID_RESOURCE, "Bundle.type: missing, or not a code of its required value set"
         )

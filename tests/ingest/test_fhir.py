@@ -4,7 +4,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from sqlalchemy import func, select
@@ -270,6 +270,7 @@ def test_worker_processes_give_the_same_store(store, settings, tmp_path, monkeyp
         ),
     ).map(lambda value: json.dumps(value).encode())
 )
+@example(junk=b'{"type":[],"resourceType":"Bundle"}')
 @pytest.mark.parametrize("engine", ["sqlite"])
 def test_junk_never_crashes_and_is_always_accounted_for(take, junk, engine):
     tally = take(file=junk)
