@@ -5,6 +5,7 @@ The case is read as the model's was, from what is stored; nothing of a header is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -139,15 +140,16 @@ def answer(spec: ModelSpec, view: JobView) -> str:
     if not view.results:
         return f"not scored: {view.state}"
     declared = {output.name: output for output in spec.outputs}
-    return ", ".join(_said(declared[result.output], result) for result in view.results if result.output in declared)
+    return ", ".join(said_of(declared[result.output], result) for result in view.results if result.output in declared)
 
 
 def _classes(spec: ModelSpec, view: JobView) -> str:
     labelled = {output.name: output for output in spec.outputs if isinstance(output, Classification)}
-    return ", ".join(_said(labelled[result.output], result) for result in view.results if result.output in labelled)
+    return ", ".join(said_of(labelled[result.output], result) for result in view.results if result.output in labelled)
 
 
-def _said(output: OutputSpec, result: Result) -> str:
+def said_of(output: OutputSpec, result: Result) -> str:
+    """One result in words, with its unit."""
     if result.value is None:
         return f"{output.name}: no answer ({result.out_of_scope})"
     if isinstance(output, Classification) and output.positive is not None:
@@ -157,7 +159,14 @@ def _said(output: OutputSpec, result: Result) -> str:
         return f"{output.classes[best].name} {result.probabilities[best]:.2f}"
     if isinstance(output, Risk):
         return f"{output.name} {100 * result.value:.1f} %"
-    return f"{output.name} {result.value:.4g} {output.unit if isinstance(output, Measure) else 'mL'}"
+    return f"{output.name} {plain(result.value)} {output.unit if isinstance(output, Measure) else 'mL'}"
+
+
+def plain(value: float) -> str:
+    """A number to four significant digits, without an exponent; what is before the point is never rounded away."""
+    digits = 3 - math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 0
+    text = f"{value:.{max(digits, 0)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _over(store: Store, spec: ModelSpec, view: JobView, case: Case, output: str | None) -> _Over:

@@ -14,6 +14,7 @@ from medflow.config import load_settings
 from medflow.drawing import COLOURS, MAX_PNG
 from medflow.errors import ConfigurationError, InputNotUsable
 from medflow.pictures import picture_of
+from medflow.records import Result
 from medflow.registry import Registry, load_spec
 from medflow.sample import ISSUER_SYSTEMS, write_sample
 from medflow.segmentations import read_masks
@@ -169,6 +170,28 @@ def test_a_probability_is_read_by_the_threshold_and_not_by_what_is_more_probable
     result = replace(view.results[0], value=chance, probabilities=(1 - chance, chance))
 
     assert pictures.answer(spec, replace(view, results=(result,))) == f"opaque {said}"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (13590.0, "13590"),
+        (1234567.8, "1234568"),
+        (1000.0, "1000"),
+        (0.0, "0"),
+        (9.99996, "10"),
+        (-12.3456, "-12.35"),
+        (0.00001234, "0.00001234"),
+    ],
+)
+def test_a_number_is_said_without_an_exponent(value, said):
+    assert pictures.plain(value) == said
+
+
+def test_a_volume_is_said_in_millilitres_without_an_exponent():
+    output = BrightTissue.spec.outputs[0]
+
+    assert pictures.said_of(output, Result(output=output.name, value=13590.0)) == f"{output.name} 13590 mL"
 
 
 def test_a_case_without_a_result_is_shown_as_it_stands(site):

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 from medflow.errors import CaseError, ConfigurationError, PluginBroken
 from medflow.inference.results import results_of
+from medflow.pictures import said_of
 from medflow.plugin import ModelSpec
 from medflow.testing.cases import sample_cases
 from medflow_monai.bundles.declaration import Bundle, Declaration, declare, kebab
@@ -48,7 +49,7 @@ def add(
     ConfigurationError
         It cannot be declared, built or run, or its name is taken; nothing is left behind.
     """
-    draft = Draft(folder, _bundle_root(source))
+    draft = Draft(folder, bundle_root(source))
     try:
         declared = _declared(draft, source, wishes)
         if declared.spec.name in taken:
@@ -72,13 +73,20 @@ def check(source: Path, wishes: LabelMap, *, trial: bool) -> tuple[ModelSpec, Tr
         As `add`.
     """
     with TemporaryDirectory(prefix="medflow-bundle-") as folder:
-        draft = Draft(Path(folder), _bundle_root(source))
+        draft = Draft(Path(folder), bundle_root(source))
         declared = _declared(draft, source, wishes)
         pinned = draft.keep(declared.spec, declared.plan, added={}, wishes={})
         return declared.spec, _try(bundle_model(pinned), run=trial)
 
 
-def _bundle_root(source: Path) -> Path:
+def bundle_root(source: Path) -> Path:
+    """The folder, if it is a bundle's.
+
+    Raises
+    ------
+    ConfigurationError
+        It is none.
+    """
     if not source.is_dir():
         raise ConfigurationError(f"{source} is no folder: give a bundle's (unpack an archive first)")
     if not (source / METADATA).is_file():  # before any of what may be somebody's whole disk is copied
@@ -143,6 +151,8 @@ def _try(model: type[BundleModel], *, run: bool) -> Trial:
             raise PluginBroken(
                 f"it was built, but did not run on a generated image: {type(error).__name__}: {error}"
             ) from error
-        return Trial(found=[f"{result.output}: {result.value:.3g}" for result in results if result.value is not None])
+        outputs = {output.name: output for output in model.spec.outputs}
+        given = [result for result in results if result.value is not None]
+        return Trial(found=[said_of(outputs[result.output], result) for result in given])
     finally:
         loaded.close()

@@ -7,6 +7,7 @@ whole process. Changed is that no file is read or written, and that transforms M
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -26,10 +27,15 @@ from torch.nn import Module
 
 from medflow.errors import MedflowError, PluginBroken
 from medflow_monai.bundles.declaration import Plan
-from medflow_monai.bundles.loading import Loading
+from medflow_monai.bundles.loading import GivenImaged, Loading
 from medflow_monai.bundles.metadata import METADATA
 from medflow_monai.bundles.steps import composed, forgive, replace_steps, steps
 from medflow_monai.bundles.weights import is_torchscript, load_state, load_torchscript, put_into
+
+# Said of every bundle of the Zoo on every run, to people who can change nothing about it. Set once for the process, as
+# `warnings.catch_warnings` would change what other threads are told.
+warnings.filterwarnings("ignore", r"Detected deprecated name 'optional_packages_version'", UserWarning)
+warnings.filterwarnings("ignore", r".*\bOrientationd\.__init__:labels: Current default value", FutureWarning)
 
 _WRITES = re.compile(r"(^|\.)Save(Image|Classification)(d|D|Dict)?$|(^|\.)WriteFileMapping(d|D|Dict)?$")
 _RENAMED = {  # transforms that MONAI 1.3 removed, and what its deprecation notes said to use
@@ -158,7 +164,8 @@ def _adapt(config: Any) -> None:
         if _WRITES.search(target):
             item["_disabled_"] = True
         if re.search(r"(^|\.)LoadImage(d|D|Dict)$", target):
-            item.pop("reader", None)
+            item["_target_"] = f"{GivenImaged.__module__}.{GivenImaged.__qualname__}"
+            item.pop("reader", None)  # and with it what it would refer to
         if re.search(r"(^|\.)SwinUNETR$", target) and "img_size" not in signature(SwinUNETR).parameters:
             item.pop("img_size", None)  # any size fits since MONAI 1.5, which removed it
         for old, new in _RENAMED.items():

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medflow.cli.output import PROBLEMS, out, show_table
+from medflow.cli.output import PROBLEMS, out, say_error, show_table
 from medflow.cli.plugins import describe
 from medflow.cli.site import Json
 from medflow.config import load_settings
@@ -80,15 +80,18 @@ def list_bundles(as_json: Json = False) -> None:
 @app.command()
 def check(folder: Folder, labels: Map = None, name: Name = None, trial: Run = True, as_json: Json = False) -> None:
     """Say whether a bundle would be added, what it would take and give, and what its map has to say."""
+    from medflow_monai.bundles.adding import bundle_root
     from medflow_monai.bundles.adding import check as check_bundle
 
+    source, wishes = bundle_root(folder), _wishes(labels, name)
     try:
-        spec, tried = check_bundle(folder, _wishes(labels, name), trial=trial)
+        spec, tried = check_bundle(source, wishes, trial=trial)
     except MedflowError as error:
         if as_json:
             typer.echo(json.dumps({"ok": False, "error": error.message, "map": error.fields.get("template") or {}}))
-            raise typer.Exit(PROBLEMS) from None
-        raise
+        else:
+            say_error(error)
+        raise typer.Exit(PROBLEMS) from None
     if as_json:
         typer.echo(json.dumps({"ok": True, "name": spec.name, "outputs": _outputs(spec), "trial": list(tried.found)}))
         return

@@ -1,6 +1,8 @@
 """What stands in for a file: medflow's images, given to a bundle's own ``LoadImaged`` as NIfTI and PNG readers would.
 
 The transform stays the bundle's: how it stacks several files, which metadata it keeps and how it casts are its options.
+MONAI's own readers are never constructed: of what they would read there is nothing, and one of them registers a decoder
+with pydicom, which would then decode medflow's objects in the whole process.
 """
 
 from __future__ import annotations
@@ -10,7 +12,10 @@ from typing import Any
 
 import numpy as np
 from monai.data.image_reader import ImageReader
+from monai.transforms.io.array import LoadImage
 from monai.transforms.io.dictionary import LoadImaged
+from monai.transforms.transform import MapTransform
+from monai.utils.misc import ensure_tuple, ensure_tuple_rep
 
 from medflow.plugin import Image
 
@@ -57,6 +62,55 @@ def _metadata(image: Image, shape: tuple[int, ...]) -> dict[str, Any]:
         meta |= {"affine": affine, "original_affine": affine.copy(), "space": "RAS", "as_closest_canonical": False}
         meta |= {"pixdim": np.asarray([1.0, *spacing, 0, 0, 0, 0], dtype=np.float32)}  # as in a NIfTI header
     return meta
+
+
+class _NoReaders(LoadImage):
+    """MONAI's ``LoadImage`` with its options, reading by the reader that it is called with alone."""
+
+    def __init__(  # not its own: that constructs every reader there is
+        self,
+        image_only: bool = True,
+        dtype: Any = np.float32,
+        ensure_channel_first: bool = False,
+        simple_keys: bool = False,
+        prune_meta_pattern: str | None = None,
+        prune_meta_sep: str = ".",
+    ) -> None:
+        self.auto_select, self.expanduser = False, False
+        self.image_only, self.dtype = image_only, dtype
+        self.ensure_channel_first, self.simple_keys = ensure_channel_first, simple_keys
+        self.pattern, self.sep = prune_meta_pattern, prune_meta_sep
+        self.readers = []
+
+
+class GivenImaged(LoadImaged):
+    """MONAI's ``LoadImaged`` without readers; options that are only a reader's, and the reader, are passed over."""
+
+    def __init__(
+        self,
+        keys: Any,
+        reader: Any = None,
+        dtype: Any = np.float32,
+        meta_keys: Any = None,
+        meta_key_postfix: Any = "meta_dict",
+        overwriting: bool = False,
+        image_only: bool = True,
+        ensure_channel_first: bool = False,
+        simple_keys: bool = False,
+        prune_meta_pattern: str | None = None,
+        prune_meta_sep: str = ".",
+        allow_missing_keys: bool = False,
+        **_: Any,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)  # not LoadImaged's, for its readers
+        self._loader = _NoReaders(
+            image_only, dtype, ensure_channel_first, simple_keys, prune_meta_pattern, prune_meta_sep
+        )
+        self.meta_keys = ensure_tuple_rep(None, len(self.keys)) if meta_keys is None else ensure_tuple(meta_keys)
+        if len(self.keys) != len(self.meta_keys):
+            raise ValueError(f"LoadImaged has {len(self.keys)} keys, but {len(self.meta_keys)} meta_keys")
+        self.meta_key_postfix = ensure_tuple_rep(meta_key_postfix, len(self.keys))
+        self.overwriting = overwriting
 
 
 class Loading:

@@ -118,12 +118,12 @@ def put_into(network: Module, state: Mapping[str, Tensor], *, strict: bool, name
     missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     shapes = sorted(key for key in set(own) & set(state) if own[key].shape != state[key].shape)
     wrong = [
-        f"{what} {len(keys)} ({keys[0]} first)"
-        for what, keys in (("lacking", missing), ("of another shape", shapes), ("not the network's", unknown))
+        f"{len(keys)} {what} ({keys[0]} first)"
+        for what, keys in (("are lacking", missing), ("have another shape", shapes), ("are not the network's", unknown))
         if keys and not (keys is unknown and not strict)
     ]
     if wrong:
-        raise PluginBroken(f"{name} does not fit the network: of its tensors are {', '.join(wrong)}")
+        raise PluginBroken(f"{name} does not fit the network: of its tensors {', '.join(wrong)}")
     network.load_state_dict({key: value for key, value in state.items() if key in own})
 
 

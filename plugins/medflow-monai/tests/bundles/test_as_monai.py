@@ -13,6 +13,8 @@ import pytest
 import torch
 from monai.networks.nets.densenet import DenseNet
 from monai.networks.nets.unet import UNet
+from monai.transforms.io.array import SUPPORTED_READERS, LoadImage
+from monai.transforms.io.dictionary import LoadImaged
 from PIL import Image as Picture
 
 from medflow.errors import InputNotUsable
@@ -78,6 +80,21 @@ def test_a_bundle_in_yaml_that_names_its_steps_elsewhere_and_inverts_labels(zoo,
     mask = masks_of(loaded(bundle), zoo.case_of(image=image))["spleen"]
 
     np.testing.assert_array_equal(mask, expected.T == 1)
+
+
+def test_no_reader_of_monai_is_constructed(zoo, tmp_path, loaded, monkeypatch):
+    """One of them registers a decoder with pydicom, for the whole process."""
+    made = []
+    for kind in (LoadImage, LoadImaged, *SUPPORTED_READERS.values()):
+        monkeypatch.setattr(kind, "__init__", lambda self, *_, **__: made.append(type(self).__name__))
+    config = zoo.spleen_config()
+    config["preprocessing"]["transforms"][0] |= {"reader": "PydicomReader", "to_gpu": False}
+    bundle = zoo.write_bundle(tmp_path / "spleen", config, zoo.metadata(zoo.SPLEEN), {"model": zoo.state()})
+
+    masks = masks_of(loaded(bundle), zoo.case_of(image=zoo.volume()))
+
+    assert set(masks) == {"spleen"}
+    assert made == []
 
 
 def test_the_masks_of_many_labels_share_one_array(zoo, tmp_path, loaded, monai_itself, nifti):

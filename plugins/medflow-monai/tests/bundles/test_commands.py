@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from datetime import UTC, date, datetime
@@ -164,6 +166,26 @@ def test_checking_shows_what_a_map_has_to_say(run, spleen):
 
     assert found["map"] == {"labels": {"lesion": {"code": "...", "display": "..."}}}
     assert found["ok"] is False
+    run("bundle", "check", spleen, status=3)
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_what_cannot_be_checked_is_no_bundle_that_is_wrong(run, tmp_path, words):
+    with pytest.raises(ConfigurationError, match="is no folder"):
+        run("bundle", "check", tmp_path / "nowhere", *words)
+
+
+def test_checking_says_what_it_found_and_nothing_of_the_ways_of_monai(spleen, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "medflow.cli", "bundle", "check", spleen],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"MEDFLOW_HOME": str(tmp_path / "home"), "MEDFLOW_DEVICE": "cpu"},
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"of a generated image it gave spleen [0-9.]+ mL", done.stdout)
 
 
 def test_a_model_that_is_no_bundle_keeps_its_name(run, spleen):
