@@ -20,6 +20,14 @@ class Late(imaging_models.BrightTissue):
     spec = replace(
         imaging_models.BrightTissue.spec, name="late", accepts=(ImagingInput(modality=("CT",), take="last"),)
     )
+
+
+class Liver(imaging_models.BrightTissue):
+    spec = replace(
+        imaging_models.BrightTissue.spec,
+        name="liver",
+        accepts=(ImagingInput(modality=("CT",), descriptions=("liver",)),),
+    )
 """
 
 
@@ -35,7 +43,7 @@ def env(tmp_path_factory):
         dataset.SOPInstanceUID += f".{number}"
     write_series(root / "in" / "1", volume_of(4))
     write_series(root / "in" / "2", echoes)
-    plugins = write_distribution(root / "plugins", "late-plugin", MODELS, {"late": "Late"})
+    plugins = write_distribution(root / "plugins", "late-plugin", MODELS, {"late": "Late", "liver": "Liver"})
     env = environment(root / "home", plugins)
     medflow(env, "ingest", "dicom", root / "in" / "1", root / "in" / "2")
     return env
@@ -65,7 +73,18 @@ def test_several_volumes_are_written_unless_one_is_asked_for(env, tmp_path):
 def test_it_is_what_the_model_would_be_given(env, tmp_path):
     done = medflow(env, "volume", 2, "--out", tmp_path / "late.nii", "--model", "late", "--json")
 
-    assert json.loads(done.stdout)["volumes"] == [{"EchoTime": 9.0}]
+    told = json.loads(done.stdout)
+    assert (told["volumes"], told["notes"]) == ([{"EchoTime": 9.0}], [])
+
+
+def test_a_series_that_the_model_would_never_be_given_is_written_and_said_to_be_none_for_it(env, tmp_path):
+    named = json.loads(medflow(env, "volume", 1, "--out", tmp_path / "a.nii", "--model", "liver", "--json").stdout)
+    plain = medflow(env, "volume", 1, "--out", tmp_path / "b.nii", "--model", "liver")
+
+    [note] = named["notes"]
+    assert note.startswith("liver does not take series/1 (description): ")
+    assert (plain.returncode, plain.stderr) == (0, f"note: {note}\n")
+    assert (tmp_path / "a.nii").is_file() and (tmp_path / "b.nii").is_file()
 
 
 @pytest.mark.parametrize(

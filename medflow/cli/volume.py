@@ -11,16 +11,17 @@ from typing import Annotated
 
 import typer
 
-from medflow.cli.output import out
+from medflow.cli.output import err, out
 from medflow.cli.site import Json, here
 from medflow.dicom.nifti import ras_affine, write_nifti
 from medflow.dicom.volume import read_image
 from medflow.errors import ConfigurationError, InputNotUsable
 from medflow.plugin import Image, ImagingInput
-from medflow.records import Instance
-from medflow.series_rule import imaging_inputs
+from medflow.records import Instance, UnitKind
+from medflow.series_rule import imaging_inputs, unmet
 from medflow.steps import Site
 from medflow.store.imaging import series_instances
+from medflow.store.selection import series_pages
 
 MORE = ("mosaic", "several-volumes")  # refusals of a series that holds more than was asked for
 
@@ -55,9 +56,12 @@ def volume(
     image = _read(site, series_id, instances, specs)
     write_nifti(image, to)
     told = _told(image)
+    notes = [] if model is None else _notes(site, model, specs[0], series_id)
     if as_json:
-        typer.echo(json.dumps({"series": series_id, "file": str(to), **told}))
+        typer.echo(json.dumps({"series": series_id, "file": str(to), **told, "notes": notes}))
         return
+    for note in notes:
+        err.print(f"note: {note}", markup=False, soft_wrap=True)
     for name, value in told.items():
         for line in value if name == "volumes" and isinstance(value, list) else [value]:
             out.print(f"{name}: {_words(line)}", markup=False, soft_wrap=True)
@@ -105,6 +109,14 @@ def _of_model(site: Site, model: str, named: str | None, which: Which | None) ->
     if named not in inputs:
         raise ConfigurationError(f"--input says which input of {model} is meant: {', '.join(inputs)}")
     return inputs[named]
+
+
+def _notes(site: Site, model: str, spec: ImagingInput, series_id: int) -> list[str]:
+    """Why the model would never be given the series that was written as it would have it."""
+    with site.store.reading() as connection:
+        pages = series_pages(connection, UnitKind.SERIES, size=1, only=series_id)
+        reasons = [reason for page in pages for series in page for reason in unmet(spec, series)]
+    return [f"{model} does not take series/{series_id} ({reason.code}): {reason.words}" for reason in reasons]
 
 
 def _told(image: Image) -> dict[str, object]:
