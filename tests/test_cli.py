@@ -166,6 +166,13 @@ def test_dead_jobs_are_listed_and_replayed(env, tmp_path):
     assert json.loads(retried.stdout) == {"ready": 1}
 
 
+def test_a_state_that_no_job_has_is_refused_with_those_there_are(env):
+    done = medflow(env, "jobs", "--state", "done", "--state", "nonsense")
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no job is nonsense: the states are ready, leased, done, failed, dead" in done.stderr
+
+
 def test_a_home_that_cannot_be_written_is_a_sentence(env, tmp_path):
     (tmp_path / "file").touch()
     env["MEDFLOW_HOME"] = str(tmp_path / "file" / "home")

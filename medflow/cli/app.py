@@ -36,9 +36,10 @@ from medflow.cli.output import (
 )
 from medflow.cli.site import Home, Json, Names, as_instant, here
 from medflow.config import load_settings
-from medflow.errors import MedflowError
+from medflow.errors import ConfigurationError, MedflowError
 from medflow.store import Store, ledger
 from medflow.store import jobs as job_store
+from medflow.store.standing import JOB_STATES
 
 app = typer.Typer(
     cls=CommandsOfPlugins,
@@ -210,6 +211,8 @@ def jobs(
     as_json: Json = False,
 ) -> None:
     """What could not be scored, and why (or the jobs in the states you name); those made last first."""
+    if unknown := sorted(set(state or ()) - set(JOB_STATES)):
+        raise ConfigurationError(f"no job is {', '.join(unknown)}: the states are {', '.join(JOB_STATES)}")
     site = here()
     with site.store.reading() as connection:
         found = job_store.list_jobs(connection, states=state or ("failed", "dead"), model=model, limit=limit)

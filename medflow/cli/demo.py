@@ -15,6 +15,7 @@ import typer
 from medflow.cli.flows import run_nightly
 from medflow.cli.output import OK, PROBLEMS, err, out, show_table
 from medflow.config import load_settings
+from medflow.delivery.folder import DICOM_FOLDER
 from medflow.registry import installed
 from medflow.sample import pydicom_files, write_sample
 from medflow.steps import open_site
@@ -94,9 +95,10 @@ def _tell(root: Path, results: Path, counts: dict[str, Any], seconds: float) -> 
             ["refused by the input gate", "reason", "count", "for example"],
             [[model, code, count, reason[model, code]] for (model, code), count in codes.most_common()],
         )
-    out.print(f"[bold]Delivered[/]: {sent['delivered']} FHIR resources to {results}", soft_wrap=True)
+    out.print(f"[bold]Delivered[/]: {sent['delivered']} FHIR resources and DICOM objects to {results}", soft_wrap=True)
     for path in sorted(results.glob("*.ndjson")):
         out.print(f"  {path.name}: {sum(1 for _ in path.open('rb'))}")
+    out.print(f"  {DICOM_FOLDER}/*.dcm: {sum(1 for _ in (results / DICOM_FOLDER).glob('*.dcm'))}")
     out.print(f"\nAll in {seconds:.0f} s. Try next:")
     for line in (
         f"export MEDFLOW_HOME={root}",
