@@ -208,7 +208,7 @@ def test_a_model_chosen_in_the_form_is_what_runs(pages):
     pages.watch(run_id, "Completed")
 
     run = pages.api.get(f"/flow_runs/{run_id}").json()
-    assert run["parameters"] == {"models": ["splice-site"], "deliver_to": "archive"}
+    assert run["parameters"] == {"models": ["splice-site"], "deliver_to": "archive", "explain": False}
     assert re.search(r"score: [1-9]\d* selected, [1-9]\d* done, deliver: .*[1-9]\d* delivered", run["state"]["message"])
 
 

@@ -153,7 +153,7 @@ def test_a_changed_bundle_is_told_of_by_all_who_list(run, spleen, tmp_path):
     path.write_text(path.read_text() + " ")
     said = "configs/inference.json is not the file that was added"
 
-    assert said in " ".join(run("bundle", "list", status=3).split())
+    assert said in run("bundle", "list", "--json", status=3)
     run("bundle", "add", spleen, "--no-trial", "--replace")
     assert "ok" in run("bundle", "list")
 
