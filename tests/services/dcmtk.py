@@ -1,24 +1,24 @@
-"""dcmtk's programs, as strangers that send: pynetdicom installs scripts of the same names beside Python."""
+"""dcmtk's programs, as strangers that send: pynetdicom installs scripts of the same names beside any Python."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 from tests.services import missing
 
+SCRIPT = b"#!"
+
 
 def program(name: str) -> str:
-    """The path of one of dcmtk's programs."""
-    own = Path(sys.executable).parent
-    path = os.pathsep.join(item for item in os.environ["PATH"].split(os.pathsep) if Path(item) != own)
-    found = shutil.which(name, path=path)
-    if found is None:
+    """The path of one of dcmtk's programs: the first in PATH that is no script of some Python environment."""
+    found = (shutil.which(name, path=folder) for folder in os.environ["PATH"].split(os.pathsep))
+    program = next((path for path in found if path and Path(path).read_bytes()[:2] != SCRIPT), None)
+    if program is None:
         missing(f"dcmtk's {name} is not installed: apt-get install dcmtk")
-    return found
+    return program
 
 
 def run(name: str, *words: object) -> subprocess.CompletedProcess[str]:
