@@ -147,7 +147,7 @@ def _find_pack(pack: str, unpacked: Path) -> Path:
         if not folder.is_dir():
             partial = Path(tempfile.mkdtemp(dir=unpacked, prefix=".partial-"))
             with tarfile.open(archive) as packed:
-                packed.extractall(partial, filter="data")
+                packed.extractall(partial, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
             partial.rename(folder)
     return folder
 
