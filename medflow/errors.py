@@ -11,6 +11,7 @@
     |   `-- PredictionInvalid   a model's answer outside its own declaration
     |-- DeliveryRefused         a target that understood and said no; never retried unchanged
     |-- ObjectDamaged           the object store gave other bytes than it was given
+    |-- TrialStopped            a search has seen enough of a choice of hyperparameters
     `-- TransientError          worth another try: the infrastructure is the cause
         |-- StoreUnavailable
         |-- ObjectsUnavailable  the object store did not answer, or has too much to do
@@ -182,6 +183,10 @@ class DeliveryRefused(MedflowError):
 
 class ObjectDamaged(MedflowError):
     """An object whose bytes no longer have the SHA-256 that they were stored under."""
+
+
+class TrialStopped(MedflowError):
+    """A search for hyperparameters gives this choice up, because others do better: no failure."""
 
 
 class TransientError(MedflowError):

@@ -7,11 +7,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from medflow.errors import PluginBroken, place_of
 from medflow.inference.lane import Lane
-from medflow.plugin import Model, ModelSpec, Prediction
+from medflow.plugin import Explanation, Model, ModelSpec, Prediction
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +65,7 @@ class LoadedModel:
         """Whether the model can explain its predictions."""
         return type(self.model).explain is not Model.explain
 
-    def explain(self, batch: Sequence[Any], predictions: Sequence[Prediction]) -> list[Mapping[str, np.ndarray]]:
+    def explain(self, batch: Sequence[Any], predictions: Sequence[Prediction]) -> Sequence[Mapping[str, Explanation]]:
         """What led to each prediction, in the device's lane: the caller has entered `Lane.explaining`.
 
         Raises

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hashlib import sha256
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medflow.errors import PluginBroken
@@ -13,8 +14,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def read_weights(package: str, weights: Weights) -> bytes:
-    """The bytes of a weights file that lies inside ``package``, checked against the digest in the spec.
+def read_weights(package: str, weights: Weights, folder: Path | None = None) -> bytes:
+    """The bytes of a weights file, checked against the digest in the spec.
+
+    It lies inside ``package``; of a version trained here in ``folder``, which is `Model.folder`.
 
     Raises
     ------
@@ -22,8 +25,10 @@ def read_weights(package: str, weights: Weights) -> bytes:
         The file is missing, or its SHA-256 is not the declared one.
     """
     try:
-        data = (files(package) / weights.file).read_bytes()
+        data = ((folder or files(package)) / weights.file).read_bytes()
     except (FileNotFoundError, ModuleNotFoundError):
+        if folder is not None:
+            raise PluginBroken(f"{weights.file} of a version trained here is missing: promote it again") from None
         raise PluginBroken(f"{package} lacks its weights file {weights.file}: install the distribution again") from None
     found = sha256(data).hexdigest()
     if found != weights.sha256:
@@ -34,8 +39,8 @@ def read_weights(package: str, weights: Weights) -> bytes:
     return data
 
 
-def load_weights(package: str, weights: Weights) -> dict[str, Tensor]:
-    """The tensors of a safetensors file inside ``package``, on the CPU.
+def load_weights(package: str, weights: Weights, folder: Path | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file inside ``package`` (or in ``folder``: see `read_weights`), on the CPU.
 
     Raises
     ------
@@ -46,6 +51,6 @@ def load_weights(package: str, weights: Weights) -> dict[str, Tensor]:
     from safetensors.torch import load
 
     try:
-        return load(read_weights(package, weights))
+        return load(read_weights(package, weights, folder))
     except SafetensorError:
         raise PluginBroken(f"{weights.file} of {package} is not a safetensors file") from None

@@ -48,6 +48,8 @@ class PatientRow(Base):
     deceased: Mapped[bool | None]
     complete: Mapped[bool] = mapped_column(default=True)  # False: known only by a reference to it
     revision: Mapped[int] = mapped_column(default=0)
+    # no measurement of theirs that is stored became known, or was corrected, later than this; it may be too late
+    latest_us: Mapped[int] = mapped_column(default=0, server_default="0")
 
 
 class PatientIdentifierRow(Base):
@@ -157,6 +159,8 @@ class EncounterRow(Base):
     start_offset: Mapped[int | None]
     end_us: Mapped[int | None]
     discharge_disposition: Mapped[str | None]
+    priority: Mapped[str | None]  # Encounter.priority, "system|code"
+    admit_source: Mapped[str | None]  # Encounter.hospitalization.admitSource, "system|code"
     revision: Mapped[int] = mapped_column(default=0)  # grows whenever a row that belongs to it changes
     __table_args__ = (UniqueConstraint("source", "fhir_id"),)
 
@@ -177,6 +181,7 @@ class MeasurementRow(Base):
     effective_us: Mapped[int]
     effective_offset: Mapped[int]
     available_us: Mapped[int]
+    until_us: Mapped[int | None]  # known no longer from then on: a correction took its place; None holds still
     status: Mapped[str]
     value: Mapped[float | None]
     unit: Mapped[str | None]
@@ -247,6 +252,31 @@ class SequenceRow(Base):
 
 
 # --- work --------------------------------------------------------------------------------------------------------
+
+
+class TrainedModelRow(Base):
+    """A version of a model that was trained here: what it was made of, how good it was, whether it is served.
+
+    At most one version of a model is ``promoted``; without one the version is served that its plugin brings.
+    """
+
+    __tablename__ = "trained_model"
+    id: Mapped[int] = _key()
+    model: Mapped[str]
+    version: Mapped[str]
+    base_version: Mapped[str]  # of the plugin's model that was trained
+    base_digest: Mapped[str]
+    spec: Mapped[dict[str, Any]]  # as served: version, weights, card, threshold, reference
+    files: Mapped[dict[str, Any]]  # name -> sha256 in the object store: weights, reference, card, plots
+    hyperparameters: Mapped[dict[str, Any]]
+    seed: Mapped[int]
+    cohort: Mapped[dict[str, Any]]  # as it was asked for, with its counts and a digest; surrogate ids only
+    metrics: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(default="candidate")  # candidate | promoted | retired
+    run_id: Mapped[int | None] = _to("run.id")
+    created_us: Mapped[int]
+    promoted_us: Mapped[int | None]
+    __table_args__ = (UniqueConstraint("model", "version"),)
 
 
 class ModelRow(Base):

@@ -86,8 +86,8 @@ class IcuMortality(Model[Prepared]):
         from medflow.inference.weights import load_weights
         from medflow_risk.network import Ensemble
 
-        (weights,) = SPEC.weights
-        self._ensemble = Ensemble.of(load_weights("medflow_risk", weights)).to(device)
+        (weights,) = self.spec.weights
+        self._ensemble = Ensemble.of(load_weights("medflow_risk", weights, self.folder)).to(device)
         self._device = device
 
     def prepare(self, case: Case) -> Prepared:
