@@ -11,24 +11,26 @@ from medflow.dicom.derived import Maker
 from medflow.dicom.heatmap import KIND, HeatMap, read_heat_map, write_heat_maps
 from medflow.dicom.plan import plan_volume
 from medflow.errors import InputNotUsable
-from medflow.inference.explaining import Explanation, explained_image
+from medflow.inference.explaining import Explanations, explained_image
 from medflow.inputs import image_instances
-from medflow.plugin import Case, Image, ImagingInput, ModelSpec
+from medflow.plugin import Case, Image, ImagingInput, ModelSpec, SeriesAttribution
 from medflow.records import ResultObject
 from medflow.store import Store, result_objects
 from medflow.store.jobs import Job
 
 
 def keep_heat_maps(
-    store: Store, spec: ModelSpec, job: Job, case: Case, explanation: Explanation, maker: Maker
+    store: Store, spec: ModelSpec, job: Job, case: Case, explanation: Explanations, maker: Maker
 ) -> list[ResultObject]:
     """Write the heat maps of a checked explanation, each on the image that its output is about; safe in any thread.
+
+    What explains a time series is no heat map, and is left to `medflow.contributions`.
 
     Raises
     ------
     InputNotUsable
-        explanation-not-stored: what is explained is no image, and there is no DICOM object for it yet. Or the images
-        are no longer what the case was read from.
+        explanation-not-stored: what is explained is a sequence, of which nothing is kept yet. Or the images are no
+        longer what the case was read from.
     """
     maps = _by_image(spec, case, explanation)
     if not maps:
@@ -46,14 +48,14 @@ def keep_heat_maps(
     return kept
 
 
-def _by_image(spec: ModelSpec, case: Case, explanation: Explanation) -> Mapping[str, dict[str, np.ndarray]]:
+def _by_image(spec: ModelSpec, case: Case, explanation: Explanations) -> Mapping[str, dict[str, np.ndarray]]:
     maps: defaultdict[str, dict[str, np.ndarray]] = defaultdict(dict)
     for output, values in explanation.items():
+        if isinstance(values, SeriesAttribution):
+            continue  # kept with the result itself
         found = explained_image(spec, case, output)
         if found is None:
-            raise InputNotUsable(
-                "explanation-not-stored", "explanations of inputs other than images are not stored yet"
-            )
+            raise InputNotUsable("explanation-not-stored", "explanations of sequences are not stored yet")
         maps[found[0]][output] = values
     return maps
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta, timezone
 from enum import StrEnum
 from hashlib import sha256
+from typing import Literal
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -308,12 +309,32 @@ class Subject:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Contribution:
+    """How much one channel of a time series, or one of its statics, spoke for a result.
+
+    ``value`` is on the additive scale of the model's explanation (of a risk, log-odds): above 0 for it, below 0 against
+    it, over all steps; ``steps`` has it step by step, of a channel. ``share`` is what part this is of all that spoke
+    either way, 0..1. Of what was not ``measured`` it is the absence that spoke. ``basis`` is the FHIR reference of the
+    last measurement that the model was given of it.
+    """
+
+    kind: Literal["channel", "static"]
+    name: str
+    value: float
+    share: float
+    steps: tuple[float, ...] = ()
+    measured: bool = True
+    basis: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
     """One declared output of one job, checked against its declaration, as it is stored and mapped to FHIR.
 
     ``value``: a Measure in its unit, a Risk as 0..1, a Classification's positive probability, a Segment's mL.
     Of a Segment also how many ``voxels`` it has, the ``mean`` intensity inside (None of an empty one) with its UCUM
-    unit, and the SHA-256 of the DICOM segmentation that holds its ``mask``.
+    unit, and the SHA-256 of the DICOM segmentation that holds its ``mask``. ``contributions`` explain it, the largest
+    first, where that was asked for; they take no part in any id.
     """
 
     output: str
@@ -324,6 +345,7 @@ class Result:
     mean_unit: str | None = None
     mask: str | None = None
     out_of_scope: str | None = None
+    contributions: tuple[Contribution, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

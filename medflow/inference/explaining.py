@@ -12,9 +12,21 @@ import numpy as np
 from medflow.errors import MedflowError, PredictionInvalid
 from medflow.inference.devices import as_medflow_error, free_cache, is_out_of_memory
 from medflow.inference.loaded import LoadedModel
-from medflow.plugin import Case, Image, ModelSpec, Prediction, Segment
+from medflow.plugin import (
+    Case,
+    Explanation,
+    Image,
+    ModelSpec,
+    Prediction,
+    Segment,
+    SeriesAttribution,
+    TimeSeries,
+    TimeSeriesInput,
+)
+from medflow.timeseries import steps_of
 
-Explanation = Mapping[str, np.ndarray]
+Explanations = Mapping[str, Explanation]
+"""What explains one case, by the name of the output."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +45,7 @@ class Explainer:
         self._loaded = loaded
         self.seconds = 0.0
 
-    def explain(self, batch: Sequence[Explained]) -> Iterator[Explanation | MedflowError]:
+    def explain(self, batch: Sequence[Explained]) -> Iterator[Explanations | MedflowError]:
         """The checked explanation of each case, or why there is none, in order.
 
         A case out of the model's scope has nothing to explain. A batch that fails is halved until the case that fails
@@ -44,7 +56,7 @@ class Explainer:
         for place in range(len(batch)):
             yield found.get(place, {})
 
-    def _in_parts(self, batch: Sequence[Explained]) -> Iterator[Explanation | MedflowError]:
+    def _in_parts(self, batch: Sequence[Explained]) -> Iterator[Explanations | MedflowError]:
         if not batch:
             return
         size = self._loaded.explained_size
@@ -62,7 +74,7 @@ class Explainer:
             yield from self._in_parts(batch[:middle])
             yield from self._in_parts(batch[middle:])
 
-    def _explain(self, batch: Sequence[Explained]) -> list[Explanation] | MedflowError:
+    def _explain(self, batch: Sequence[Explained]) -> Sequence[Explanations] | MedflowError:
         """The explanations of a batch, or what went wrong, without the traceback: it would keep the batch's tensors."""
         loaded, exhausted = self._loaded, False
         with loaded.lane.explaining():
@@ -81,36 +93,68 @@ class Explainer:
             loaded.explain_fewer(len(batch))
         return failure
 
-    def _checked(self, item: Explained, answer: Explanation) -> Explanation | MedflowError:
+    def _checked(self, item: Explained, answer: Explanations) -> Explanations | MedflowError:
         try:
             return checked(self._loaded.spec, item.case, answer)
         except PredictionInvalid as error:
             return error.with_traceback(None)
 
 
-def checked(spec: ModelSpec, case: Case, answer: Explanation) -> Explanation:
+def checked(spec: ModelSpec, case: Case, answer: Explanations) -> Explanations:
     """A model's explanation against its declaration; a map that is NaN everywhere says nothing and is left out.
 
     Raises
     ------
     PredictionInvalid
-        explanation-malformed: a name that is no output, no float32 array, infinite numbers, or a heat map that is not
-        on the grid of the image it explains.
+        explanation-malformed: a name that is no output, no float32 array, infinite numbers, a heat map that is not
+        on the grid of the image it explains; of a time series anything but a `SeriesAttribution` on its grid, finite.
     """
     if not isinstance(answer, Mapping):
-        raise _malformed("an explanation is a mapping from the names of outputs to arrays")
+        raise _malformed("an explanation is a mapping from the names of outputs to what explains them")
     declared = {output.name for output in spec.outputs}
     if undeclared := sorted(map(str, set(answer) - declared)):
         raise _malformed(f"{', '.join(undeclared)} is explained, and the model declares {', '.join(sorted(declared))}")
-    for name, array in answer.items():
+    series = explained_series(spec, case)
+    for name, found in answer.items():
+        if series is not None:
+            _check_series(name, found, series)
+        else:
+            _check_array(spec, case, name, found)
+    return {name: found for name, found in answer.items() if _says_something(found)}
+
+
+def _says_something(found: Explanation) -> bool:
+    return isinstance(found, SeriesAttribution) or not np.isnan(found).all()
+
+
+def _check_array(spec: ModelSpec, case: Case, name: str, found: Explanation) -> None:
+    if not isinstance(found, np.ndarray) or found.dtype != np.float32:
+        raise _malformed(f"the explanation of {name} must be a float32 array")
+    if np.isinf(found).any():
+        raise _malformed(f"the explanation of {name} is infinite somewhere")
+    image = explained_image(spec, case, name)
+    if image is not None and found.shape != image[1].array.shape:
+        raise _malformed(f"the explanation of {name} must be on the grid of the input image")
+
+
+def _check_series(name: str, found: Explanation, of: TimeSeriesInput) -> None:
+    if not isinstance(found, SeriesAttribution):
+        raise _malformed(f"the explanation of {name} must be a SeriesAttribution, as its input is a time series")
+    grids = {"values": (steps_of(of), len(of.channels)), "statics": (len(of.statics),)}
+    for part, shape in grids.items():
+        array = getattr(found, part)
         if not isinstance(array, np.ndarray) or array.dtype != np.float32:
-            raise _malformed(f"the explanation of {name} must be a float32 array")
-        if np.isinf(array).any():
-            raise _malformed(f"the explanation of {name} is infinite somewhere")
-        found = explained_image(spec, case, name)
-        if found is not None and array.shape != found[1].array.shape:
-            raise _malformed(f"the explanation of {name} must be on the grid of the input image")
-    return {name: array for name, array in answer.items() if not np.isnan(array).all()}
+            raise _malformed(f"the {part} that explain {name} must be a float32 array")
+        if array.shape != shape:
+            raise _malformed(f"the {part} that explain {name} are {array.shape}, and what is explained is {shape}")
+        if not np.isfinite(array).all():
+            raise _malformed(f"the {part} that explain {name} are not finite everywhere")
+
+
+def explained_series(spec: ModelSpec, case: Case) -> TimeSeriesInput | None:
+    """The time series that an answer is explained by; None where the case has none."""
+    series = (item for item in spec.accepts if isinstance(item, TimeSeriesInput))
+    return next((item for item in series if isinstance(case.inputs.get(item.name), TimeSeries)), None)
 
 
 def explained_image(spec: ModelSpec, case: Case, output: str) -> tuple[str, Image] | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from medflow.errors import ConfigurationError, MedflowError, PluginBroken
 from medflow.inference.devices import as_medflow_error, free_cache, is_out_of_memory
-from medflow.inference.explaining import Explained, Explainer, Explanation
+from medflow.inference.explaining import Explained, Explainer, Explanations
 from medflow.inference.loaded import LoadedModel
 from medflow.plugin import Case, Prediction
 
@@ -37,7 +37,7 @@ class Outcome:
     case: Case | None = None
     prediction: Prediction | None = None
     error: MedflowError | None = None
-    explanation: Explanation = field(default_factory=dict)
+    explanation: Explanations = field(default_factory=dict)
     unexplained: MedflowError | None = None
 
 

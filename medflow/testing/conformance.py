@@ -13,13 +13,13 @@ import numpy as np
 
 from medflow.errors import CaseError, MedflowError
 from medflow.inference.devices import as_medflow_error
-from medflow.inference.explaining import Explanation, checked
+from medflow.inference.explaining import Explanations, checked
 from medflow.inference.lane import Lane
 from medflow.inference.loaded import LoadedModel
 from medflow.inference.results import results_of
 from medflow.inference.runner import Runner
 from medflow.inference.weights import read_weights
-from medflow.plugin import Case, Model, Prediction
+from medflow.plugin import Case, Explanation, Model, Prediction, SeriesAttribution
 from medflow.registry import check_spec
 from medflow.testing.cases import sample_cases
 
@@ -185,20 +185,31 @@ def _isolation(model: Model, cases: Sequence[Case], device: str) -> None:
 
 def _explains(model: Model, cases: Sequence[Case], device: str) -> None:
     together = _explanations(model, cases, model.spec.batch_size, device)
-    alone = _explanations(model, cases, 1, device)
-    for number, (left, right) in enumerate(zip(together, alone, strict=True)):
-        if left.keys() != right.keys():
-            raise _Broken(f"other outputs of case {number} are explained when it is explained alone")
-        for name, values in left.items():
-            scale = float(np.nanmax(np.abs(values), initial=1.0))
-            if not np.allclose(values, right[name], rtol=0, atol=model.spec.tolerance * scale, equal_nan=True):
-                raise _Broken(f"the explanation of {name} of case {number} differs when it is explained alone")
+    ways = {"explained again": model.spec.batch_size, "explained alone": 1}
+    for how, size in ways.items():
+        for number, (left, right) in enumerate(zip(together, _explanations(model, cases, size, device), strict=True)):
+            if left.keys() != right.keys():
+                raise _Broken(f"other outputs of case {number} are explained when it is {how}")
+            if differing := [name for name in left if not _alike(model, left[name], right[name])]:
+                raise _Broken(f"the explanation of {', '.join(differing)} of case {number} differs when it is {how}")
 
 
-def _explanations(model: Model, cases: Sequence[Case], size: int, device: str) -> list[Explanation]:
+def _alike(model: Model, one: Explanation, other: Explanation) -> bool:
+    """Whether two explanations of one answer differ by no more than the tolerance, of the largest number or of 1."""
+    pairs = list(zip(_arrays(one), _arrays(other), strict=True))
+    scale = max(float(np.nanmax(np.abs(left), initial=1.0)) for left, _ in pairs)
+    tolerance = model.spec.tolerance * scale
+    return all(np.allclose(left, right, rtol=0, atol=tolerance, equal_nan=True) for left, right in pairs)
+
+
+def _arrays(found: Explanation) -> tuple[np.ndarray, ...]:
+    return (found.values, found.statics) if isinstance(found, SeriesAttribution) else (found,)
+
+
+def _explanations(model: Model, cases: Sequence[Case], size: int, device: str) -> list[Explanations]:
     """What is left of the explanations after medflow's own checks, asked for as a run asks for them."""
     lane = Lane(device)
-    found: list[Explanation] = []
+    found: list[Explanations] = []
     for start in range(0, len(cases), size):
         batch = cases[start : start + size]
         ready = _ready(model, batch)
