@@ -33,6 +33,15 @@ def event_1(event: np.ndarray, score: np.ndarray) -> float:
     return float(np.minimum(*_points(event, score)).max())
 
 
+def best_threshold(event: np.ndarray, score: np.ndarray) -> float | None:
+    """The threshold (at it, positive) with the best event-1 score; None where there are no events."""
+    if not event.any():
+        return None
+    ranked = np.sort(score)[::-1]
+    ends = np.flatnonzero(np.r_[np.diff(ranked) != 0, True])
+    return float(ranked[ends[np.argmax(np.minimum(*_points(event, score)))]])
+
+
 def calibration_error(event: np.ndarray, probability: np.ndarray, bins: int = 10) -> float:
     """Mean distance of mean probability and share of events over ``bins`` equally filled bins."""
     parts = np.array_split(np.argsort(probability, kind="stable"), bins)

@@ -5,7 +5,7 @@ Reading this module imports no torch; `IcuMortality.load` does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,12 +14,19 @@ import numpy as np
 from medflow.plugin import (
     SNOMED,
     Case,
+    Choice,
     Coding,
-    Model,
+    Epoch,
+    Examples,
+    Fitted,
+    HyperParameter,
+    Integer,
     ModelCard,
     ModelSpec,
     Prediction,
+    Real,
     Risk,
+    Trainable,
     UnitKind,
     Weights,
 )
@@ -74,10 +81,17 @@ class Prepared:
     out_of_scope: str | None = None
 
 
-class IcuMortality(Model[Prepared]):
+class IcuMortality(Trainable[Prepared]):
     """Fifteen LSTMs, three from each fold of the cross-validation, averaged and calibrated."""
 
     spec: ClassVar[ModelSpec] = SPEC
+    hyperparameters: ClassVar[Sequence[HyperParameter]] = (
+        Choice(name="hidden", default=64, options=(32, 64, 96)),
+        Real(name="dropout", default=0.3, low=0.0, high=0.6),
+        Real(name="learning_rate", default=2e-3, low=3e-4, high=1e-2, log=True),
+        Integer(name="epochs", default=10, low=4, high=30),
+        Integer(name="members", default=3, low=1, high=10),
+    )
     _ensemble: Any = None
     _device: str = "cpu"
 
@@ -89,6 +103,22 @@ class IcuMortality(Model[Prepared]):
         (weights,) = self.spec.weights
         self._ensemble = Ensemble.of(load_weights("medflow_risk", weights, self.folder)).to(device)
         self._device = device
+
+    @classmethod
+    def fit(
+        cls,
+        training: Examples,
+        validation: Examples,
+        chosen: Mapping[str, Any],
+        *,
+        seed: int,
+        device: str,
+        report: Callable[[Epoch], None],
+    ) -> Fitted:
+        """As `Trainable.fit`; calibrated (Platt) on ``validation``."""
+        from medflow_risk.train import fit_ensemble
+
+        return fit_ensemble(training, validation, chosen, seed=seed, device=device, report=report)
 
     def prepare(self, case: Case) -> Prepared:
         """Features of one stay."""

@@ -14,23 +14,26 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from medflow.plugin import Epoch, Examples, Fitted
 from medflow_risk.data import Cohort, read_cohort
 from medflow_risk.features import series_features, static_features
-from medflow_risk.metrics import report
+from medflow_risk.metrics import auroc, best_threshold, report
 from medflow_risk.network import Ensemble, MortalityNet
 
 FOLDS = 5
 SEEDS = 3  # networks a fold
+MEMBERS = 3  # networks for a site's own cohort
 EPOCHS = 10
 PENALTY = 0.1  # of the ridge regression, beside a mean loss
 BATCH = 64
@@ -49,12 +52,12 @@ class Samples:
     died: Tensor
 
 
-def samples_of(cohort: Cohort) -> Samples:
-    """The features of a cohort."""
+def samples_of(values: np.ndarray, statics: np.ndarray, died: np.ndarray) -> Samples:
+    """The features of stays as `Cohort` or `Examples` hold them."""
     return Samples(
-        series=torch.from_numpy(np.moveaxis(series_features(cohort.values), 0, 1).copy()),
-        statics=torch.from_numpy(static_features(cohort.statics)),
-        died=torch.from_numpy(cohort.died.astype(np.float32)),
+        series=torch.from_numpy(np.moveaxis(series_features(values), 0, 1).copy()),
+        statics=torch.from_numpy(static_features(statics)),
+        died=torch.from_numpy(died.astype(np.float32)),
     )
 
 
@@ -68,39 +71,112 @@ def folds_of(died: np.ndarray, seed: int) -> np.ndarray:
     return fold
 
 
-def fit(samples: Samples, train: np.ndarray, seed: int) -> MortalityNet:
-    """One network from the stays ``train``; the epoch with the least loss on those held back is kept."""
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How one network is fitted; the defaults are those of the release."""
+
+    hidden: int = 64
+    dropout: float = 0.3
+    learning_rate: float = LEARNING_RATE
+    epochs: int = EPOCHS
+
+
+def fit(
+    samples: Samples,
+    train: np.ndarray,
+    seed: int,
+    *,
+    held_back: np.ndarray | None = None,
+    recipe: Recipe | None = None,
+    device: str = "cpu",
+    report: Callable[[Epoch], None] = lambda _: None,
+    member: int = 0,
+) -> MortalityNet:
+    """One network from the stays ``train``; the epoch with the least loss on those held back is kept.
+
+    Without ``held_back`` a tenth of ``train`` is, by ``seed``.
+    """
+    recipe = recipe or Recipe()
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     train = rng.permutation(train)
-    held_back, train = np.split(train, [int(len(train) * HELD_BACK)])
-    net = MortalityNet()
+    if held_back is None:
+        held_back, train = np.split(train, [int(len(train) * HELD_BACK)])
+    net = MortalityNet(hidden=recipe.hidden, dropout=recipe.dropout)
     net.standardise(samples.series[train, 0])
+    net.to(device)
     batches = -(-len(train) // BATCH)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=EPOCHS * batches)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.learning_rate, total_steps=recipe.epochs * batches)
     best, least = copy.deepcopy(net.state_dict()), np.inf
-    for _ in range(EPOCHS):
+    for epoch in range(1, recipe.epochs + 1):
         net.train()
+        losses = []
         for batch in np.array_split(rng.permutation(train), batches):
             series, statics = _hidden(samples.series[batch], samples.statics[batch])
             optimiser.zero_grad()
-            _loss(net.deep(series, statics), samples.died[batch]).backward()
+            loss = _loss(net.deep(series.to(device), statics.to(device)), samples.died[batch].to(device))
+            loss.backward()
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimiser.step()
             schedule.step()
+            losses.append(float(loss.detach()))
         net.eval()
-        loss = float(_loss(torch.from_numpy(logits(net.deep, samples, held_back)), samples.died[held_back]))
+        answers = logits(net.deep, samples, held_back, device)
+        loss = float(_loss(torch.from_numpy(answers), samples.died[held_back]))
         if loss < least:
             best, least = copy.deepcopy(net.state_dict()), loss
+        died = samples.died[held_back].numpy() > 0
+        found = auroc(died, answers) if 0 < died.sum() < len(died) else None
+        report(
+            Epoch(number=epoch, training_loss=float(np.mean(losses)), validation_loss=loss, auroc=found, member=member)
+        )
     net.load_state_dict(best)
-    net.eval()
+    net.cpu().eval()
     with torch.inference_mode():
         whole = net.summarise(samples.series[train], samples.statics[train])
         partly = net.summarise(*_hidden(samples.series[train], samples.statics[train]))
     weight, bias = ridge(torch.cat([whole, partly]).numpy(), samples.died[train].repeat(2).numpy())
     net.wide_weight, net.wide_bias = torch.from_numpy(weight).float(), torch.tensor(bias, dtype=torch.float32)
     return net
+
+
+def fit_ensemble(
+    training: Examples,
+    validation: Examples,
+    chosen: Mapping[str, Any],
+    *,
+    seed: int,
+    device: str,
+    report: Callable[[Epoch], None],
+) -> Fitted:
+    """An ensemble for a site's own cohort: `IcuMortality.fit`."""
+    samples = samples_of(
+        np.concatenate([training.values, validation.values]),
+        np.concatenate([training.statics, validation.statics]),
+        np.concatenate([training.outcome, validation.outcome]),
+    )
+    inside, held_back = np.split(np.arange(len(training) + len(validation)), [len(training)])
+    recipe = Recipe(**{key: value for key, value in chosen.items() if key != "members"})
+    nets = [
+        fit(
+            samples,
+            inside,
+            seed * 1000 + member,
+            held_back=held_back,
+            recipe=recipe,
+            device=device,
+            report=report,
+            member=member,
+        )
+        for member in range(int(chosen.get("members", MEMBERS)))
+    ]
+    answers = np.mean([logits(net, samples, held_back) for net in nets], axis=0)
+    ensemble = Ensemble(nets)
+    ensemble.platt[:] = torch.tensor(platt(answers, validation.outcome))
+    tensors = {name: tensor.numpy() for name, tensor in ensemble.state_dict().items()}
+    chance = 1 / (1 + np.exp(-(float(ensemble.platt[0]) * answers + float(ensemble.platt[1]))))
+    return Fitted(tensors={WEIGHTS: tensors}, threshold=best_threshold(validation.outcome > 0, chance))
 
 
 def _loss(logit: Tensor, died: Tensor) -> Tensor:
@@ -127,10 +203,12 @@ def _hidden(series: Tensor, statics: Tensor) -> tuple[Tensor, Tensor]:
     ), statics
 
 
-def logits(answer: Callable[[Tensor, Tensor], Tensor], samples: Samples, stays: np.ndarray) -> np.ndarray:
+def logits(
+    answer: Callable[[Tensor, Tensor], Tensor], samples: Samples, stays: np.ndarray, device: str = "cpu"
+) -> np.ndarray:
     """What a network, or a part of one, makes of ``stays``."""
     with torch.inference_mode():
-        return answer(samples.series[stays], samples.statics[stays]).numpy()
+        return answer(samples.series[stays].to(device), samples.statics[stays].to(device)).cpu().numpy()
 
 
 def ridge(features: np.ndarray, died: np.ndarray, rounds: int = 15) -> tuple[np.ndarray, float]:
@@ -182,7 +260,7 @@ def calibrated(answers: np.ndarray, died: np.ndarray, fold: np.ndarray) -> np.nd
 
 def train(cohort: Cohort, out: Path) -> dict[str, object]:
     """Write the weights and the out-of-fold predictions to ``out``; returns the metrics."""
-    samples = samples_of(cohort)
+    samples = samples_of(cohort.values, cohort.statics, cohort.died)
     records, died = cohort.records, cohort.died
     fold = folds_of(died, seed=0)
     nets, answers = cross_validate(samples, fold)

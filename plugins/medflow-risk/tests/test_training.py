@@ -11,7 +11,7 @@ import torch
 from medflow_risk.channels import CHANNELS, STATICS
 from medflow_risk.data import Cohort, read_cohort
 from medflow_risk.metrics import auprc, auroc, event_1
-from medflow_risk.train import FOLDS, fit, folds_of, platt, samples_of, train
+from medflow_risk.train import FOLDS, Samples, fit, folds_of, platt, samples_of, train
 
 LOINC = """parameter,system,code,display,unit_ucum,value_kind,note
 HR,http://loinc.org,8867-4,Heart rate,/min,quantity,
@@ -59,6 +59,10 @@ def cohort_of(count: int, seed: int = 0) -> Cohort:
     return Cohort(records=np.arange(count), values=values, statics=statics, died=died, refused=0)
 
 
+def samples(cohort: Cohort) -> Samples:
+    return samples_of(cohort.values, cohort.statics, cohort.died)
+
+
 def test_the_published_text_becomes_the_models_grid(tmp_path: Path) -> None:
     more = "".join(f"{hour:02}:10,HR,80\n" for hour in range(10, 20))
     folder = write_set(tmp_path, {7: STAY + more, 8: STAY})
@@ -91,9 +95,9 @@ def test_folds_are_disjoint_and_stratified() -> None:
 
 def test_the_same_seed_gives_the_same_network() -> None:
     torch.set_num_threads(1)
-    samples = samples_of(cohort_of(60))
+    stays = samples(cohort_of(60))
 
-    first, second = (fit(samples, np.arange(60), seed=3).state_dict() for _ in range(2))
+    first, second = (fit(stays, np.arange(60), seed=3).state_dict() for _ in range(2))
 
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -101,12 +105,12 @@ def test_the_same_seed_gives_the_same_network() -> None:
 def test_a_stay_outside_the_fold_leaves_no_trace() -> None:
     torch.set_num_threads(1)
     cohort, inside = cohort_of(60), np.arange(50)
-    before = fit(samples_of(cohort), inside, seed=3).state_dict()
+    before = fit(samples(cohort), inside, seed=3).state_dict()
 
     cohort.values[50:] = 1.0
     cohort.died[50:] = ~cohort.died[50:]
 
-    after = fit(samples_of(cohort), inside, seed=3).state_dict()
+    after = fit(samples(cohort), inside, seed=3).state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
