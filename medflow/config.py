@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 from zoneinfo import ZoneInfo, available_timezones
 
 from platformdirs import user_data_path
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from medflow.errors import ConfigurationError
@@ -55,6 +55,26 @@ class LabelTable(BaseModel):
     system: str | None = None
     outcome: str = "outcome"
     known: str | None = None
+
+
+class Cohort(BaseModel):
+    """Which encounters a model is trained on, each condition met; one that is not given is met by all.
+
+    ``since`` (included) and ``until`` (excluded) bound the start of the encounter; ``encounter_classes`` and
+    ``encounter_types`` ("system|code") name one of which it must have; ``min_age`` and ``max_age`` are completed years
+    at its start, both included. ``every`` is how many hours lie between the moments at which a model is asked that is
+    anchored at the prediction time: the first so long after the start, then on until the encounter's end.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    since: AwareDatetime | None = None
+    until: AwareDatetime | None = None
+    encounter_classes: tuple[str, ...] = ()
+    encounter_types: tuple[str, ...] = ()
+    min_age: int | None = Field(None, ge=0)
+    max_age: int | None = Field(None, ge=0)
+    every: float = Field(24.0, gt=0)
 
 
 class LogSettings(BaseSettings):
@@ -138,6 +158,9 @@ class Settings(LogSettings):
     labels: dict[str, LabelTable] = Field(
         default_factory=dict, description='JSON map of tables of outcomes: {"name": {"path": ..., ...}}.'
     )
+    cohorts: dict[str, Cohort] = Field(
+        default_factory=dict, description='JSON map of cohorts to train on: {"name": {"since": ..., ...}}.'
+    )
 
     @field_validator("timezone")
     @classmethod
@@ -198,6 +221,21 @@ class Settings(LogSettings):
             known = ", ".join(sorted(self.labels)) or "none"
             raise ConfigurationError(f"no label table is called {name!r}; MEDFLOW_LABELS has: {known}")
         return self.labels[name]
+
+    def cohort(self, name: str) -> Cohort:
+        """The configured cohort of this name; "all" is every encounter in the store, unless one is called so.
+
+        Raises
+        ------
+        ConfigurationError
+            None is; the message lists those that are configured.
+        """
+        if name == "all" and name not in self.cohorts:
+            return Cohort()
+        if name not in self.cohorts:
+            known = ", ".join(["all", *sorted(self.cohorts)])
+            raise ConfigurationError(f"no cohort is called {name!r}; MEDFLOW_COHORTS has: {known}")
+        return self.cohorts[name]
 
     @property
     def zone(self) -> ZoneInfo | None:

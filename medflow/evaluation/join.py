@@ -10,7 +10,7 @@ from datetime import date
 import numpy as np
 
 from medflow.errors import ConfigurationError
-from medflow.evaluation.labels import Labels
+from medflow.evaluation.labels import Label, Labels
 from medflow.evaluation.observed import KNOWN_BEFORE, UNKNOWN, Found
 from medflow.fhir.vital import identifiers_of
 from medflow.records import EPOCH, Identifier, UnitKind, fhir_identifier
@@ -58,25 +58,26 @@ def by_label(connection: Connection, labels: Labels, units: Units, scored: Seque
         The table names another kind of unit than the model scores.
     """
     by_name = _units_by_name(connection, labels, units)
-    times = {item.unit_id: item.time_us for item in scored}
-    found: defaultdict[int, set[Found]] = defaultdict(set)
+    told: defaultdict[int, list[Label | str]] = defaultdict(list)
     unmatched = 0
     for line in labels.lines:
         named = by_name.get(line.name, ())
         unmatched += not named
         for unit in named:
-            if len(named) > 1:
-                found[unit].add("several-units-of-that-name")
-            elif line.outcome is None:
-                found[unit].add(UNKNOWN)
-            elif line.known_us is not None and line.known_us <= times[unit]:
-                found[unit].add(KNOWN_BEFORE)
-            else:
-                found[unit].add(line.outcome)
-    return [_agreed(found.get(item.unit_id)) for item in scored], unmatched
+            told[unit].append(line if len(named) == 1 else "several-units-of-that-name")
+    return [_agreed({_said(line, item.time_us) for line in told.get(item.unit_id, ())}) for item in scored], unmatched
 
 
-def _agreed(found: set[Found] | None) -> Found:
+def _said(line: Label | str, time_us: int) -> Found:
+    """What a line says of a prediction at ``time_us``."""
+    if isinstance(line, str):
+        return line
+    if line.outcome is None:
+        return UNKNOWN
+    return KNOWN_BEFORE if line.known_us is not None and line.known_us <= time_us else line.outcome
+
+
+def _agreed(found: set[Found]) -> Found:
     if not found:
         return "no-label"
     return found.pop() if len(found) == 1 else "contradictory-labels"
