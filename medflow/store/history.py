@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Integer, case, cast, func, select
 
 from medflow.records import Instant, Result, Unit, UnitKind
 from medflow.store.jobs import Job
+from medflow.store.predictions import result_of
 from medflow.store.tables import ChunkRow, JobRow, ModelRow, PredictionRow, RunRow
 
 DAY_US = 86_400_000_000
@@ -198,19 +199,7 @@ def job_view(connection: Connection, job_id: int) -> JobView | None:
     if row is None:
         return None
     found = connection.execute(select(PredictionRow.__table__).where(PredictionRow.job_id == job_id))
-    results = tuple(
-        Result(
-            output=item.output,
-            value=item.value,
-            probabilities=tuple(item.detail.get("probabilities") or ()),
-            voxels=item.detail.get("voxels"),
-            mean=item.detail.get("mean"),
-            mean_unit=item.detail.get("mean_unit"),
-            mask=item.mask,
-            out_of_scope=item.out_of_scope,
-        )
-        for item in found
-    )
+    results = tuple(map(result_of, found))
     job = Job(
         id=row.id,
         unit=Unit(kind=UnitKind(row.unit_kind), id=row.unit_id),

@@ -20,6 +20,7 @@ from sqlalchemy import ColumnElement, Connection, and_, func, literal, or_, sele
 
 from medflow.records import DueUnit, Instant, Result, Unit, UnitKind
 from medflow.store.ledger import now_us, upsert
+from medflow.store.predictions import write_results
 from medflow.store.tables import JobRow, ModelRow, PredictionRow
 
 SECOND_US = 1_000_000
@@ -278,33 +279,20 @@ def release(connection: Connection, owner: str, job_ids: Sequence[int]) -> None:
 
 
 def held(connection: Connection, owner: str, job_ids: Sequence[int]) -> set[int]:
-    """Which of these jobs are still this owner's, locked until the transaction ends."""
+    """Which of these jobs are still this owner's, locked until the transaction ends.
+
+    Not those that were superseded meanwhile: their answer would take the place of a later one.
+    """
     found: set[int] = set()
     for part in _parts(job_ids, IN_LIST):
         query = select(JobRow.id).where(JobRow.id.in_(part), JobRow.lease_owner == owner, JobRow.state == "leased")
-        found.update(connection.execute(query.with_for_update()).scalars())
+        found.update(connection.execute(query.where(~JobRow.superseded).with_for_update()).scalars())
     return found
 
 
 def complete(connection: Connection, results: dict[int, Sequence[Result]]) -> None:
     """Write the predictions of jobs that are `held`, and mark them done."""
-    rows = [
-        {
-            "job_id": job_id,
-            "output": result.output,
-            "value": result.value,
-            "detail": _detail(result),
-            "mask": result.mask,
-            "out_of_scope": result.out_of_scope,
-        }
-        for job_id, items in results.items()
-        for result in items
-    ]
-    if not rows:
-        return
-    statement = upsert(connection, PredictionRow)
-    values = {name: statement.excluded[name] for name in ("value", "detail", "mask", "out_of_scope")}
-    connection.execute(statement.on_conflict_do_update(index_elements=["job_id", "output"], set_=values), rows)
+    write_results(connection, results)
     for part in _parts(list(results), IN_LIST):
         connection.execute(
             update(JobRow)
@@ -313,11 +301,6 @@ def complete(connection: Connection, results: dict[int, Sequence[Result]]) -> No
                 state="done", lease_owner=None, lease_until_us=None, error=None, error_code=None, finished_us=now_us()
             )
         )
-
-
-def _detail(result: Result) -> dict[str, Any]:
-    mean = {} if result.mean is None else {"mean": result.mean, "mean_unit": result.mean_unit}
-    return {"probabilities": list(result.probabilities), "voxels": result.voxels, **mean}
 
 
 def supersede_older(connection: Connection, job_ids: Sequence[int]) -> list[int]:

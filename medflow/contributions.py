@@ -1,0 +1,109 @@
+"""What of a time series moved an answer most: from a model's attribution to the few contributions that are told.
+
+An attribution has a number for each channel and step. Told are the few channels and statics that weigh most, each
+summed over its steps, whether it raised or lowered the answer, and in words that hold names alone, no value of a
+patient's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from medflow.plugin import Channel, Classification, Coding, OutputSpec, SeriesAttribution, TimeSeries, TimeSeriesInput
+from medflow.records import Contribution
+
+MOST = 5  # contributions that are told of one result
+LEAST_SHARE = 0.05  # of all that spoke, either way; what is less is not worth a reader's time
+DIGITS = 3  # significant ones: integrals over gradients are reproducible to about so many
+KINDS_OF_STATIC = ("encounter-type", "encounter-class", "encounter-priority", "admit-source")
+
+
+def contributions_of(spec: TimeSeriesInput, series: TimeSeries, found: SeriesAttribution) -> tuple[Contribution, ...]:
+    """The channels and statics that weigh most, the largest first; in the order of the declaration where they tie.
+
+    Statics that ask for one thing each of the same element (`encounter-type:...`) count as one. Shares are of all
+    channels and statics together, told or not.
+    """
+    every = [*_channels(spec, series, found), *_statics(spec, series, found)]
+    total = sum(abs(item.value) for item in every)
+    if total == 0:
+        return ()
+    told = [replace(item, value=_rounded(item.value), share=_rounded(abs(item.value) / total)) for item in every]
+    told = [item for item in told if item.share >= LEAST_SHARE]
+    return tuple(sorted(told, key=lambda item: -abs(item.value))[:MOST])  # stable: ties stay in their order
+
+
+def in_words(output: OutputSpec, contributions: Sequence[Contribution]) -> str:
+    """What raised the answer and what lowered it, by name; of one class among several, what spoke for and against."""
+    several = isinstance(output, Classification) and output.positive is None
+    ways = ("Spoke for it", "Spoke against it") if several else ("Raised by", "Lowered by")
+    signs = ([item for item in contributions if item.value >= 0], [item for item in contributions if item.value < 0])
+    said = (f"{way}: {', '.join(map(label, items))}." for way, items in zip(ways, signs, strict=True) if items)
+    return " ".join(said)
+
+
+def label(contribution: Contribution) -> str:
+    """Its name, and whether it is its absence that spoke."""
+    return contribution.name if contribution.measured else f"{contribution.name} (not measured)"
+
+
+def declared_channel(spec: TimeSeriesInput, contribution: Contribution) -> Channel | None:
+    """The channel, or the static that is one, behind a contribution; None of an age or the like."""
+    among = spec.channels if contribution.kind == "channel" else spec.statics
+    channels = [item for item in among if isinstance(item, Channel)]
+    return next((item for item in channels if item.name == contribution.name), None)
+
+
+def declared_code(spec: TimeSeriesInput, contribution: Contribution) -> Coding | None:
+    """The first code that its channel accepts."""
+    channel = declared_channel(spec, contribution)
+    return channel.codes[0] if channel is not None else None
+
+
+def _channels(spec: TimeSeriesInput, series: TimeSeries, found: SeriesAttribution) -> list[Contribution]:
+    """All of them, in the order of the declaration, with no share yet."""
+    values = found.values.astype(np.float64)
+    measured = np.any(np.isfinite(series.values), axis=0)
+    return [
+        Contribution(
+            kind="channel",
+            name=channel.name,
+            value=float(values[:, place].sum()),
+            share=0.0,
+            steps=tuple(map(_rounded, values[:, place].tolist())),
+            measured=bool(measured[place]),
+        )
+        for place, channel in enumerate(spec.channels)
+    ]
+
+
+def _statics(spec: TimeSeriesInput, series: TimeSeries, found: SeriesAttribution) -> list[Contribution]:
+    """Likewise; those of one name count as one."""
+    names = [static_name(item) for item in spec.statics]
+    values, known = found.statics.astype(np.float64), np.isfinite(series.statics)
+    together = {name: [place for place, other in enumerate(names) if other == name] for name in names}
+    return [
+        Contribution(
+            kind="static",
+            name=name,
+            value=float(values[places].sum()),
+            share=0.0,
+            measured=bool(np.any(known[places])),
+        )
+        for name, places in together.items()
+    ]
+
+
+def static_name(static: str | Channel) -> str:
+    """What a static is called for a reader: "age", "encounter type", a channel's own name."""
+    if isinstance(static, Channel):
+        return static.name
+    kind = static.partition(":")[0]
+    return kind.replace("-", " ") if kind in KINDS_OF_STATIC else static
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}") + 0.0  # no -0.0
