@@ -10,8 +10,8 @@ import pytest
 
 from medflow.errors import InputNotUsable, PluginBroken, PredictionInvalid
 from medflow.fhir.write import catalog_resources, result_resources
-from medflow.plugin import Coding
-from medflow.records import Identifier, Instant, Result, ResultObject, Subject, Unit, UnitKind
+from medflow.plugin import LOINC, Channel, Coding
+from medflow.records import Contribution, Identifier, Instant, Result, ResultObject, Subject, Unit, UnitKind
 from tests.results import (
     BASES,
     DENSITY,
@@ -43,6 +43,19 @@ HEAT_MAP = ResultObject(
     outputs=("mortality", "pneumonia"),
 )
 SEGMENTATION = replace(HEAT_MAP, kind="segmentation", sop_instance_uid="2.25.77", outputs=("spleen",))
+COMA = Coding(system=LOINC, code="9269-2", display="Glasgow coma score total")
+COMA_STAY = replace(
+    STAY,
+    channels=(
+        Channel(name="GCS", codes=(COMA,), unit="{score}"),
+        Channel(name="Urine", codes=(Coding(system=LOINC, code="9187-6"),), unit="mL"),
+    ),
+)
+MOVED = (
+    Contribution(kind="channel", name="GCS", value=0.812, share=0.5, steps=(0.8, 0.012), basis="Observation/o7"),
+    Contribution(kind="channel", name="Urine", value=-0.4, share=0.25, measured=False),
+    Contribution(kind="static", name="age", value=0.1, share=0.0625),
+)
 KINDS = {
     "measure": (context(model(DENSITY)), [Result(output="density", value=-55.25)]),
     "segment": (context(model(SPLEEN)), [Result(output="spleen", value=211.4, voxels=70467)]),
@@ -79,6 +92,14 @@ KINDS = {
             Result(output="mortality", value=0.5),
             Result(output="density", value=1.0),
         ],
+    ),
+    "risk that is explained": (
+        context(model(MORTALITY, accepts=COMA_STAY), inputs=(ENCOUNTER,), encounter="Encounter/e1"),
+        [Result(output="mortality", value=0.3125, contributions=MOVED)],
+    ),
+    "measure that is explained": (
+        context(model(DENSITY, accepts=COMA_STAY)),
+        [Result(output="density", value=1.0, contributions=MOVED[1:])],
     ),
     "by identifier": (
         context(model(SPLEEN), subject=Subject(patient_id=7, identifier=Identifier(system="urn:mrn", value="0815"))),
@@ -218,6 +239,44 @@ def test_a_risk_is_an_assessment_that_links_to_its_mirror() -> None:
     assert mirror["interpretation"][0]["coding"][0]["code"] == "POS"
     assert "not calibrated" in assessment["note"][0]["text"]
     assert len(provenance["target"]) == 2
+
+
+def test_what_moved_a_risk_is_said_in_components_in_words_and_by_the_measurements_behind_it() -> None:
+    mirror, assessment, provenance = parsed(result_resources(*KINDS["risk that is explained"]))
+
+    threshold, coma, urine, age = mirror["component"]
+    assert threshold["code"]["coding"][0]["code"] == "threshold"
+    assert [part["valueQuantity"]["value"] for part in (coma, urine, age)] == [0.812, -0.4, 0.1]
+    assert coma["code"] == {
+        "coding": [{"system": "urn:medflow:observation-component", "code": "contribution"}],
+        "text": "contribution of GCS, in log-odds",
+    }
+    assert coma["extension"][0]["valueCoding"]["code"] == "9269-2"
+    assert urine["code"]["text"] == "contribution of Urine (not measured), in log-odds"
+    assert "extension" not in age
+    said = "Raised by: GCS, age. Lowered by: Urine (not measured)."
+    assert mirror["note"][-1]["text"] == assessment["note"][-1]["text"] == said
+    assert "not calibrated" in assessment["note"][0]["text"]
+    assert mirror["derivedFrom"] == [{"reference": "Observation/o7"}]
+    references = [item["reference"] for item in assessment["basis"]]
+    assert references == ["Encounter/e1", "Observation/o7", f"Observation/{mirror['id']}"]
+    assert [entity["what"]["reference"] for entity in provenance["entity"]][0] == "Encounter/e1"
+    assert len(provenance["entity"]) == 2
+
+
+def test_no_component_can_be_taken_for_the_measurement_that_it_is_about() -> None:
+    for part in observation("risk that is explained")["component"]:
+        assert {coding["system"] for coding in part["code"]["coding"]} == {"urn:medflow:observation-component"}
+
+
+def test_explaining_changes_no_id() -> None:
+    job, (result,) = KINDS["risk that is explained"]
+
+    plain = result_resources(job, [replace(result, contributions=())])
+    explained = result_resources(job, [result])
+
+    assert [(item.type, item.id) for item in plain] == [(item.type, item.id) for item in explained]
+    assert [one.sha256 == other.sha256 for one, other in zip(plain, explained, strict=True)] == [False, False, True]
 
 
 def test_a_risk_of_nobody_is_no_result() -> None:

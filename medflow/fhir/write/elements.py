@@ -18,6 +18,7 @@ Json = dict[str, Any]
 
 NAMESPACE = UUID("fb6598b9-0dae-40b0-a66c-f81dc33df2af")  # of all ids made here; changing it would orphan every result
 UCUM = "http://unitsofmeasure.org"
+COMPONENT = "urn:medflow:observation-component"  # codes of components that no terminology has
 RUN_TIMES = ("issued", "recorded")  # of the run, not of the result: no change by themselves
 SIGNIFICANT = 6  # digits of a value: about what a 32-bit network computes alike in any batch
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from medflow.errors import InputNotUsable, InputRejected, PredictionInvalid
+from medflow.fhir.write.contributions import explained, measurements, words
 from medflow.fhir.write.elements import (
+    COMPONENT,
     Json,
     ModelIdentity,
     coded,
@@ -30,7 +32,6 @@ ABSENT = "http://terminology.hl7.org/CodeSystem/data-absent-reason"
 AGENT_TYPE = "http://terminology.hl7.org/CodeSystem/provenance-participant-type"
 DICOM_UID = "urn:dicom:uid"
 HOUNSFIELD = "[hnsf'U]"
-COMPONENT = "urn:medflow:observation-component"
 # HL7 v3 ObservationValue: a security label on what software inferred
 AIAST: Json = {
     "system": "http://terminology.hl7.org/CodeSystem/v3-ObservationValue",
@@ -90,7 +91,7 @@ def _mapped(context: ResultContext, result: Result) -> list[Json]:
     output = context.model.spec.output(result.output)
     if isinstance(output, Risk):
         mirror, *assessment = _risk(context, output, result)
-        return [_linked(context, output, mirror), *assessment]
+        return [explained(_linked(context, output, mirror), context.model.spec, output, result), *assessment]
     code = VOLUME if isinstance(output, Segment) else output.code
     observation = _observation(context, output, code, category=_category(context.model.spec))
     if output.body_site is not None:
@@ -104,7 +105,7 @@ def _mapped(context: ResultContext, result: Result) -> list[Json]:
         observation["valueQuantity"] = quantity(_value(result), unit)
         if result.mean is not None:
             observation["component"] = [_mean(result.mean, result.mean_unit)]
-    return [_linked(context, output, observation)]
+    return [explained(_linked(context, output, observation), context.model.spec, output, result)]
 
 
 def _linked(context: ResultContext, output: OutputSpec, observation: Json) -> Json:
@@ -193,7 +194,11 @@ def _risk(context: ResultContext, output: Risk, result: Result) -> list[Json]:
         **{name: mirror[name] for name in ("status", "method", "code", "subject", "encounter") if name in mirror},
         "occurrenceDateTime": time(context.prediction_time),
         "performer": context.model.device,
-        "basis": [*map(reference, context.inputs), {"reference": f"Observation/{mirror['id']}"}],
+        "basis": [
+            *map(reference, context.inputs),
+            *measurements(result),
+            {"reference": f"Observation/{mirror['id']}"},
+        ],
         "prediction": [
             {
                 "outcome": concept(output.outcome),
@@ -205,6 +210,8 @@ def _risk(context: ResultContext, output: Risk, result: Result) -> list[Json]:
     if not output.calibrated:
         note = [{"text": "The probability is not calibrated: it ranks patients, and is no frequency."}]
         mirror["note"] = assessment["note"] = note
+    if said := words(output, result):
+        assessment["note"] = [*assessment.get("note", ()), *said]
     return [mirror, assessment]
 
 
