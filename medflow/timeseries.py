@@ -1,22 +1,28 @@
 """Coded measurements to a regular grid: pure numpy, so that the store and a model's training share one meaning.
 
-A measurement falls into the step that its time lies in, is converted to its channel's unit, is refused when its unit or
-its value is not one the channel takes, and is joined with the others of its cell as the channel says. The order in
-which measurements come never matters, not even to the last bit.
+A measurement falls into the step that its time lies in, is converted to its channel's unit, is refused when its unit,
+its coded answer or its value is not one the channel takes, and is joined with the others of its cell as the channel
+says. The order in which measurements come never matters, not even to the last bit.
+
+What says the same twice counts once: of the values of one channel that have the same code, moment, value and unit, all
+but the one known first are left out, whichever resources brought them. A sum would else double with every resource that
+was sent under a second id. Two codes of a channel stay two sources: 50 mL of each of two drains are 100 mL.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, timedelta
 
 import numpy as np
 
 from medflow.plugin import Channel, Coding, TimeSeriesInput
+from medflow.units import SAME, Conversion, conversion
 
 LARGEST = 1e30  # a sum over any window of values below this fits float32
 SEXES = {"female": 0.0, "male": 1.0}
+Concept = Coding | frozenset[Coding]  # a code, or all the codings that one element has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +30,11 @@ class Readings:
     """Measurements as columns, one element each, in any order.
 
     ``case`` is an index of the case; ``code`` and ``unit`` are indices into ``codes`` and ``units``. ``offset_us`` is
-    when it was true, ``known_us`` when it became known: microseconds after the start of the case's window.
+    when it was true, ``known_us`` when it became known: microseconds after the start of the case's window. ``answer``
+    is an index into ``answers`` of what has a coded answer in place of a value, else -1; None: nothing has.
     """
 
-    codes: Sequence[Coding]
+    codes: Sequence[Concept]
     units: Sequence[str | None]
     case: np.ndarray
     code: np.ndarray
@@ -35,18 +42,33 @@ class Readings:
     offset_us: np.ndarray
     known_us: np.ndarray
     value: np.ndarray
+    answers: Sequence[Concept] = ()
+    answer: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """``values`` (cases, steps, channels) float32, NaN where nothing was measured; and how many readings of each case
-    were taken, were refused for their unit, or lay outside the valid range: (cases,) each.
+    """``values`` (cases, steps, channels) float32, NaN where nothing was measured.
+
+    And how many readings of each case were taken, were refused for their unit, lay outside the valid range, or had a
+    coded answer that stands for no number: (cases,) each.
     """
 
     values: np.ndarray
     taken: np.ndarray
     wrong_unit: np.ndarray
     out_of_range: np.ndarray
+    unknown_answer: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Cells:
+    """Readings that channels take, one element each, in the order of case, channel, time, moment known and value."""
+
+    row: np.ndarray
+    channel: np.ndarray
+    value: np.ndarray
+    refused: dict[str, np.ndarray] = field(default_factory=dict)  # the rows refused, by reason
 
 
 def steps_of(spec: TimeSeriesInput) -> int:
@@ -58,31 +80,30 @@ def grid(spec: TimeSeriesInput, readings: Readings, cases: int) -> Grid:
     """The grid of ``cases`` cases. A reading outside the window, or of no channel's code, does not count at all."""
     steps, channels = steps_of(spec), len(spec.channels)
     step = np.floor_divide(readings.offset_us, spec.step // timedelta(microseconds=1))
-    inside = (step >= 0) & (step < steps)
-    row, channel = _fan_out(spec.channels, readings)
-    kept = inside[row]
-    row, channel = row[kept], channel[kept]
-
-    with np.errstate(over="ignore"):  # infinite is out of range
-        value = readings.value[row] * _factors(spec.channels, readings.units)[channel, readings.unit[row]]
-    low, high = _ranges(spec.channels)
-    known_unit = ~np.isnan(value) | np.isnan(readings.value[row])
-    valid = (value >= low[channel]) & (value <= high[channel])  # NaN is neither
-    case = readings.case[row]
-    counts = [np.bincount(case[which], minlength=cases) for which in (valid, ~known_unit, known_unit & ~valid)]
-
-    row, channel, value = row[valid], channel[valid], value[valid]
-    cell = (readings.case[row] * steps + step[row]) * channels + channel
-    flat = np.full(cases * steps * channels, np.nan, dtype=np.float32)
-    order = np.lexsort((value, readings.known_us[row], readings.offset_us[row], cell))
-    cell, value = cell[order], value[order]
+    cells = _taken(spec.channels, readings, (step >= 0) & (step < steps))
+    case = readings.case[cells.row]
+    cell = (case * channels + cells.channel) * steps + step[cells.row]  # in order, as they are
+    flat = np.full(cases * channels * steps, np.nan, dtype=np.float32)
     if len(cell):
         first = np.flatnonzero(np.r_[True, cell[1:] != cell[:-1]])
-        flat[cell[first]] = _joined(spec.channels, value, first, cell[first] % channels)
-    taken, wrong_unit, out_of_range = counts
-    return Grid(
-        values=flat.reshape(cases, steps, channels), taken=taken, wrong_unit=wrong_unit, out_of_range=out_of_range
-    )
+        flat[cell[first]] = _joined(spec.channels, cells.value, first, cells.channel[first])
+    refused = {why: np.bincount(readings.case[rows], minlength=cases) for why, rows in cells.refused.items()}
+    values = np.ascontiguousarray(flat.reshape(cases, channels, steps).transpose(0, 2, 1))
+    return Grid(values=values, taken=np.bincount(case, minlength=cases), **refused)
+
+
+def last_values(channels: Sequence[Channel], readings: Readings, cases: int) -> np.ndarray:
+    """The last value of each channel, however old, (cases, channels) float32; NaN where there is none.
+
+    The channels' units and ranges hold as on the grid, and an impossible last value leaves the one before it.
+    """
+    found = np.full(cases * len(channels), np.nan, dtype=np.float32)
+    cells = _taken(channels, readings, np.ones(len(readings.case), dtype=bool))
+    found[readings.case[cells.row] * len(channels) + cells.channel] = cells.value  # of several, numpy keeps the last
+    return found.reshape(cases, len(channels))
+
+
+# --- what is static about an encounter -------------------------------------------------------------------------------
 
 
 def age_years(birth: date, at: date) -> int:
@@ -91,9 +112,17 @@ def age_years(birth: date, at: date) -> int:
 
 
 def statics(
-    names: Sequence[str], *, birth: date | None, admitted: date, sex: str | None, types: Sequence[str]
+    names: Sequence[str | Channel],
+    *,
+    birth: date | None,
+    admitted: date,
+    sex: str | None,
+    types: Sequence[str],
+    encounter_class: str | None = None,
+    priority: Sequence[str] = (),
+    admit_source: Sequence[str] = (),
 ) -> tuple[float, ...]:
-    """The static inputs ``names`` of one encounter, NaN where unknown.
+    """The static inputs ``names`` of one encounter, NaN where unknown; of a `Channel` always (see `last_values`).
 
     Parameters
     ----------
@@ -103,48 +132,144 @@ def statics(
         Dates, for the age at admission.
     sex
         FHIR AdministrativeGender.
-    types
-        Encounter types as "system|code".
+    types, priority, admit_source
+        The codings of these elements of the Encounter as "system|code"; none where it says nothing of them.
+    encounter_class
+        The code of Encounter.class.
 
     Raises
     ------
     ValueError
-        A name that is not age, sex or encounter-type:<system>|<code>.
+        A name that `TimeSeriesInput.statics` does not know.
     """
     known = {
         "age": float("nan") if birth is None else float(age_years(birth, admitted)),
         "sex": SEXES.get(sex or "", float("nan")),
     }
-    return tuple(known[name] if name in known else _has_type(name, types) for name in names)
+    said = {
+        "encounter-type": types,
+        "encounter-class": () if encounter_class is None else (encounter_class,),
+        "encounter-priority": priority,
+        "admit-source": admit_source,
+    }
+    return tuple(
+        float("nan") if isinstance(name, Channel) else known[name] if name in known else _says(name, said)
+        for name in names
+    )
 
 
-def _has_type(name: str, types: Sequence[str]) -> float:
+def _says(name: str, said: dict[str, Sequence[str]]) -> float:
     kind, _, value = name.partition(":")
-    if kind != "encounter-type" or not value:
-        raise ValueError(f"{name!r} is no static input: age, sex or encounter-type:<system>|<code>")
-    return float(value in types)
+    if kind not in said or not value:
+        raise ValueError(f"{name!r} is no static input: age, sex, or one of {', '.join(f'{one}:...' for one in said)}")
+    return float(value in said[kind]) if said[kind] else float("nan")
 
 
-def _fan_out(channels: Sequence[Channel], readings: Readings) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (index of a reading, channel that takes its code): one code may feed several channels."""
+# --- readings --------------------------------------------------------------------------------------------------------
+
+
+def _taken(channels: Sequence[Channel], readings: Readings, inside: np.ndarray) -> _Cells:
+    """Of the readings ``inside``, what the channels take, converted, each once."""
+    row, channel, source = _fan_out(channels, readings)
+    kept = inside[row]
+    row, channel, source = row[kept], channel[kept], source[kept]
+    value = readings.value[row]
+    unit = readings.unit[row]
+    coded = np.zeros(len(row), dtype=bool)
+    if readings.answer is not None and len(readings.answers):
+        answer = readings.answer[row]
+        coded = answer >= 0
+        value = np.where(coded, _meanings(channels, readings.answers)[channel, answer], value)
+    slope, intercept = _conversions(channels, readings.units)
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite is out of range
+        converted = np.where(coded, value, value * slope[channel, unit] + intercept[channel, unit])
+    low, high = _ranges(channels)
+    wrong_unit = ~coded & np.isnan(slope[channel, unit])
+    unknown_answer = coded & np.isnan(value)
+    valid = (converted >= low[channel]) & (converted <= high[channel])  # NaN is neither
+    refused = {
+        "wrong_unit": row[wrong_unit],
+        "unknown_answer": row[unknown_answer],
+        "out_of_range": row[~valid & ~wrong_unit & ~unknown_answer],
+    }
+    row, channel, source, value = row[valid], channel[valid], source[valid], converted[valid]
+    order = np.lexsort((value, readings.known_us[row], readings.offset_us[row], channel, readings.case[row]))
+    row, channel, source, value = row[order], channel[order], source[order], value[order]
+    kept = ~_repeats(readings, row, channel, source, value)
+    return _Cells(row=row[kept], channel=channel[kept], value=value[kept], refused=refused)
+
+
+def _repeats(
+    readings: Readings, row: np.ndarray, channel: np.ndarray, source: np.ndarray, value: np.ndarray
+) -> np.ndarray:
+    """Which readings, sorted as they are, say what one known no later says already."""
+    repeated = np.zeros(len(row), dtype=bool)
+    together = [column[row] for column in (readings.case, readings.offset_us)] + [channel]
+    close = np.all([column[1:] == column[:-1] for column in together], axis=0)
+    crowd = np.flatnonzero(np.r_[close, False] | np.r_[False, close]) if len(row) else np.empty(0, dtype=np.intp)
+    if len(crowd):  # of one channel and moment; few are
+        some = row[crowd]
+        same = (readings.case[some], channel[crowd], source[crowd], readings.offset_us[some], value[crowd])
+        same = (*same, readings.unit[some])
+        order = np.lexsort((readings.known_us[some], *same))
+        again = np.all([column[order][1:] == column[order][:-1] for column in same], axis=0)
+        repeated[crowd[order[1:][again]]] = True
+    return repeated
+
+
+def _fan_out(channels: Sequence[Channel], readings: Readings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(index of a reading, channel that takes its code, which of the channel's codes it is) of every such pair."""
     order = np.argsort(readings.code, kind="stable")
     bounds = np.searchsorted(readings.code[order], np.arange(len(readings.codes) + 1))
-    rows: list[np.ndarray] = [np.empty(0, dtype=np.intp)]
-    for channel in channels:
-        taken = [
-            order[bounds[index] : bounds[index + 1]]
-            for index, code in enumerate(readings.codes)
-            if code in channel.codes
-        ]
-        rows.append(np.concatenate(taken) if taken else rows[0])
-    lengths = [len(part) for part in rows[1:]]
-    return np.concatenate(rows), np.repeat(np.arange(len(channels)), lengths)
+    rows, whose, which = ([np.empty(0, dtype=np.intp)] for _ in range(3))
+    for number, channel in enumerate(channels):
+        for index, concept in enumerate(readings.codes):
+            place = _place(concept, channel.codes)
+            if place is not None:
+                part = order[bounds[index] : bounds[index + 1]]
+                rows.append(part)
+                whose.append(np.full(len(part), number))
+                which.append(np.full(len(part), place))
+    return np.concatenate(rows), np.concatenate(whose), np.concatenate(which)
 
 
-def _factors(channels: Sequence[Channel], units: Sequence[str | None]) -> np.ndarray:
-    """(channels, units): what turns a unit into the channel's own; NaN for one it does not take."""
-    accepted = [{channel.unit: 1.0, **channel.units} for channel in channels]
-    return np.array([[known.get(unit, np.nan) for unit in units] for known in accepted]).reshape(len(channels), -1)
+def _place(concept: Concept, codes: Sequence[Coding]) -> int | None:
+    """The place of the first of ``codes`` that a concept has, None if it has none."""
+    has = (concept,) if isinstance(concept, Coding) else concept
+    return next((place for place, code in enumerate(codes) if code in has), None)
+
+
+def _meanings(channels: Sequence[Channel], answers: Sequence[Concept]) -> np.ndarray:
+    """(channels, answers): the number that a coded answer stands for, NaN where it stands for none."""
+    found = np.full((len(channels), len(answers)), np.nan)
+    for number, channel in enumerate(channels):
+        codes = [item.code for item in channel.values]
+        for index, answer in enumerate(answers):
+            place = _place(answer, codes)
+            if place is not None:
+                found[number, index] = channel.values[place].value
+    return found
+
+
+def conversion_of(channel: Channel, unit: str | None) -> Conversion | None:
+    """What turns a value in ``unit`` into one in the channel's; None for a unit that it does not take."""
+    if unit == channel.unit:
+        return SAME
+    if unit is None:
+        return None
+    if unit in channel.units:
+        return Conversion(channel.units[unit])
+    return None if channel.unit is None else conversion(unit, channel.unit, channel.molar_mass_g_mol)
+
+
+def _conversions(channels: Sequence[Channel], units: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes and intercepts, (channels, units) each; NaN for a unit that a channel does not take."""
+    refused = Conversion(np.nan, np.nan)
+    table = [[conversion_of(channel, unit) or refused for unit in units] for channel in channels]
+    shape = (len(channels), len(units))
+    slope = np.array([one.slope for line in table for one in line], dtype=np.float64).reshape(shape)
+    intercept = np.array([one.intercept for line in table for one in line], dtype=np.float64).reshape(shape)
+    return slope, intercept
 
 
 def _ranges(channels: Sequence[Channel]) -> tuple[np.ndarray, np.ndarray]:

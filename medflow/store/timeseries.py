@@ -1,7 +1,8 @@
 """Measurements of encounters for time-series models: which encounters are due, and their grids, set by set.
 
 Both questions rest on one condition (`_visible`): what a model may see of an encounter. A measurement is the
-encounter's when it names it, or names none and is of the same patient; it counts from when it was known.
+encounter's when it names it, or names none and is of the same patient; it counts from when it was known until a
+correction took its place. A static channel (a height) is the patient's, whichever encounter it names.
 """
 
 from __future__ import annotations

@@ -363,7 +363,7 @@ def test_values_of_a_step_are_joined_as_the_channel_says(store: Store) -> None:
 def test_wrong_units_and_impossible_values_are_refused_and_counted(store: Store) -> None:
     with store.writing() as connection:
         encounter = admit(connection)
-        measure(connection, encounter, [Value(code=GLUCOSE, unit="g/L"), Value(code=URINE, value=1e35, unit="mL")])
+        measure(connection, encounter, [Value(code=GLUCOSE, unit="{mg/dL}"), Value(code=URINE, value=1e35, unit="mL")])
 
         (refused,) = load_time_series(connection, SPEC, [(encounter, END)])
 
