@@ -103,6 +103,15 @@ def last_values(channels: Sequence[Channel], readings: Readings, cases: int) -> 
     return found.reshape(cases, len(channels))
 
 
+def last_taken(spec: TimeSeriesInput, readings: Readings, cases: int) -> np.ndarray:
+    """Which reading is the last that each channel took onto the grid: its index, (cases, channels); -1 for none."""
+    found = np.full(cases * len(spec.channels), -1, dtype=np.int64)
+    step = np.floor_divide(readings.offset_us, spec.step // timedelta(microseconds=1))
+    cells = _taken(spec.channels, readings, (step >= 0) & (step < steps_of(spec)))
+    found[readings.case[cells.row] * len(spec.channels) + cells.channel] = cells.row  # of several, numpy keeps the last
+    return found.reshape(cases, len(spec.channels))
+
+
 # --- what is static about an encounter -------------------------------------------------------------------------------
 
 
