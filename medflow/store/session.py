@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import logging
 import socket
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.resources import files
 from os import getpid
 from pathlib import Path
 from uuid import uuid4
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
-from sqlalchemy.pool import NullPool
 
 from medflow.config import Settings
 from medflow.errors import ConfigurationError, StoreNotReady, StoreUnavailable, unforeseen
@@ -26,6 +23,7 @@ from medflow.store.objects import object_store
 
 log = logging.getLogger(__name__)
 BUSY_TIMEOUT_S = 60
+CONNECTIONS = 4  # of SQLite kept open: each has read pages in memory, and the last to close cleans up after them all
 
 
 class Store:
@@ -40,6 +38,7 @@ class Store:
         self._embedded = settings.embedded
         self._home = settings.home
         self._engine = _engine(settings)
+        weakref.finalize(self, self._engine.dispose)  # at exit too: SQLite's last connection folds its journal in
         self.owner = f"{socket.gethostname()}:{getpid()}:{uuid4().hex[:8]}"
 
     @contextmanager
@@ -69,8 +68,8 @@ class Store:
             self.upgrade()
             return self
         with self.reading() as connection:
-            found = MigrationContext.configure(connection).get_current_revision()
-        wanted = ScriptDirectory.from_config(self._alembic()).get_current_head()
+            found = _revision_of(connection)
+        wanted = _revisions()[-1]
         if found != wanted:
             have = f"has schema {found}" if found else "has no medflow schema"
             raise StoreNotReady(f"the database {have}, this version needs {wanted}: run `medflow db upgrade`")
@@ -85,15 +84,18 @@ class Store:
                 raise ConfigurationError(
                     f"MEDFLOW_HOME {self._home} cannot be made ({error.strerror}): choose a folder that can be written"
                 ) from None
-        config = self._alembic()
-        with _translated(), self._engine.connect() as connection:
-            found = MigrationContext.configure(connection).get_current_revision()
-        script = ScriptDirectory.from_config(config)
-        head = script.get_current_head() or ""
+        with self.reading() as connection:
+            found = _revision_of(connection)
+        head = _revisions()[-1]
         if found == head:
             return head
-        if found is not None and found not in {revision.revision for revision in script.walk_revisions()}:
+        if found is not None and found not in _revisions():
             raise StoreNotReady(f"the database has schema {found}, newer than this medflow knows: install that version")
+        from alembic import command  # heavy: only who migrates pays for it
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(files("medflow.store") / "migrations"))
         with self.writing() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
@@ -104,10 +106,19 @@ class Store:
         self._engine.dispose()
         self.objects.close()
 
-    def _alembic(self) -> Config:
-        config = Config()
-        config.set_main_option("script_location", str(files("medflow.store") / "migrations"))
-        return config
+
+@cache
+def _revisions() -> list[str]:
+    """The schema's revisions, oldest first: each migration's file is named after its own."""
+    scripts = (files("medflow.store") / "migrations" / "versions").iterdir()
+    return sorted(script.name.partition("_")[0] for script in scripts if script.name[:1].isdigit())
+
+
+def _revision_of(connection: Connection) -> str | None:
+    """The revision that a database has, in Alembic's own table; None before the first."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.scalar(text("SELECT version_num FROM alembic_version"))
 
 
 def _engine(settings: Settings) -> Engine:
@@ -123,7 +134,8 @@ def _engine(settings: Settings) -> Engine:
         if url.get_backend_name() == "sqlite":
             if not settings.embedded and url.database and not Path(url.database).parent.is_dir():
                 raise ConfigurationError(f"the folder of the SQLite database {url.database} does not exist: make it")
-            engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, poolclass=NullPool)
+            timeout = {"timeout": BUSY_TIMEOUT_S}
+            engine = create_engine(url, connect_args=timeout, pool_size=CONNECTIONS, max_overflow=-1)
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
             return engine
