@@ -18,7 +18,7 @@ from prefect.exceptions import PrefectException
 
 from medflow import steps
 from medflow.errors import ConfigurationError, MedflowError, PluginBroken, TransientError
-from medflow.flows.installation import TASK, loaded_models, only_transient, site
+from medflow.flows.installation import TASK, loaded_models, only_transient, refresh, site
 from medflow.registry import RegisteredModel
 from medflow.steps import Run, Site
 
@@ -95,7 +95,7 @@ _background = lru_cache(worker_task)
 @task(task_run_name="score {model}", **{**TASK, "retries": 0})
 def score_on_dask(model: str) -> None:
     """Score one asked chunk in a Dask worker's process, which keeps its models loaded."""
-    here = site()
+    here = refresh()  # the process stays, whatever is promoted
     steps.score_asked(here, here.registry.get(model), loaded_models(), worker="")
 
 

@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from medflow.config import load_settings
 from medflow.errors import TransientError
 from medflow.scoring import LoadedModels
-from medflow.steps import Site, open_site, with_workers
+from medflow.steps import Site, open_site, refreshed, with_workers
 
 # Arguments are names and results are counts: there is nothing worth hashing or keeping.
 TASK = {"cache_policy": NO_CACHE, "retries": 3, "retry_delay_seconds": [5, 30, 120], "persist_result": False}
@@ -27,9 +27,19 @@ def only_transient(_task, _run, state) -> bool:  # noqa: ANN001 - Prefect's type
 
 
 @lru_cache(maxsize=1)
+def _opened() -> dict[str, Site]:
+    return {"site": open_site(load_settings())}
+
+
 def site() -> Site:
     """The installation that the environment describes."""
-    return open_site(load_settings())
+    return _opened()["site"]
+
+
+def refresh() -> Site:
+    """The same, with what was promoted meanwhile: at the start of a run, which goes on with what answered then."""
+    _opened()["site"] = refreshed(site())
+    return site()
 
 
 def scoring_site() -> Site:

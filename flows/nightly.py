@@ -10,7 +10,7 @@ from prefect import State, flow
 from medflow.errors import TransientError
 from medflow.flows.deliver import Target, send
 from medflow.flows.ingest import Sources, take_in
-from medflow.flows.installation import scoring_site, site
+from medflow.flows.installation import refresh, scoring_site
 from medflow.flows.report import final_state, named, report_night
 from medflow.flows.score import AsOf, Explain, Models, run_models
 from medflow.steps import recorded
@@ -32,7 +32,7 @@ def nightly(
 
     What is configured wrongly stops it before it begins.
     """
-    here = site()
+    here = refresh()
     here.settings.target(target)
     here.settings.chosen_sources(sources or None)
     scoring_site().registry.choose(models or ())

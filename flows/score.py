@@ -12,7 +12,7 @@ from medflow import steps
 from medflow.errors import ConfigurationError
 from medflow.flows.chunks import score_chunks
 from medflow.flows.deliver import send
-from medflow.flows.installation import TASK, only_transient, scoring_site, site
+from medflow.flows.installation import TASK, only_transient, refresh, scoring_site, site
 from medflow.flows.report import final_state, named, report
 from medflow.records import Instant
 from medflow.scoring import ScoreTally
@@ -60,6 +60,7 @@ def instant(moment: datetime | None) -> Instant | None:
 
 def run_models(models: list[str] | None, as_of: datetime | None, *, explain: bool = False) -> dict[str, Any]:
     """Select for every model, have all of it scored, and report; a broken model does not stop the others."""
+    refresh()
     here = scoring_site()
     chosen = here.registry.choose(models or ())
     total = ScoreTally()

@@ -12,7 +12,7 @@ import os
 import platform
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -24,7 +24,7 @@ from medflow.config import load_settings
 from medflow.errors import ConfigurationError, MedflowError
 from medflow.flows.chunks import worker_task
 from medflow.metrics import start_metrics
-from medflow.registry import RegisteredModel
+from medflow.registry import RegisteredModel, installed
 from medflow.scoring import LoadedModels, model_id
 from medflow.steps import Site
 from medflow.store import chunks, workers
@@ -58,6 +58,9 @@ class Worker:
             )
         self.site = site
         self.models = {model.name: model for model in site.registry.choose(models)}
+        # what is broken may be mended while this process lives
+        self.names = tuple(models) or tuple(sorted(self.models.keys() | installed().models.keys()))
+        self._taking_up = threading.Lock()
         if not self.models:
             raise ConfigurationError("no model is installed that this worker could serve: install a plugin")
         self.loaded = LoadedModels(site.settings)
@@ -90,15 +93,20 @@ class Worker:
             self.loaded.close()
 
     def score(self, name: str) -> dict[str, Any] | None:
-        """Score one asked chunk of a model, if one is asked for still."""
+        """Score one asked chunk of a model, if one is asked for still; with the version that is served by now."""
         if self.stopping.is_set():
             return None
+        self._take_up()
+        model = self.models.get(name)
+        if model is None:
+            return None
+        self.loaded.keep(_digests(self.models).values())
         owner = process_owner()
         self._in_hand.add(owner)
         try:
             tally = steps.score_asked(
                 self.site,
-                self.models[name],
+                model,
                 self.loaded,
                 worker=self.name,
                 owner=owner,
@@ -107,6 +115,25 @@ class Worker:
         finally:
             self._in_hand.discard(owner)
         return tally.as_json() if tally.leased else None
+
+    def _take_up(self) -> None:
+        """Serve what was promoted since the last look, and say so; what can no longer be served is left."""
+        with self._taking_up:
+            self.site = steps.refreshed(self.site)
+            registry = self.site.registry
+            now = {name: registry.models[name] for name in self.names if name in registry.models}
+            if _digests(now) == _digests(self.models):
+                return
+            for name in sorted(self.names):
+                if name in self.models and name not in now:
+                    broken = next((plugin.error for plugin in registry.broken if plugin.entry_point == name), "gone")
+                    log.error("worker %s no longer serves %s: %s", self.name, name, broken)
+                elif name in now and (name not in self.models or self.models[name].digest != now[name].digest):
+                    log.info("worker %s serves %s %s from now on", self.name, name, now[name].spec.version)
+                    model_id(self.site.store, now[name])
+            with self.site.store.writing() as connection:
+                workers.now_serves(connection, self.name, self.owner, _digests(now))
+            self.models = now
 
     def _load(self, model: RegisteredModel) -> None:
         with self.loaded.using(model):
@@ -118,16 +145,16 @@ class Worker:
             return f"{usual}/{os.getpid()}" if workers.is_taken(connection, usual) else usual
 
     def _announce(self) -> None:
-        digests = {model.name: model.digest for model in self.models.values()}
         with self.site.store.writing() as connection:
             if workers.is_taken(connection, self.name):
                 raise ConfigurationError(f"a worker called {self.name} is running: give this one another --name")
-            workers.announce(connection, self.name, self.owner, self.loaded.device, digests)
+            workers.announce(connection, self.name, self.owner, self.loaded.device, _digests(self.models))
 
     def _beat(self) -> None:
         while True:
             state = workers.DRAINING if self.stopping.is_set() else workers.SERVING
             try:
+                self._take_up()
                 with self.site.store.writing() as connection:
                     workers.beat(connection, self.name, self.owner, loaded=self.loaded.names(), state=state)
                     # what could not be given back while the database was away
@@ -158,12 +185,16 @@ class Worker:
                 await anyio.sleep(AGAIN_S)
 
 
+def _digests(models: Mapping[str, RegisteredModel]) -> dict[str, str]:
+    return {name: model.digest for name, model in models.items()}
+
+
 class _Listener(TaskWorker):
     """Prefect's task worker, with tasks that keep no results, and a stop that lets chunks end."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        made = [worker_task(name, worker.score) for name in worker.models]
+        made = [worker_task(name, worker.score) for name in worker.names]
         super().__init__(*made, limit=IN_HAND)
         self.tasks = list(made)  # the base class would have every result written to disk
 

@@ -30,13 +30,17 @@ _SPEC = TypeAdapter(ModelSpec)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegisteredModel:
-    """An installed model. ``digest`` is a SHA-256 over its spec, its package's source files and its weights."""
+    """An installed model. ``digest`` is a SHA-256 over its spec, its package's source files and its weights.
+
+    ``folder`` is where the files of a version trained here lie; None of what the plugin itself brings.
+    """
 
     spec: ModelSpec
     distribution: str
     entry_point: str
     digest: str
     factory: Callable[[], Model]
+    folder: Path | None = None
 
     @property
     def name(self) -> str:
@@ -183,7 +187,11 @@ def _register(factory: Callable[[], Model], point: EntryPoint, distribution: str
         raise PluginBroken(f"{point.value} has no ModelSpec in its attribute 'spec'")
     check_spec(spec)
     return RegisteredModel(
-        spec=spec, distribution=distribution, entry_point=point.name, digest=_digest(factory, spec), factory=factory
+        spec=spec,
+        distribution=distribution,
+        entry_point=point.name,
+        digest=model_digest(factory, spec),
+        factory=factory,
     )
 
 
@@ -220,7 +228,8 @@ def check_spec(spec: ModelSpec) -> None:
         raise PluginBroken("; ".join(problems))
 
 
-def _digest(factory: Callable[[], Model], spec: ModelSpec) -> str:
+def model_digest(factory: Callable[[], Model], spec: ModelSpec) -> str:
+    """A SHA-256 over what decides a model's answers: spec, source files of the factory's package, and weights."""
     total = sha256(_SPEC.dump_json(spec))
     module = sys.modules[getattr(factory, "__module__", type(factory).__module__)]
     source = Path(module.__file__ or "")
@@ -240,7 +249,9 @@ def _describe(error: Exception) -> str:
 
 def with_announced(registry: Registry, announced: Iterable[RegisteredModel]) -> Registry:
     """The registry with models that others run; where both have a model, theirs counts, for they are who runs it."""
-    return Registry(models={**registry.models, **{model.name: model for model in announced}}, broken=registry.broken)
+    theirs = {model.name: model for model in announced}
+    broken = tuple(plugin for plugin in registry.broken if plugin.entry_point not in theirs)
+    return Registry(models={**registry.models, **theirs}, broken=broken)
 
 
 def elsewhere(*, spec: Mapping[str, Any], distribution: str, digest: str) -> RegisteredModel:

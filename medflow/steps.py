@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from medflow import scoring, selection
+from medflow import promotion, scoring, selection, trained
 from medflow.config import LabelTable, Settings, Source
 from medflow.delivery import DeliveryTally, target_name
 from medflow.delivery import deliver as deliver_pending
@@ -34,11 +34,13 @@ from medflow.ingest.genomics import ingest_fasta, ingest_vcf
 from medflow.ingest.offers import Offer
 from medflow.ingest.received import remove_received
 from medflow.ingest.tally import Tally
+from medflow.promotion import Promotion
 from medflow.records import Instant
 from medflow.registry import RegisteredModel, Registry, elsewhere, installed, with_announced
 from medflow.scoring import LoadedModels, ScoreTally
 from medflow.selection import Explanation
 from medflow.store import Store, chunks, jobs, ledger, outbox, workers
+from medflow.store import trained as trained_versions
 from medflow.store.ledger import begin_run, finish_run, now_us
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,10 @@ ScoreProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Site:
-    """One installation: its settings, its store, and the models installed beside it."""
+    """One installation: its settings, its store, and the models that answer here.
+
+    Those are what the plugins bring, or versions trained here that were promoted in their place.
+    """
 
     settings: Settings
     store: Store
@@ -63,7 +68,30 @@ def open_site(settings: Settings) -> Site:
     StoreNotReady, StoreUnavailable
         The message says what to do.
     """
-    return Site(settings=settings, store=Store(settings).open(), registry=installed())
+    store = Store(settings).open()
+    return Site(settings=settings, store=store, registry=trained.served(store, settings, installed()))
+
+
+def refreshed(site: Site) -> Site:
+    """The site with what was promoted since it was opened, for processes that stay: one small query."""
+    return replace(site, registry=trained.served(site.store, site.settings, installed()))
+
+
+def promote(site: Site, model: str, version: str, *, worse: bool = False) -> Promotion:
+    """Have a version of a model answer from now on; "installed" is what its plugin brings."""
+    with recorded(site, trained_versions.DECIDING) as run:
+        chosen = promotion.asked_for(version)
+        made = promotion.promote(site.store, site.settings, installed(), model, chosen, worse=worse, run_id=run.id)
+        run.counts = {"let_go": made.let_go}
+    return made
+
+
+def remove_version(site: Site, model: str, version: str) -> int:
+    """Let go of a candidate; returns how many files of it went from the object store."""
+    with recorded(site, trained_versions.DECIDING) as run:
+        removed = promotion.remove(site.store, model, version, run_id=run.id)
+        run.counts = {"files": removed}
+    return removed
 
 
 def ingest(site: Site, source: Source, *, name: str | None = None, progress: Progress | None = None) -> Tally:
@@ -180,11 +208,16 @@ def explain(site: Site, job_id: int, *, loaded: LoadedModels | None = None) -> l
 def with_workers(site: Site) -> Site:
     """The site with the models that living workers announce: what can be scored when they do it.
 
-    Selecting and delivering need a model's stored spec only, so it need not be installed in this process.
+    Selecting and delivering need a model's stored spec only, so it need not be installed in this process. What a worker
+    announces that has not yet heard of a promotion is passed over.
     """
     with site.store.reading() as connection:
         digests = {digest for found in workers.served(connection).values() for digest in found}
-        stored = workers.models_of(connection, sorted(digests))
+        stored = [
+            model
+            for model in workers.models_of(connection, sorted(digests))
+            if trained_versions.is_served(connection, model.name, model.version)
+        ]
     here = {model.digest for model in site.registry.models.values()}
     announced = {
         model.name: elsewhere(spec=model.spec, distribution=model.distribution, digest=model.digest)

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -89,7 +89,17 @@ class LoadedModels:
     def names(self) -> list[str]:
         """The names of the models that are loaded now."""
         with self._changed:
-            return sorted(loaded.spec.name for loaded in self._resident.values())
+            return sorted({loaded.spec.name for loaded in self._resident.values()})
+
+    def keep(self, digests: Collection[str]) -> None:
+        """Free the device of the models that are none of these and not in use."""
+        with self._changed:
+            if self._an_idle_one(digests) is None:
+                return
+        with self._lane.loading():
+            while (gone := self._take_idle(but=digests)) is not None:
+                log.info("unloading %s %s, which is served no more", gone.spec.name, gone.spec.version)
+                self._unload(gone)
 
     def close(self) -> None:
         """Free the device of every model that is not in use."""
@@ -157,12 +167,12 @@ class LoadedModels:
         with self._changed:
             return [loaded.spec for loaded in self._resident.values()]
 
-    def _an_idle_one(self) -> str | None:
-        return next((digest for digest in self._resident if not self._users[digest]), None)
+    def _an_idle_one(self, but: Collection[str] = ()) -> str | None:
+        return next((digest for digest in self._resident if not self._users[digest] and digest not in but), None)
 
-    def _take_idle(self) -> LoadedModel | None:
+    def _take_idle(self, but: Collection[str] = ()) -> LoadedModel | None:
         with self._changed:
-            digest = self._an_idle_one()
+            digest = self._an_idle_one(but)
             return self._resident.pop(digest) if digest is not None else None
 
     def _unload(self, loaded: LoadedModel) -> None:

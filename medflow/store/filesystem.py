@@ -115,6 +115,11 @@ class RemoteFiles:
         with self.translated():
             self.system.get_file(self.at(name), str(target))
 
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        with self.translated():
+            self.system.rm_file(self.at(name))
+
     def at(self, name: str) -> str:
         """The file system's own path of a name."""
         return f"{self.root}/{name}"

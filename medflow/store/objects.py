@@ -92,6 +92,18 @@ class ObjectStore(ABC):
         """
 
     @abstractmethod
+    def remove(self, digest: str) -> None:
+        """Let go of an object that nothing names any more; nothing is done if it is not there.
+
+        Raises
+        ------
+        ConfigurationError
+            The store may not be written.
+        ObjectsUnavailable
+            The store cannot be reached now.
+        """
+
+    @abstractmethod
     def put_chunks(self, chunks: Iterable[bytes], digest: str) -> None:
         """Store the bytes of ``chunks``, whose SHA-256 is ``digest``; nothing is done if they are there.
 
@@ -144,6 +156,15 @@ class FolderObjects(ObjectStore):
             ) from None
         except OSError as error:
             raise ObjectsUnavailable(f"the object store {self.root} cannot be read ({error.strerror})") from None
+
+    def remove(self, digest: str) -> None:
+        """Unlink the object's file."""
+        try:
+            self.path(digest).unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"the object store at {self.root} cannot be written ({error.strerror}): mend its permissions"
+            ) from None
 
     def put_chunks(self, chunks: Iterable[bytes], digest: str) -> None:
         """Write to a temporary name, flush to disk, rename: other hosts see the whole file or none."""

@@ -88,6 +88,12 @@ class RemoteObjects(ObjectStore):
         data = held[0] if len(held) == 1 else b"".join(held)
         self._using(lambda files: files.write(name_of(digest), data))
 
+    def remove(self, digest: str) -> None:
+        """Remove the object, there and from this machine's cache."""
+        if digest in self:
+            self._using(lambda files: files.remove(name_of(digest)))
+        self.cache.path(digest).unlink(missing_ok=True)
+
     def close(self) -> None:
         """Close this process's connections."""
         self._files.pop(os.getpid(), None)

@@ -14,9 +14,10 @@ from sqlalchemy import Connection, RowMapping, insert, select, text, update
 
 from medflow.errors import ConfigurationError
 from medflow.store.ledger import now_us
-from medflow.store.tables import TrainedModelRow
+from medflow.store.tables import AuditRow, RunRow, TrainedModelRow
 
 CANDIDATE, PROMOTED, RETIRED, REMOVED = "candidate", "promoted", "retired", "removed"
+DECIDING = "models"  # the command under which decisions about versions are on record
 CARD = "MODEL_CARD.md"  # the name among ``files`` that the version's card has
 TRAINED_LOCK = 0x6D656474  # advisory lock of PostgreSQL: one at a time numbers a version or decides what is served
 
@@ -141,6 +142,13 @@ def stamp(connection: Connection) -> tuple[tuple[int, int], ...]:
     return tuple((row.id, row.promoted_us or 0) for row in connection.execute(query.order_by(TrainedModelRow.id)))
 
 
+def is_served(connection: Connection, model: str, version: str) -> bool:
+    """Whether this version of a model may answer now: the promoted one, else whatever was not trained here."""
+    query = select(TrainedModelRow.version, TrainedModelRow.state).where(TrainedModelRow.model == model)
+    states = {row.version: row.state for row in connection.execute(query)}
+    return states.get(version) == PROMOTED or (PROMOTED not in states.values() and version not in states)
+
+
 def promote(connection: Connection, model: str, version: str | None) -> TrainedVersion | None:
     """Have a version served from now on; None: what the plugin brings. Returns what was promoted until now.
 
@@ -177,6 +185,32 @@ def remove(connection: Connection, model: str, version: str) -> tuple[str, ...]:
     connection.execute(update(TrainedModelRow).where(TrainedModelRow.id == gone.id).values(state=REMOVED, files={}))
     kept = {digest for item in versions(connection) for digest in item.files.values()}
     return tuple(sorted(set(gone.files.values()) - kept))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """What somebody decided about a model's versions: ``action`` promote or remove; ``detail`` as it was audited."""
+
+    at_us: int
+    actor: str
+    action: str
+    detail: Mapping[str, Any]
+
+
+def decisions(connection: Connection, model: str) -> list[Decision]:
+    """What was decided about a model, and by whom, the first first."""
+    query = (
+        select(AuditRow.at_us, AuditRow.action, AuditRow.detail, RunRow.actor)
+        .join(RunRow, RunRow.id == AuditRow.run_id)
+        .where(RunRow.command == DECIDING, AuditRow.subject == subject_of(model))
+        .order_by(AuditRow.id)
+    )
+    return [Decision(**row) for row in connection.execute(query).mappings()]
+
+
+def subject_of(model: str) -> str:
+    """What the audit trail calls a model."""
+    return f"model {model}"
 
 
 def _alone(connection: Connection) -> None:

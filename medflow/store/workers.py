@@ -57,6 +57,12 @@ def beat(connection: Connection, name: str, owner: str, *, loaded: Sequence[str]
     connection.execute(update(WorkerRow).where(*mine).values(seen_us=now_us(), loaded=list(loaded), state=state))
 
 
+def now_serves(connection: Connection, name: str, owner: str, models: Mapping[str, str]) -> None:
+    """Say that a worker serves other versions than it announced."""
+    mine = (WorkerRow.name == name, WorkerRow.owner == owner)
+    connection.execute(update(WorkerRow).where(*mine).values(models=dict(models)))
+
+
 def leave(connection: Connection, name: str, owner: str) -> None:
     """Take a worker off the list."""
     connection.execute(delete(WorkerRow).where(WorkerRow.name == name, WorkerRow.owner == owner))
