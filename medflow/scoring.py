@@ -25,7 +25,7 @@ from medflow.inputs import due_units, open_cases
 from medflow.records import Instant, Outgoing, Result, ResultObject
 from medflow.registry import RegisteredModel, dump_spec
 from medflow.segmentations import has_segments, keep_segmentations
-from medflow.store import Connection, Store, chunks, outbox, result_objects
+from medflow.store import Connection, Store, chunks, outbox, result_objects, trained
 from medflow.store import jobs as queue
 from medflow.store.jobs import Job
 from medflow.store.ledger import now_us
@@ -91,9 +91,19 @@ class ScoreTally:
 
 
 def select(store: Store, model: RegisteredModel, *, as_of: Instant) -> ScoreTally:
-    """Make jobs of the units whose input has no job of this model yet, and queue the model's own resources."""
+    """Make jobs of the units whose input has no job of this model yet, and queue the model's own resources.
+
+    Raises
+    ------
+    PluginBroken
+        Another version of the model was promoted after this process read which one is.
+    """
     spec, started = model.spec, time.perf_counter()
     with store.writing() as connection:
+        if not trained.is_served(connection, model.name, spec.version):
+            raise PluginBroken(
+                f"another version of {model.name} than {spec.version} was promoted meanwhile: run the same again"
+            )
         model_id = _register(connection, model)
         outbox.queue(connection, None, catalog_resources(identity_of(model)))
     with store.reading() as connection:
