@@ -55,6 +55,33 @@ def intervals(truths: np.ndarray, scores: np.ndarray, patients: np.ndarray, *, s
     return Intervals(auroc=_interval(np.concatenate(areas)), auprc=_interval(np.concatenate(precisions)))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gain:
+    """By how much one model's AUROC is above another's on the same cases; ``interval`` as in `Intervals`."""
+
+    value: float
+    interval: Interval
+
+
+def gain(
+    truth: np.ndarray, scores: np.ndarray, than: np.ndarray, patients: np.ndarray, *, seed: int = 0
+) -> Gain | None:
+    """How much better ``scores`` (n,) tell the outcomes apart than the scores ``than`` do; both on the same draws.
+
+    None where all cases have the same outcome.
+    """
+    _, whose = np.unique(patients, return_inverse=True)
+    value = _gains(truth, scores, than, np.ones((1, len(truth))))[0]
+    if np.isnan(value):
+        return None
+    draws = [_gains(truth, scores, than, weights) for weights in _draws(whose, draws_for(len(whose)), seed)]
+    return Gain(value=float(value), interval=_interval(np.concatenate(draws)))
+
+
+def _gains(truth: np.ndarray, scores: np.ndarray, than: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return weighted(truth, scores, weights)[0] - weighted(truth, than, weights)[0]
+
+
 def weighted(truth: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """AUROC and average precision for each row of weights; NaN where only one outcome has weight."""
     order = np.argsort(-score, kind="stable")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from medflow.errors import PluginBroken
 from medflow.plugin import Weights
@@ -54,3 +57,23 @@ def load_weights(package: str, weights: Weights, folder: Path | None = None) -> 
         return load(read_weights(package, weights, folder))
     except SafetensorError:
         raise PluginBroken(f"{weights.file} of {package} is not a safetensors file") from None
+
+
+def dump_weights(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """Tensors as the bytes of a safetensors file: the same tensors give the same bytes.
+
+    Raises
+    ------
+    PluginBroken
+        One is no array of numbers, or not finite.
+    """
+    from safetensors.numpy import save
+
+    arrays: dict[str, np.ndarray] = {}
+    for name, tensor in sorted(tensors.items()):
+        if not isinstance(tensor, np.ndarray) or tensor.dtype.kind not in "fiub":
+            raise PluginBroken(f"the tensor {name} is no numpy array of numbers")
+        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+            raise PluginBroken(f"the tensor {name} is not finite")
+        arrays[name] = np.ascontiguousarray(tensor).reshape(tensor.shape)  # a scalar stays one
+    return save(arrays)
