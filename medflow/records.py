@@ -166,6 +166,8 @@ class Encounter:
     start: Instant | None = None
     end: Instant | None = None
     discharge_disposition: str | None = None
+    priority: tuple[Coding, ...] = ()
+    admit_source: tuple[Coding, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,7 +175,9 @@ class Measurement:
     """One coded value of an Observation, or of one of its components.
 
     ``effective`` is when it was true of the patient; ``available`` when it was known (``issued``, else effective).
-    Exactly one of ``value`` (with ``unit``; booleans are 0 or 1 with unit None) and ``value_code`` is set.
+    Exactly one of ``value`` (with ``unit``; booleans are 0 or 1 with unit None) and ``value_code`` is set. ``also`` and
+    ``value_also`` are the other codings of the same code and of the same answer. The ``unit`` of a value that is only
+    a limit (Quantity.comparator) begins with the comparator: it is no channel's, unless that says so.
     """
 
     subject: str | None
@@ -185,6 +189,8 @@ class Measurement:
     value: float | None = None
     unit: str | None = None
     value_code: Coding | None = None
+    also: tuple[Coding, ...] = ()
+    value_also: tuple[Coding, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

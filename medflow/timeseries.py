@@ -32,6 +32,7 @@ class Readings:
     ``case`` is an index of the case; ``code`` and ``unit`` are indices into ``codes`` and ``units``. ``offset_us`` is
     when it was true, ``known_us`` when it became known: microseconds after the start of the case's window. ``answer``
     is an index into ``answers`` of what has a coded answer in place of a value, else -1; None: nothing has.
+    ``resource`` is the id of the FHIR resource that each came from, where anybody asks.
     """
 
     codes: Sequence[Concept]
@@ -44,6 +45,7 @@ class Readings:
     value: np.ndarray
     answers: Sequence[Concept] = ()
     answer: np.ndarray | None = None
+    resource: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

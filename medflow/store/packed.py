@@ -6,13 +6,16 @@ Tuples of plain values cross from process to process cheaply; surrogate ids are 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
-from medflow.records import CodedFact, Encounter, FhirResource, Measurement, Patient
+from medflow.records import CodedFact, Coding, Encounter, FhirResource, Measurement, Patient
 
 MARK_BITS = 40  # sums of millions of marks stay within 63 bits
 Code = tuple[str, str]
+# the system of a concept that has several codings, each of which a channel may name: its code lists them as JSON
+SEVERAL = "urn:medflow:codings"
 
 
 class PackedMeasurement(NamedTuple):
@@ -84,11 +87,22 @@ def pack(resource: FhirResource) -> Packed:
     )
 
 
+def codings_of(code: str) -> frozenset[Coding]:
+    """The codings that the code of a concept of the system SEVERAL lists."""
+    return frozenset(Coding(system=system, code=its_code) for system, its_code in json.loads(code))
+
+
+def _concept(coding: Coding, also: Sequence[Coding]) -> Code:
+    """The one concept of an element's codings, whatever their order."""
+    codes = sorted({(item.system, item.code) for item in (coding, *also)})
+    return codes[0] if len(codes) == 1 else (SEVERAL, json.dumps(codes, separators=(",", ":")))
+
+
 def _pack_measurement(item: Measurement) -> PackedMeasurement:
-    value_code = (item.value_code.system, item.value_code.code) if item.value_code else None
+    code = _concept(item.code, item.also)
+    value_code = _concept(item.value_code, item.value_also) if item.value_code else None
     content = (
-        item.code.system,
-        item.code.code,
+        *code,
         item.effective.utc_us,
         item.available.utc_us,
         item.status,
@@ -101,7 +115,7 @@ def _pack_measurement(item: Measurement) -> PackedMeasurement:
     return PackedMeasurement(
         item.subject or "",
         item.encounter,
-        (item.code.system, item.code.code),
+        code,
         item.effective.utc_us,
         item.effective.offset_min,
         item.available.utc_us,

@@ -1,47 +1,55 @@
-"""Measurements of encounters for time-series models: which encounters are due, and their grids, set by set.
+"""Time series of encounters: which encounters are due for a model, and what it is given of them, set by set.
 
-Both questions rest on one condition (`_visible`): what a model may see of an encounter. A measurement is the
-encounter's when it names it, or names none and is of the same patient; it counts from when it was known until a
-correction took its place. A static channel (a height) is the patient's, whichever encounter it names.
+What may be seen of an encounter is one condition for both (`medflow.store.measurements`), so that what is scored is
+what was selected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
 import numpy as np
-from sqlalchemy import (
-    BigInteger,
-    ColumnElement,
-    Connection,
-    Integer,
-    Row,
-    and_,
-    column,
-    exists,
-    func,
-    or_,
-    select,
-    tuple_,
-    values,
-)
+from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, or_, select
 
 from medflow.errors import InputNotUsable
-from medflow.plugin import Coding, TimeSeries, TimeSeriesInput
+from medflow.plugin import Channel, TimeSeries, TimeSeriesInput
 from medflow.records import DueUnit, Instant, Unit, UnitKind, digest_of
 from medflow.store.due import not_yet_seen
-from medflow.store.tables import ConceptRow, EncounterRow, JobRow, MeasurementRow, PatientRow
-from medflow.timeseries import Grid, Readings, grid, statics
+from medflow.store.measurements import (
+    VOID_MEASUREMENT,
+    Wanted,
+    changed_between,
+    readings,
+    static_channels,
+    visible,
+    wanted_of,
+)
+from medflow.store.tables import EncounterRow, JobRow, MeasurementRow, PatientRow
+from medflow.timeseries import Grid, grid, last_values, statics, steps_of
+
+__all__ = ["VOID_ENCOUNTER", "VOID_MEASUREMENT", "SeriesBlock", "due_encounters", "load_series", "load_time_series"]
 
 CHUNK = 1000  # encounters in one statement: four parameters each, with room for a model's concepts
-VOID_MEASUREMENT = ("entered-in-error", "cancelled")  # FHIR ObservationStatus
 VOID_ENCOUNTER = ("planned", "cancelled", "entered-in-error")  # FHIR EncounterStatus
 # a measurement that names no encounter raises its patient's revision only; both grow, so that no two states are equal
 REVISION = EncounterRow.revision * 1_000_000 + PatientRow.revision
 OPEN_ENCOUNTER = ("arrived", "triaged", "in-progress", "onleave")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesBlock:
+    """The series of many encounters at once.
+
+    ``values`` (n, steps, channels) float32, NaN where nothing was measured; ``statics`` (n, k) float32, NaN unknown;
+    ``refused`` says by position why a model is not given that one (its values are whatever there was).
+    """
+
+    values: np.ndarray
+    statics: np.ndarray
+    refused: Mapping[int, InputNotUsable]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,32 +70,26 @@ def due_encounters(connection: Connection, spec: TimeSeriesInput, *, as_of: Inst
     measurement that the model reads is not due. The input_key covers the measurements up to the prediction time and
     the statics, whatever their order, so that a moving window alone scores nothing anew.
     """
-    concepts = list(_concepts(connection, spec))
-    candidates = _candidates(connection, spec, concepts, as_of, model_id)
+    wanted = wanted_of(connection, spec)
+    fixed = wanted_of(connection, spec, static=True) if static_channels(spec) else None
+    candidates = _candidates(connection, spec, [one for one in (wanted, fixed) if one], as_of, model_id)
     admission = spec.anchor == "admission"
     window_us = _us(spec.window)
+    after = EncounterRow.start_us if admission else None
     until: Any = EncounterRow.start_us + window_us if admission else as_of.utc_us
-    visible = _visible(EncounterRow.start_us if admission else None, until, concepts)
     due = []
     for start in range(0, len(candidates), CHUNK):
         chunk = {stay.id: stay for stay in candidates[start : start + CHUNK]}
-        query = (
-            select(EncounterRow.id, func.count())
-            .add_columns(func.sum(MeasurementRow.mark_1), func.sum(MeasurementRow.mark_2))
-            .join(MeasurementRow, visible)
-            .where(EncounterRow.id.in_(chunk))
-            .group_by(EncounterRow.id)
-            .order_by(EncounterRow.id)
-        )
-        for encounter_id, count, mark_1, mark_2 in connection.execute(query):
+        marks = _marks(connection, chunk, visible(wanted, after=after, until=until))
+        more = _marks(connection, marks, visible(fixed, after=None, until=until)) if fixed else {}
+        for encounter_id, mark in marks.items():
             stay = chunk[encounter_id]
             moment = Instant(utc_us=stay.start.utc_us + window_us, offset_min=stay.start.offset_min)
             due.append(
                 DueUnit(
                     unit=Unit(kind=UnitKind.ENCOUNTER, id=stay.id),
                     revision=stay.revision,
-                    # PostgreSQL's sum of bigint is numeric: a Decimal, which would print otherwise than SQLite's
-                    input_key=digest_of(stay.start.utc_us, count, int(mark_1), int(mark_2), *stay.statics),
+                    input_key=digest_of(stay.start.utc_us, *mark, *stay.statics, *more.get(encounter_id, ())),
                     prediction_time=moment if admission else as_of,
                 )
             )
@@ -101,35 +103,99 @@ def load_time_series(
 
     ``units`` are pairs of an encounter's id and the prediction time, at which its window ends.
     """
-    found: list[TimeSeries | InputNotUsable] = []
-    concepts = _concepts(connection, spec)
+    block = load_series(connection, spec, units)
+    return [
+        block.refused.get(position) or TimeSeries(values=block.values[position], statics=block.statics[position])
+        for position in range(len(units))
+    ]
+
+
+def load_series(connection: Connection, spec: TimeSeriesInput, units: Sequence[tuple[int, Instant]]) -> SeriesBlock:
+    """What the model is given for ``units`` as one block, in their order; reading needs memory for a part of them.
+
+    ``units`` are pairs of an encounter's id and the prediction time, at which its window ends.
+    """
+    block = SeriesBlock(
+        values=np.full((len(units), steps_of(spec), len(spec.channels)), np.nan, dtype=np.float32),
+        statics=np.full((len(units), len(spec.statics)), np.nan, dtype=np.float32),
+        refused={},
+    )
+    wanted = wanted_of(connection, spec)
+    fixed = wanted_of(connection, spec, static=True) if static_channels(spec) else None
+    refused: dict[int, InputNotUsable] = {}
     for start in range(0, len(units), CHUNK):
         chunk = units[start : start + CHUNK]
-        cells = grid(spec, _readings(connection, spec, concepts, chunk), len(chunk))
+        places = slice(start, start + len(chunk))
+        cells = grid(spec, readings(connection, wanted, chunk, _us(spec.window)), len(chunk))
+        block.values[places] = cells.values
         query = _stays().where(EncounterRow.id.in_({encounter_id for encounter_id, _ in chunk}))
         stays = {row.id: _stay(spec, row) for row in connection.execute(query)}
-        found.extend(
-            _case(spec, cells, position, stays.get(encounter_id)) for position, (encounter_id, _) in enumerate(chunk)
-        )
-    return found
+        for place, (encounter_id, _) in enumerate(chunk):
+            if encounter_id in stays:
+                block.statics[start + place] = stays[encounter_id].statics
+        if fixed is not None:
+            found = last_values(fixed.channels, readings(connection, fixed, chunk, None), len(chunk))
+            block.statics[places, [isinstance(item, Channel) for item in spec.statics]] = found
+        known = np.array([encounter_id in stays for encounter_id, _ in chunk], dtype=bool)
+        reasons = _refusals(spec, cells, block.statics[places], known)
+        refused.update({start + place: reason for place, reason in reasons.items()})
+    return SeriesBlock(values=block.values, statics=block.statics, refused=refused)
 
 
-def _case(spec: TimeSeriesInput, cells: Grid, position: int, stay: _Stay | None) -> TimeSeries | InputNotUsable:
-    if stay is None:
+# --- coverage ----------------------------------------------------------------------------------------------------
+
+
+def _refusals(spec: TimeSeriesInput, cells: Grid, fixed: np.ndarray, known: np.ndarray) -> dict[int, InputNotUsable]:
+    """Why each case is refused that is not to be scored, by its position."""
+    measured: np.ndarray = ~np.isnan(cells.values)
+    channels: np.ndarray = np.any(measured, axis=1)
+    steps: np.ndarray = np.any(measured, axis=2).sum(axis=1)
+    lacking = _lacking(spec, channels, fixed)
+    short = (cells.taken < spec.min_measurements) | lacking.any(axis=1)
+    short |= (channels.sum(axis=1) < spec.min_channels) | (steps < spec.min_steps) | ~known
+    return {
+        int(place): _reason(spec, cells, int(place), bool(known[place]), channels[place], int(steps[place]), lacking)
+        for place in np.flatnonzero(short)
+    }
+
+
+def _lacking(spec: TimeSeriesInput, channels: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    """(cases, channels and statics): a required channel that has no value."""
+    required = np.array([channel.required for channel in spec.channels], dtype=bool)
+    constant = np.array([isinstance(item, Channel) and item.required for item in spec.statics], dtype=bool)
+    return np.concatenate([required & ~channels, constant & np.isnan(fixed)], axis=1)
+
+
+def _reason(
+    spec: TimeSeriesInput, cells: Grid, place: int, known: bool, channels: np.ndarray, steps: int, lacking: np.ndarray
+) -> InputNotUsable:
+    if not known:
         return InputNotUsable("encounter-incomplete", "the encounter's start or patient is no longer known")
-    taken = int(cells.taken[position])
+    wrong, outside = cells.wrong_unit[place], cells.out_of_range[place]
+    refused = f"refused were {wrong} in another unit and {outside} out of range"
+    if cells.unknown_answer[place]:
+        refused += f", and {cells.unknown_answer[place]} coded answers that stand for no number"
+    taken, filled = int(cells.taken[place]), int(channels.sum())
     if taken < spec.min_measurements:
-        refused = f"{cells.wrong_unit[position]} in another unit and {cells.out_of_range[position]} out of range"
-        reason = f"{taken} measurements in the window, {spec.min_measurements} needed; {refused} were refused"
+        reason = f"{taken} measurements in the window, {spec.min_measurements} needed; {refused}"
         return InputNotUsable("too-few-measurements", reason)
-    return TimeSeries(values=cells.values[position], statics=np.array(stay.statics, dtype=np.float32))
+    if lacking[place].any():
+        named = [*spec.channels, *spec.statics]
+        names = [
+            item.name for item, lacks in zip(named, lacking[place], strict=True) if lacks and not isinstance(item, str)
+        ]
+        return InputNotUsable("channel-missing", f"no value of {', '.join(names)}, which is required; {refused}")
+    if filled < spec.min_channels:
+        reason = f"values of {filled} channels in the window, {spec.min_channels} needed; {refused}"
+        return InputNotUsable("too-few-channels", reason)
+    return InputNotUsable("too-few-steps", f"values in {steps} steps of the window, {spec.min_steps} needed; {refused}")
 
 
 # --- encounters --------------------------------------------------------------------------------------------------
 
 
 def _candidates(
-    connection: Connection, spec: TimeSeriesInput, concepts: Sequence[int], as_of: Instant, model_id: int
+    connection: Connection, spec: TimeSeriesInput, read: Sequence[Wanted], as_of: Instant, model_id: int
 ) -> list[_Stay]:
     query = _stays().where(EncounterRow.status.not_in(VOID_ENCOUNTER)).order_by(EncounterRow.id)
     if spec.anchor == "admission":
@@ -143,28 +209,33 @@ def _candidates(
         query = query.where(
             EncounterRow.start_us <= as_of.utc_us,
             or_(still_open, EncounterRow.end_us > as_of.utc_us),
-            ~_seen_all(model_id, concepts, as_of),
+            ~_seen_all(model_id, read, as_of),
         )
     return [_stay(spec, row) for row in connection.execute(query)]
 
 
-def _seen_all(model_id: int, concepts: Sequence[int], as_of: Instant) -> ColumnElement[bool]:
+def _seen_all(model_id: int, read: Sequence[Wanted], as_of: Instant) -> ColumnElement[bool]:
     """SQL condition: the model looked at this revision of the encounter, and nothing became known between then and now.
 
-    What is known grows with the time alone: a result may be stored before the moment at which it was issued.
+    What is known grows with the time alone: a result may be stored before the moment at which it was issued. Whether
+    the patient has any such is told by ``latest_us``, so that an open encounter with nothing new costs no look at its
+    measurements; where it may have one, they decide.
     """
-    since = exists(
-        select(MeasurementRow.ordinal)
-        .where(_visible(None, as_of.utc_us, concepts), MeasurementRow.available_us > JobRow.prediction_time_us)
-        .correlate(EncounterRow, JobRow)
-    )
+    since = [
+        exists(
+            select(MeasurementRow.ordinal)
+            .where(changed_between(wanted, JobRow.prediction_time_us, as_of.utc_us))
+            .correlate(EncounterRow, JobRow)
+        )
+        for wanted in read
+    ]
     looked = select(JobRow.id).where(
         JobRow.model_id == model_id,
         JobRow.unit_kind == str(UnitKind.ENCOUNTER),
         JobRow.unit_id == EncounterRow.id,
         JobRow.unit_revision == REVISION,
         JobRow.prediction_time_us <= as_of.utc_us,
-        ~since,
+        or_(PatientRow.latest_us < JobRow.prediction_time_us, ~or_(*since)),
     )
     return exists(looked.correlate(EncounterRow, PatientRow))
 
@@ -172,7 +243,8 @@ def _seen_all(model_id: int, concepts: Sequence[int], as_of: Instant) -> ColumnE
 def _stays() -> Any:
     return (
         select(EncounterRow.id, REVISION.label("revision"), EncounterRow.start_us, EncounterRow.start_offset)
-        .add_columns(EncounterRow.types, PatientRow.birth_date, PatientRow.sex)
+        .add_columns(EncounterRow.types, EncounterRow.encounter_class, EncounterRow.priority, EncounterRow.admit_source)
+        .add_columns(PatientRow.birth_date, PatientRow.sex)
         .join(PatientRow, PatientRow.id == EncounterRow.patient_id)
         .where(EncounterRow.start_us.is_not(None))
     )
@@ -181,92 +253,33 @@ def _stays() -> Any:
 def _stay(spec: TimeSeriesInput, row: Row[Any]) -> _Stay:
     start = Instant(utc_us=row.start_us, offset_min=row.start_offset or 0)
     birth: date | None = row.birth_date
-    admitted = start.datetime().date()
-    fixed = statics(spec.statics, birth=birth, admitted=admitted, sex=row.sex, types=row.types)
+    fixed = statics(
+        spec.statics,
+        birth=birth,
+        admitted=start.datetime().date(),
+        sex=row.sex,
+        types=row.types,
+        encounter_class=row.encounter_class,
+        priority=(row.priority or "").splitlines(),
+        admit_source=(row.admit_source or "").splitlines(),
+    )
     return _Stay(id=row.id, revision=row.revision, start=start, statics=fixed)
 
 
-# --- measurements ------------------------------------------------------------------------------------------------
-
-
-def _visible(after: Any, until: Any, concepts: Sequence[int]) -> ColumnElement[bool]:
-    """SQL condition: a measurement of the encounter that a model may see, effective in [after, until), known by then.
-
-    ``after`` None: from any time on. Times are in microseconds.
-    """
-    conditions = [
-        MeasurementRow.patient_id == EncounterRow.patient_id,
-        or_(MeasurementRow.encounter_id.is_(None), MeasurementRow.encounter_id == EncounterRow.id),
-        MeasurementRow.effective_us < until,
-        MeasurementRow.available_us <= until,
-        MeasurementRow.concept_id.in_(concepts),
-        MeasurementRow.status.not_in(VOID_MEASUREMENT),
-        MeasurementRow.value.is_not(None),
-    ]
-    if after is not None:
-        conditions.append(MeasurementRow.effective_us >= after)
-    return and_(*conditions)
-
-
-def _concepts(connection: Connection, spec: TimeSeriesInput) -> dict[int, Coding]:
-    """The codes that the channels take, by their id here; one that was never stored is absent."""
-    codes = sorted({(code.system, code.code) for channel in spec.channels for code in channel.codes})
-    found: dict[int, Coding] = {}
-    for start in range(0, len(codes), CHUNK):
-        query = select(ConceptRow.id, ConceptRow.system, ConceptRow.code).where(
-            tuple_(ConceptRow.system, ConceptRow.code).in_(codes[start : start + CHUNK])
-        )
-        found.update({key: Coding(system=system, code=code) for key, system, code in connection.execute(query)})
-    return dict(sorted(found.items()))
-
-
-def _readings(
-    connection: Connection,
-    spec: TimeSeriesInput,
-    concepts: dict[int, Coding],
-    units: Sequence[tuple[int, Instant]],
-) -> Readings:
-    """The visible measurements in the windows of ``units``, as columns."""
-    window_us = _us(spec.window)
-    windows = (
-        values(
-            column("position", Integer),
-            column("encounter_id", BigInteger),
-            column("after_us", BigInteger),
-            column("until_us", BigInteger),
-            name="windows",
-        )
-        .data(
-            [
-                (position, encounter_id, moment.utc_us - window_us, moment.utc_us)
-                for position, (encounter_id, moment) in enumerate(units)
-            ]
-        )
-        .cte("windows")
-    )
+def _marks(
+    connection: Connection, encounters: Mapping[int, Any], seen: ColumnElement[bool]
+) -> dict[int, tuple[int, int, int]]:
+    """What identifies the measurements of each encounter that are seen; in the order of their ids."""
     query = (
-        select(windows.c.position, MeasurementRow.concept_id, MeasurementRow.unit, MeasurementRow.value)
-        .add_columns(MeasurementRow.effective_us - windows.c.after_us, MeasurementRow.available_us - windows.c.after_us)
-        .select_from(windows)
-        .join(EncounterRow, EncounterRow.id == windows.c.encounter_id)
-        .join(MeasurementRow, _visible(windows.c.after_us, windows.c.until_us, list(concepts)))
+        select(EncounterRow.id, func.count())
+        .add_columns(func.sum(MeasurementRow.mark_1), func.sum(MeasurementRow.mark_2))
+        .join(MeasurementRow, seen)
+        .where(EncounterRow.id.in_(list(encounters)))
+        .group_by(EncounterRow.id)
+        .order_by(EncounterRow.id)
     )
-    with connection.execute(query) as result:
-        assert result.cursor is not None  # noqa: S101 - a SELECT has one
-        rows = result.cursor.fetchall()  # plain tuples: there may be a million, and columns are all that is wanted
-    case, concept, unit, value, offset_us, known_us = zip(*rows, strict=True) if rows else ((),) * 6
-    names = list(set(unit))
-    number = {name: index for index, name in enumerate(names)}
-    return Readings(
-        codes=list(concepts.values()),
-        units=names,
-        case=np.array(case, dtype=np.int64),
-        code=np.searchsorted(np.array(list(concepts), dtype=np.int64), np.array(concept, dtype=np.int64)),
-        unit=np.fromiter(map(number.__getitem__, unit), dtype=np.int64, count=len(unit)),
-        offset_us=np.array(offset_us, dtype=np.int64),
-        known_us=np.array(known_us, dtype=np.int64),
-        value=np.array(value, dtype=np.float64),
-    )
+    # PostgreSQL's sum of bigint is numeric: a Decimal, which would print otherwise than SQLite's
+    return {key: (count, int(one), int(other)) for key, count, one, other in connection.execute(query)}
 
 
 def _us(span: timedelta) -> int:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as tuned
 from hypothesis import strategies as st
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, case, delete, insert, select, update
 
 from medflow.errors import InputNotUsable
 from medflow.plugin import Channel, Coding, TimeSeries, TimeSeriesInput
@@ -121,7 +121,15 @@ def measure(connection: Connection, encounter: int, items: Iterable[Value]) -> N
         )
     if rows:
         connection.execute(insert(MeasurementRow), rows)
-    connection.execute(update(PatientRow).where(PatientRow.id == patient).values(revision=PatientRow.revision + 1))
+    latest = max((row["available_us"] for row in rows), default=0)
+    connection.execute(
+        update(PatientRow)
+        .where(PatientRow.id == patient)
+        .values(
+            revision=PatientRow.revision + 1,
+            latest_us=case((PatientRow.latest_us < latest, latest), else_=PatientRow.latest_us),
+        )
+    )
     if any(item.of_encounter for item in items):
         connection.execute(
             update(EncounterRow).where(EncounterRow.id == encounter).values(revision=EncounterRow.revision + 1)
