@@ -15,6 +15,7 @@ from medflow import steps
 from medflow.cli import demo as demo_command
 from medflow.cli import deploy as deploy_command
 from medflow.cli import evaluate as evaluate_command
+from medflow.cli import models as models_command
 from medflow.cli import plugins as plugin_commands
 from medflow.cli import receive as receive_command
 from medflow.cli import select as select_command
@@ -55,6 +56,7 @@ app.add_typer(ingest_app, name="ingest")
 app.add_typer(retry_app, name="retry")
 app.add_typer(db_app, name="db")
 app.add_typer(plugin_commands.app, name="plugin")
+app.add_typer(models_command.app, name="models")
 app.command()(evaluate_command.evaluate)
 app.command()(select_command.select)
 app.command()(services.worker)
@@ -185,12 +187,6 @@ def demo(
 
 
 # --- where things stand ------------------------------------------------------------------------------------------
-
-
-@app.command()
-def models(as_json: Json = False) -> None:
-    """What is installed: models, their inputs and outputs, and plugins that cannot be used."""
-    plugin_commands.list_models(as_json)
 
 
 @app.command()

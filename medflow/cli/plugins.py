@@ -1,61 +1,25 @@
-"""Commands about models: what is installed, whether it keeps the contract, and a start for a new one."""
+"""Commands for plugin authors: whether a model keeps the contract, and a start for a new one."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from medflow.cli.output import PROBLEMS, out, show_table
+from medflow.cli.output import PROBLEMS, out
 from medflow.cli.scaffold import write_plugin
 from medflow.cli.scaffold_models import Start
 from medflow.cli.site import Json
 from medflow.errors import UnknownModel
 from medflow.plugin import ImagingInput, InputSpec, ModelSpec, SequenceInput, TimeSeriesInput
-from medflow.registry import RegisteredModel, installed
+from medflow.registry import installed
 from medflow.series_rule import rules_of
 from medflow.testing import check_model
 
 app = typer.Typer(no_args_is_help=True, help="For plugin authors.")
-
-
-def list_models(as_json: bool) -> None:
-    """Print every installed model, and every plugin that cannot be used."""
-    registry = installed()
-    if as_json:
-        found = [_as_json(model) for model in registry.models.values()]
-        typer.echo(json.dumps({"models": found, "broken": [asdict(plugin) for plugin in registry.broken]}))
-    else:
-        columns = ["name", "version", "distribution", "scores a", "input", "outputs", "digest"]
-        show_table(columns, [_row(model) for model in registry.models.values()])
-        if registry.broken:
-            rows = [[plugin.entry_point, plugin.distribution, plugin.error] for plugin in registry.broken]
-            show_table(["broken", "distribution", "error"], rows)
-    if registry.broken:
-        raise typer.Exit(PROBLEMS)
-
-
-def _as_json(model: RegisteredModel) -> dict[str, Any]:
-    spec = model.spec
-    return {
-        "name": model.name,
-        "version": spec.version,
-        "title": spec.title,
-        "distribution": model.distribution,
-        "unit": str(spec.unit),
-        "inputs": describe(spec),
-        "outputs": [f"{item.name} ({item.kind})" for item in spec.outputs],
-        "digest": model.digest,
-    }
-
-
-def _row(model: RegisteredModel) -> list[str]:
-    line = _as_json(model)
-    inputs, outputs = "\n".join(line["inputs"]), ", ".join(line["outputs"])
-    return [line["name"], line["version"], line["distribution"], line["unit"], inputs, outputs, line["digest"][:12]]
 
 
 def describe(spec: ModelSpec) -> list[str]:
