@@ -12,7 +12,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from medflow.plugin import Channel, Classification, Coding, OutputSpec, SeriesAttribution, TimeSeries, TimeSeriesInput
+from medflow.plugin import (
+    Channel,
+    Classification,
+    Coding,
+    OutputSpec,
+    Risk,
+    SeriesAttribution,
+    TimeSeries,
+    TimeSeriesInput,
+)
 from medflow.records import Contribution
 
 MOST = 5  # contributions that are told of one result
@@ -50,17 +59,16 @@ def label(contribution: Contribution) -> str:
     return contribution.name if contribution.measured else f"{contribution.name} (not measured)"
 
 
-def declared_channel(spec: TimeSeriesInput, contribution: Contribution) -> Channel | None:
-    """The channel, or the static that is one, behind a contribution; None of an age or the like."""
-    among = spec.channels if contribution.kind == "channel" else spec.statics
-    channels = [item for item in among if isinstance(item, Channel)]
-    return next((item for item in channels if item.name == contribution.name), None)
+def scale_of(output: OutputSpec) -> str:
+    """What contributions to it count in."""
+    return "log-odds" if isinstance(output, Risk) else "the model's own scale"
 
 
 def declared_code(spec: TimeSeriesInput, contribution: Contribution) -> Coding | None:
-    """The first code that its channel accepts."""
-    channel = declared_channel(spec, contribution)
-    return channel.codes[0] if channel is not None else None
+    """The first code that its channel accepts, or the static that is one; None of an age or the like."""
+    among = spec.channels if contribution.kind == "channel" else spec.statics
+    channels = (item for item in among if isinstance(item, Channel) and item.name == contribution.name)
+    return next((channel.codes[0] for channel in channels), None)
 
 
 def _channels(spec: TimeSeriesInput, series: TimeSeries, found: SeriesAttribution) -> list[Contribution]:

@@ -1,4 +1,4 @@
-"""Explaining one answer that was given before: the case goes through its model again, and the heat maps are kept."""
+"""Explaining one answer that was given before: the case goes through its model again, and what explains it is kept."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import chain
 from medflow.config import Settings
 from medflow.contexts import context_of, identity_of, maker_of, read_about
 from medflow.errors import ConfigurationError, PredictionInvalid
+from medflow.evidence import ExplainedCase, told_of, with_contributions
 from medflow.fhir.write import result_resources
 from medflow.heat_maps import keep_heat_maps
 from medflow.inference.loaded import LoadedModel
@@ -19,6 +20,7 @@ from medflow.registry import RegisteredModel, Registry
 from medflow.store import Store, history, outbox, result_objects
 from medflow.store.history import JobView
 from medflow.store.ledger import now_us
+from medflow.store.predictions import write_results
 
 
 def explainable(store: Store, registry: Registry, job_id: int) -> tuple[JobView, RegisteredModel]:
@@ -49,7 +51,7 @@ def explainable(store: Store, registry: Registry, job_id: int) -> tuple[JobView,
 def explain_done(
     store: Store, settings: Settings, view: JobView, model: RegisteredModel, loaded: LoadedModels
 ) -> list[str]:
-    """Explain a done job; returns the outputs that heat maps are kept of now, in place of those there were.
+    """Explain a done job; returns the outputs that are explained now, in place of what was kept before.
 
     Raises
     ------
@@ -67,14 +69,18 @@ def explain_done(
     issued = Instant(utc_us=now_us())
     maker = maker_of(model, settings, view.job, issued)
     made = keep_heat_maps(store, model.spec, view.job, outcome.case, outcome.explanation, maker)
+    explained = ExplainedCase(job=view.job, case=outcome.case, explanation=outcome.explanation)
+    (told,) = told_of(store, model.spec, [explained])
+    results = with_contributions(view.results, told)
     with store.writing() as connection:
         others = [item for item in result_objects.of_job(connection, view.job.id) if item.kind != "heat-map"]
         about = read_about(connection, settings, model, [view.job])
         context = context_of(identity_of(model), settings, view.job, about, issued, [*others, *made])
         result_objects.record(connection, {view.job.id: [*others, *made]})
+        write_results(connection, {view.job.id: results})
         files = [result_objects.outgoing(item, context.envelope) for item in made]
-        outbox.queue(connection, view.job.id, [*result_resources(context, view.results), *files])
-    return [output for item in made for output in item.outputs]
+        outbox.queue(connection, view.job.id, [*result_resources(context, results), *files])
+    return [*(output for item in made for output in item.outputs), *(name for name, its in told.items() if its)]
 
 
 def _again(store: Store, settings: Settings, view: JobView, ready: LoadedModel) -> Outcome:

@@ -48,6 +48,11 @@ def keep_heat_maps(
     return kept
 
 
+def are_drawn(explanation: Explanations) -> bool:
+    """Whether there are pictures to make of an explanation, which takes a while."""
+    return any(not isinstance(item, SeriesAttribution) for item in explanation.values())
+
+
 def _by_image(spec: ModelSpec, case: Case, explanation: Explanations) -> Mapping[str, dict[str, np.ndarray]]:
     maps: defaultdict[str, dict[str, np.ndarray]] = defaultdict(dict)
     for output, values in explanation.items():

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from medflow.contributions import scale_of
 from medflow.dicom.burned_in import may_have_burned_in_text
 from medflow.dicom.upright import Upright
 from medflow.drawing import COLOURS, HEAT, INK, MOST, figure, grey_range, heat_range, heat_strength, png
@@ -31,13 +32,13 @@ from medflow.plugin import (
     Segment,
     SequenceInput,
     SequenceWindow,
-    TimeSeries,
     TimeSeriesInput,
 )
 from medflow.records import Result
 from medflow.registry import load_spec
 from medflow.segmentations import read_masks
 from medflow.series_rule import imaging_inputs
+from medflow.stay_picture import draw_channels, draw_explained
 from medflow.store import Store, history
 from medflow.store.history import JobView
 from medflow.store.jobs import Job
@@ -80,11 +81,16 @@ class _Over:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """A PNG file, its title (``series/12 · model 1.0.0``), and what the model said in words."""
+    """A PNG file, its title (``series/12 · model 1.0.0``), and what the model said in words.
+
+    ``explained`` is the result that is shown with what contributed to it, which counts in ``scale``.
+    """
 
     title: str
     answer: str
     png: bytes
+    explained: Result | None = None
+    scale: str = ""
 
 
 def picture_of(store: Store, job_id: int, *, output: str | None = None, published: bool = False) -> Picture:
@@ -100,14 +106,14 @@ def picture_of(store: Store, job_id: int, *, output: str | None = None, publishe
     job_id
         The job.
     output
-        Whose heat map is drawn; of the first declared that has one unless given.
+        Whose heat map or contributions are drawn; of the first declared that has some unless given.
     published
         Whether it leaves for where anyone may see it.
 
     Raises
     ------
     ConfigurationError
-        There is no such job, its model was stored by an incompatible version, or no heat map is kept of ``output``.
+        There is no such job, its model was stored by an incompatible version, or nothing kept explains ``output``.
     InputNotUsable
         Its input cannot be read: the reason why the job is dead, most often.
     """
@@ -123,9 +129,21 @@ def picture_of(store: Store, job_id: int, *, output: str | None = None, publishe
     said = answer(spec, view)
     case = opener()
     over = _over(store, spec, view, case, output) if imaging_inputs(spec) else _Over(masks={})
-    drawn = _draw(case, spec, replace(over, numbers=not published))
+    explained = _explained(spec, view, output)
+    drawn = _draw(case, spec, replace(over, numbers=not published), explained)
     drawn.suptitle(f"{title}\n{_classes(spec, view) if published else said}", color=INK, fontsize=10)
-    return Picture(title=title, answer=said, png=png(drawn))
+    scale = scale_of(spec.output(explained.output)) if explained else ""
+    return Picture(title=title, answer=said, png=png(drawn), explained=explained, scale=scale)
+
+
+def _explained(spec: ModelSpec, view: JobView, output: str | None) -> Result | None:
+    """The result whose contributions are shown: of ``output``, else of the first declared that has some."""
+    kept = {result.output: result for result in view.results if result.contributions}
+    if output is not None and output not in kept and isinstance(spec.accepts[0], TimeSeriesInput):
+        names = ", ".join(sorted(kept)) or "none; score with --explain to have some"
+        raise ConfigurationError(f"no explanation of {output!r} is kept of this job: there are {names}")
+    name = output or next((item.name for item in spec.outputs if item.name in kept), "")
+    return kept.get(name)
 
 
 def _check_no_text(store: Store, spec: ModelSpec, job: Job) -> None:
@@ -188,13 +206,16 @@ def _masks(store: Store, spec: ModelSpec, view: JobView, case: Case) -> dict[str
     return {output: mask if mask.dtype == np.bool_ else mask >= PROBABLE for output, mask in found.items()}
 
 
-def _draw(case: Case, spec: ModelSpec, over: _Over) -> Any:
+def _draw(case: Case, spec: ModelSpec, over: _Over, explained: Result | None) -> Any:
     wanted = spec.accepts[0]
     if isinstance(wanted, ImagingInput):
         image = _shown(case, spec)
         return _radiograph(image, over) if image.array.ndim == 2 else _volume(image, over)
     if isinstance(wanted, TimeSeriesInput):
-        return _channels(case.series, wanted)
+        if explained is None:
+            return draw_channels(case.series, wanted)
+        scale = scale_of(spec.output(explained.output))
+        return draw_explained(case.series, wanted, explained.contributions, scale=scale)
     assert isinstance(wanted, SequenceInput)  # noqa: S101 - the registry admits no other
     return _letters(case.sequence)
 
@@ -311,25 +332,6 @@ def _slice(
 
 
 # --- the rest ----------------------------------------------------------------------------------------------------
-
-
-def _channels(series: TimeSeries, wanted: TimeSeriesInput) -> Any:
-    """The channels that were measured, over the hours of the window."""
-    measured = [place for place in range(series.values.shape[1]) if np.isfinite(series.values[:, place]).any()]
-    columns = min(4, max(1, len(measured)))
-    rows = max(1, -(-len(measured) // columns))
-    hours = np.arange(len(series.values)) * wanted.step.total_seconds() / 3600
-    drawn = figure(2.6 * columns + 0.6, 1.5 * rows + 0.9)
-    for number, place in enumerate(measured, 1):
-        channel = wanted.channels[place]
-        axes = drawn.add_subplot(rows, columns, number)
-        axes.plot(hours, series.values[:, place], color=COLOURS[0], marker="o", markersize=2.5, linewidth=0.8)
-        axes.set_title(f"{channel.name}{f' ({channel.unit})' if channel.unit else ''}", fontsize=7, color=INK)
-        axes.set_xlim(0, wanted.window.total_seconds() / 3600)
-        axes.tick_params(labelsize=6, colors=INK)
-        axes.spines[["top", "right"]].set_visible(False)
-    drawn.supxlabel(f"hours of the window; {len(measured)} of {len(wanted.channels)} channels measured", fontsize=8)
-    return drawn
 
 
 def _letters(window: SequenceWindow) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -13,9 +13,18 @@ from dataclasses import dataclass, field
 from medflow.config import Settings
 from medflow.contexts import About, context_of, identity_of, maker_of, read_about
 from medflow.dicom.derived import Maker
-from medflow.errors import CaseError, DeviceExhausted, MedflowError, PluginBroken, TransientError, place_of
+from medflow.errors import (
+    CaseError,
+    DeviceExhausted,
+    MedflowError,
+    PluginBroken,
+    PredictionInvalid,
+    TransientError,
+    place_of,
+)
+from medflow.evidence import ExplainedCase, Told, told_of, with_contributions, without_contributions
 from medflow.fhir.write import catalog_resources, result_resources
-from medflow.heat_maps import keep_heat_maps
+from medflow.heat_maps import are_drawn, keep_heat_maps
 from medflow.inference.loaded import LoadedModel
 from medflow.inference.memory import largest_batch
 from medflow.inference.resident import LoadedModels
@@ -295,8 +304,9 @@ class _Chunk:
         runner = Runner(model, threads=self.settings.threads, explain=self.explain)
         with closing(runner.run(openers)) as batches, ThreadPoolExecutor(DRAWING, "draw") as pool:
             for batch in batches:
+                told = self._told(leased, batch)
                 for outcome in batch:
-                    self._take(pool, leased[outcome.index], outcome)
+                    self._take(pool, leased[outcome.index], outcome, told.get(outcome.index, {}))
                 while self.drawing and self.drawing[0][1].done():
                     self._settle_next()
                 if self._commit_is_due():
@@ -317,13 +327,25 @@ class _Chunk:
         waited = time.perf_counter() - self.committed
         return len(self.finished) + len(self.failures) >= COMMIT_EVERY or waited >= COMMIT_AFTER_S
 
-    def _take(self, pool: Executor, job: Job, outcome: Outcome) -> None:
-        if not has_segments(self.model.spec) and not outcome.explanation:
-            self._settle(job, lambda: self._answer(job, outcome))
+    def _told(self, leased: Sequence[Job], batch: Sequence[Outcome]) -> Mapping[int, Told | Exception]:
+        """What moved the answers of a batch, by place: looked up together. What goes wrong costs no answer."""
+        explained = {
+            item.index: ExplainedCase(job=leased[item.index], case=item.case, explanation=item.explanation)
+            for item in batch
+            if item.case is not None and item.explanation
+        }
+        try:
+            return dict(zip(explained, told_of(self.store, self.model.spec, list(explained.values())), strict=True))
+        except Exception as error:  # noqa: BLE001 - told with each of them
+            return dict.fromkeys(explained, error)
+
+    def _take(self, pool: Executor, job: Job, outcome: Outcome, told: Told | Exception) -> None:
+        if not has_segments(self.model.spec) and not are_drawn(outcome.explanation):
+            self._settle(job, lambda: self._answer(job, outcome, told))
             return
         while len(self.drawing) >= DRAWN_AHEAD:
             self._settle_next()
-        self.drawing.append((job, pool.submit(self._answer, job, outcome)))
+        self.drawing.append((job, pool.submit(self._answer, job, outcome, told)))
 
     def _settle_next(self) -> None:
         job, answer = self.drawing.popleft()
@@ -335,7 +357,7 @@ class _Chunk:
         except (CaseError, TransientError) as error:
             self.failures[job.id] = error
 
-    def _answer(self, job: Job, outcome: Outcome) -> _Answer:
+    def _answer(self, job: Job, outcome: Outcome, told: Told | Exception) -> _Answer:
         """What a case comes to; with DICOM objects to make in a thread beside the device's."""
         if outcome.error is not None:
             raise outcome.error
@@ -343,25 +365,36 @@ class _Chunk:
         results = results_of(self.model.spec, outcome.case, outcome.prediction)
         maker = maker_of(self.model, self.settings, job, self.issued)
         kept, objects = keep_segmentations(self.store, self.model.spec, job, outcome.prediction, results, maker)
-        heat_maps, note = self._heat_maps(job, outcome, maker)
+        heat_maps, note = self._explained(job, outcome, maker, told)
+        if not isinstance(told, Exception):
+            kept = with_contributions(kept, told)
         return _Answer(results=kept, objects=[*objects, *heat_maps], note=note)
 
-    def _heat_maps(self, job: Job, outcome: Outcome, maker: Maker) -> tuple[list[ResultObject], str | None]:
-        """What explains a case, and what to note of it; whatever goes wrong with that, the result stands."""
+    def _explained(
+        self, job: Job, outcome: Outcome, maker: Maker, told: Told | Exception
+    ) -> tuple[list[ResultObject], str | None]:
+        """The heat maps of a case, and what to note of its explanation; whatever goes wrong, the result stands."""
         try:
             if outcome.unexplained is not None:
                 raise outcome.unexplained
+            if isinstance(told, Exception):
+                raise told
             if outcome.case is None or not outcome.explanation:
                 return [], None
             spec = self.model.spec
             return keep_heat_maps(self.store, spec, job, outcome.case, outcome.explanation, maker), "explained"
-        except MedflowError as error:
+        except Exception as error:  # noqa: BLE001 - also of a library that makes the object
+            return [], self._unexplained(job, error)
+
+    def _unexplained(self, job: Job, error: Exception) -> str:
+        """The note that an explanation failed."""
+        if isinstance(error, MedflowError):
             code, said = _code_of(error), error.message
-        except Exception as error:  # noqa: BLE001 - of a library that makes the object: its words may quote a header
+        else:  # its words may quote a header
             code, said = "unforeseen", f"{type(error).__name__} at {place_of(error)}"
         ids = {"job": job.id, "model": self.model.name, "code": code}
         log.warning("job %d of %s is not explained (%s): %s", job.id, self.model.name, code, said, extra=ids)
-        return [], f"explanation-failed: {code}"
+        return f"explanation-failed: {code}"
 
     def _commit(self) -> None:
         """Predictions, outbox rows and job states in one transaction: all of it is there, or nothing."""
@@ -406,10 +439,16 @@ class _Chunk:
 
     def _to_commit(self, job: Job, answer: _Answer) -> _Finished:
         context = context_of(self.identity, self.settings, job, self.about, self.issued, answer.objects)
-        resources = result_resources(context, answer.results)
+        results, note = answer.results, answer.note
+        try:
+            resources = result_resources(context, results)
+        except PredictionInvalid as error:
+            results = without_contributions(results)
+            if results == list(answer.results):
+                raise
+            resources, note = result_resources(context, results), self._unexplained(job, error)
         files = [result_objects.outgoing(item, context.envelope) for item in answer.objects]
-        sent = [*resources, *files]
-        return _Finished(results=answer.results, objects=answer.objects, outgoing=sent, note=answer.note)
+        return _Finished(results=results, objects=answer.objects, outgoing=[*resources, *files], note=note)
 
 
 def _code_of(error: MedflowError) -> str:

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from medflow import steps
-from medflow.cli.output import out
+from medflow.cli.output import out, show_table
 from medflow.cli.site import Json, here
+from medflow.contributions import label
 from medflow.errors import CaseError, ConfigurationError
 from medflow.pictures import picture_of
 
@@ -18,7 +19,9 @@ from medflow.pictures import picture_of
 def show(
     job: Annotated[int, typer.Argument(help="A job's id, as `medflow jobs` lists it.")],
     to: Annotated[Path | None, typer.Option(help="The PNG file to write; job-<id>.png here otherwise.")] = None,
-    output: Annotated[str | None, typer.Option(help="The output whose heat map is drawn; the first otherwise.")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="The output whose explanation is drawn; the first otherwise.")
+    ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Open it in whatever shows pictures here.")] = False,
 ) -> None:
     """What a model saw of one case, what it said, and what explains it if that was kept, as a PNG file."""
@@ -34,6 +37,11 @@ def show(
     except OSError as error:
         raise ConfigurationError(f"{path.name} cannot be written ({error.strerror}): name another place") from None
     out.print(f"{picture.title}: {picture.answer}", markup=False, soft_wrap=True)
+    if picture.explained is not None:
+        rows = [
+            (label(item), f"{item.value:+.3g}", f"{100 * item.share:.0f} %") for item in picture.explained.contributions
+        ]
+        show_table((f"what moved {picture.explained.output}", picture.scale, "of all"), rows)
     out.print(f"written to {path}", markup=False, soft_wrap=True)
     if open_it and typer.launch(str(path)):
         raise ConfigurationError(f"nothing here opens pictures: look at {path} with a program of your own")

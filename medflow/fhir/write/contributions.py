@@ -6,9 +6,9 @@ rate. The channel's code is in an extension of the component.
 
 from __future__ import annotations
 
-from medflow.contributions import declared_code, in_words, label
+from medflow.contributions import declared_code, in_words, label, scale_of
 from medflow.fhir.write.elements import COMPONENT, Json, coded, quantity, without_empty
-from medflow.plugin import ModelSpec, OutputSpec, Risk, TimeSeriesInput
+from medflow.plugin import ModelSpec, OutputSpec, TimeSeriesInput
 from medflow.records import Contribution, Result
 
 CONTRIBUTION_OF = "urn:medflow:contribution-of"
@@ -40,14 +40,14 @@ def words(output: OutputSpec, result: Result) -> list[Json]:
 
 
 def _component(spec: ModelSpec, output: OutputSpec, item: Contribution) -> Json:
-    scale = "log-odds" if isinstance(output, Risk) else "the model's own scale"
     series = next((wanted for wanted in spec.accepts if isinstance(wanted, TimeSeriesInput)), None)
     code = declared_code(series, item) if series is not None else None
     named = without_empty({"system": code.system, "code": code.code, "display": code.display}) if code else None
     return without_empty(
         {
             "extension": [{"url": CONTRIBUTION_OF, "valueCoding": named}] if named else None,
-            "code": coded(COMPONENT, "contribution") | {"text": f"contribution of {label(item)}, in {scale}"},
+            "code": coded(COMPONENT, "contribution")
+            | {"text": f"contribution of {label(item)}, in {scale_of(output)}"},
             "valueQuantity": quantity(item.value, "1"),
         }
     )
