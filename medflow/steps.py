@@ -42,10 +42,13 @@ from medflow.selection import Explanation
 from medflow.store import Store, chunks, jobs, ledger, outbox, workers
 from medflow.store import trained as trained_versions
 from medflow.store.ledger import begin_run, finish_run, now_us
+from medflow.training.asked import Asked
+from medflow.training.result import Trained
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int], None]
 ScoreProgress = Callable[[str, int, int], None]
+TrainProgress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -320,6 +323,25 @@ def evaluate(site: Site, model: str, *, output: str | None = None, labels: Label
             ledger.record_audit(
                 connection, run.id, "evaluate", found.model, **detail, labels_sha256=found.labels_sha256
             )
+    return found
+
+
+def train(site: Site, model: str, asked: Asked, *, progress: TrainProgress | None = None) -> Trained:
+    """Fit a model to a cohort of the store; what comes of it is a candidate, which nothing serves until promoted."""
+    from medflow.training.run import train as fit  # with scikit-learn and Optuna, which no other step should wait for
+
+    with recorded(site, "train") as run:
+        found = fit(
+            site.store,
+            site.settings,
+            installed(),
+            model,
+            asked,
+            served=site.registry.models.get(model),
+            run_id=run.id,
+            progress=progress or (lambda _said, _count, _total: None),
+        )
+        run.counts = found.counts()
     return found
 
 

@@ -21,6 +21,7 @@ from medflow.cli import receive as receive_command
 from medflow.cli import select as select_command
 from medflow.cli import services, watch
 from medflow.cli import show as show_command
+from medflow.cli import train as train_command
 from medflow.cli import volume as volume_command
 from medflow.cli.extensions import CommandsOfPlugins
 from medflow.cli.flows import run_nightly
@@ -58,6 +59,7 @@ app.add_typer(db_app, name="db")
 app.add_typer(plugin_commands.app, name="plugin")
 app.add_typer(models_command.app, name="models")
 app.command()(evaluate_command.evaluate)
+app.command()(train_command.train)
 app.command()(select_command.select)
 app.command()(services.worker)
 app.command()(show_command.show)

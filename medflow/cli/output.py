@@ -99,6 +99,8 @@ def progress_bar(title: str, total: int | None = None) -> Iterator[Any]:
         def advance(count: int, *, description: str | None = None, total: int | None = None) -> None:
             if total is not None:
                 bar.update(task, total=total, completed=0, description=description or title)
+            elif description is not None:
+                bar.update(task, description=description)
             bar.advance(task, count)
 
         yield advance

@@ -11,9 +11,8 @@ from medflow.config import Cohort
 from medflow.evaluation.report import COLUMNS, NAMES
 from medflow.evaluation.result import SMALLEST, Evaluation, Group, Interval
 from medflow.plugin import Channel, ModelCard, TimeSeriesInput
-from medflow.training.measure import event_1
 from medflow.training.plots import LEARNING
-from medflow.training.result import CohortTold, Trained
+from medflow.training.result import CohortTold, Trained, event_1
 
 PICTURES = {
     LEARNING: "Learning curve",

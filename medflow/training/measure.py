@@ -148,13 +148,6 @@ def evaluation_of(spec: ModelSpec, output: str, digest: str, found: Answers, dat
     )
 
 
-def event_1(evaluation: Evaluation) -> float | None:
-    """The lesser of sensitivity and positive predictivity at the threshold (PhysioNet's challenge of 2012)."""
-    both = [evaluation.metrics[name].value for name in ("recall", "precision")]
-    known = [value for value in both if value is not None]
-    return min(known) if len(known) == len(both) else None
-
-
 def _opener(spec: ModelSpec, data: Dataset, row: int) -> CaseOpener:
     (series,) = spec.accepts
     moment = data.members.moments[row]

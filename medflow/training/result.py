@@ -10,8 +10,8 @@ from medflow.config import Cohort
 from medflow.evaluation.bootstrap import Gain
 from medflow.evaluation.result import Evaluation
 from medflow.plugin import Epoch, ModelSpec, Risk
-from medflow.training.measure import event_1
-from medflow.training.search import Found, Plan
+from medflow.training.asked import Plan
+from medflow.training.study import Found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,6 +149,13 @@ def figures(evaluation: Evaluation) -> dict[str, Any]:
     }
     told["event_1"] = {"value": event_1(evaluation)}
     return {"cases": evaluation.cases, "events": evaluation.events.get("yes", 0)} | told
+
+
+def event_1(evaluation: Evaluation) -> float | None:
+    """The lesser of sensitivity and positive predictivity at the threshold (PhysioNet's challenge of 2012)."""
+    both = [evaluation.metrics[name].value for name in ("recall", "precision")]
+    known = [value for value in both if value is not None]
+    return min(known) if len(known) == len(both) else None
 
 
 def _interval(interval: tuple[float, float] | None) -> dict[str, float]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from medflow.config import LabelTable, Settings
+from medflow.config import Settings
 from medflow.errors import ConfigurationError, MedflowError, PluginBroken
 from medflow.evaluation.bootstrap import gain
 from medflow.evaluation.input_drift import reference_of
@@ -27,32 +27,21 @@ from medflow.registry import RegisteredModel, Registry, dump_spec
 from medflow.store import Store, ledger, trained
 from medflow.store.ledger import now_us
 from medflow.training import study
+from medflow.training.asked import Asked, Plan, check_asked
 from medflow.training.card import card_of, markdown
 from medflow.training.cohort import Members, find
 from medflow.training.dataset import Dataset, digest_of_members, read_dataset, remove_dataset
 from medflow.training.measure import Answers, answers, candidate, evaluation_of, fitted_spec, loss_of, write_files
 from medflow.training.plots import plots
 from medflow.training.result import CohortTold, Part, Served, Trained
-from medflow.training.search import Found, Plan, Search, check_trials, quiet
+from medflow.training.search import Search, quiet
 from medflow.training.splits import Parts, check, split
+from medflow.training.study import Found
 
 REFERENCE = "reference.json"
 LIBRARIES = ("medflow", "torch", "numpy", "optuna", "scikit-learn")
 Progress = Callable[[str, int, int | None], None]
 """Called with what is going on, how much of it just ended, and, where something new begins, of how many."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """What to train on and how; names as in the configuration. ``trials`` 0 fits once, with the defaults."""
-
-    cohort: str = "all"
-    labels: LabelTable | None = None
-    output: str | None = None
-    trials: int = 0
-    sampler: str = "bayesian"
-    seed: int = 0
-    device: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -147,7 +136,7 @@ def _class_of(model: RegisteredModel) -> type[Trainable[Any]] | None:
 def _prepared(
     store: Store, settings: Settings, installed: Registry, name: str, asked: Asked, progress: Progress
 ) -> _Training:
-    check_trials(asked.trials, asked.sampler)
+    check_asked(asked)
     model, base = trainable(installed, name), installed.get(name)
     inputs = [item for item in base.spec.accepts if isinstance(item, TimeSeriesInput)]
     if len(inputs) != 1 or len(base.spec.accepts) != 1:
@@ -161,7 +150,7 @@ def _prepared(
         series=inputs[0],
         output=_risk(base.spec, asked.output),
         asked=asked,
-        plan=Plan(trials=max(1, asked.trials), sampler=asked.sampler, seed=asked.seed, device=device),  # type: ignore[arg-type]  # checked above
+        plan=Plan(trials=max(1, asked.trials), sampler=asked.sampler, seed=asked.seed, device=device),
         progress=progress,
         seconds={},
     )

@@ -12,9 +12,8 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import optuna
@@ -23,40 +22,18 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from medflow.errors import ConfigurationError, PluginBroken, TransientError, TrialStopped, place_of
+from medflow.errors import PluginBroken, TransientError, TrialStopped, place_of
 from medflow.inference.devices import is_out_of_memory
 from medflow.plugin import Choice, Epoch, Examples, Fitted, HyperParameter, Integer, Trainable
 from medflow.training import study as folders
-from medflow.training.study import Kept
+from medflow.training.asked import Plan, Sampler
+from medflow.training.study import Found, Kept
 
 log = logging.getLogger(__name__)
-Sampler = Literal["random", "bayesian"]
-SAMPLERS: tuple[Sampler, ...] = ("random", "bayesian")
 RANDOM_FIRST = 5  # trials before the Bayesian sampler has something to go by
 NEVER_STOPPED = 4  # trials that run to their end, for others to be held against
 FIRST_EPOCHS = 3  # of a trial, that it is always given
 NUMBER, ERROR = "number", "error"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """How to search: ``trials`` in all, the first with the model's defaults."""
-
-    trials: int
-    sampler: Sampler
-    seed: int
-    device: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """What a search came to: the best fit, its log loss on the validation part, and how its trials ended."""
-
-    best: Kept
-    loss: float
-    complete: int
-    stopped: int
-    failed: Mapping[str, int]
 
 
 Tell = Callable[[str, int], None]
@@ -253,14 +230,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         root.removeHandler(silent)
-
-
-def check_trials(trials: int, sampler: str) -> None:
-    """Raise ConfigurationError for what no search can be."""
-    if trials < 0:
-        raise ConfigurationError("--trials is 0 (once, with the defaults) or more")
-    if sampler not in SAMPLERS:
-        raise ConfigurationError(f"--sampler {sampler!r} is none of {', '.join(SAMPLERS)}")
 
 
 def _sampler(kind: Sampler, seed: int) -> optuna.samplers.BaseSampler:

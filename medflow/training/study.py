@@ -41,6 +41,17 @@ class Kept:
         return cls(number=number, chosen=dict(chosen), files=files, threshold=fitted.threshold, epochs=tuple(epochs))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a search came to: the best fit, its log loss on the validation part, and how its trials ended."""
+
+    best: Kept
+    loss: float
+    complete: int
+    stopped: int
+    failed: Mapping[str, int]
+
+
 @contextmanager
 def opened(home: Path, key: str) -> Iterator[Path]:
     """The folder of the training ``key``, for one process at a time; made where it is not there.
