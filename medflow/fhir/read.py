@@ -44,7 +44,9 @@ from medflow.records import (
 UCUM = "http://unitsofmeasure.org"
 PREFERRED = ("http://loinc.org", "http://snomed.info/sct")
 NOT_MEASURED = {"entered-in-error", "cancelled", "unknown"}
+CORRECTING = {"amended", "corrected"}
 NOT_IN_USE = {"old", "temp"}
+BRACES = str.maketrans("{}", "()")
 REFERENCE = re.compile(rb'"reference"\s*:\s*"((?:[^"\\]|\\.)+)"')
 
 
@@ -211,8 +213,8 @@ class _Reader:
 
     def encounter(self, id: str) -> Encounter:
         period = self.resource.get("period", {})
-        leaving = self.resource.get("hospitalization", {}).get("dischargeDisposition")
-        disposition = _coding(leaving)
+        stay = self.resource.get("hospitalization", {})
+        disposition = _coding(stay.get("dischargeDisposition"))
         return Encounter(
             id=id,
             subject=self.subject(),
@@ -222,6 +224,8 @@ class _Reader:
             start=self.placed(period.get("start")),
             end=_moment(period.get("end"), self.context.zone, True),
             discharge_disposition=disposition.code if disposition else None,
+            priority=tuple(_codings(self.resource.get("priority"))),
+            admit_source=tuple(_codings(stay.get("admitSource"))),
         )
 
     def measurements(self) -> Iterator[Measurement]:
@@ -243,47 +247,68 @@ class _Reader:
         if effective is None:
             self.notes.append("no-effective-time")
             return
-        available = _moment(observed.get("issued"), self.context.zone) or end or effective
+        available = self.known(end or effective)
         visit = self.visit()
         for item in valued:
-            code = _coding(item.get("code"))
-            if code is None:
+            codes = _codings(item.get("code"))
+            if not codes:
                 self.notes.append("value-without-code")
                 continue
-            value, unit, value_code = self._value(item)
-            if value is None and value_code is None:
+            value, unit, answers = self._value(item)
+            if value is None and not answers:
                 continue
+            code, answer = _preferred(codes), _preferred(answers)
             yield Measurement(
                 subject=subject,
                 encounter=visit,
-                code=code,
+                code=code or codes[0],
                 effective=effective,
-                available=available,
+                available=max(available, effective, key=_utc_us),
                 status=observed["status"],
                 value=value,
                 unit=unit,
-                value_code=value_code,
+                value_code=answer,
+                also=_others(codes, code),
+                value_also=_others(answers, answer),
             )
 
-    def _value(self, item: dict[str, Any]) -> tuple[float | None, str | None, Coding | None]:
+    def known(self, otherwise: Instant) -> Instant:
+        """When this version of an Observation was known: ``issued``.
+
+        A correction that does not say when it was issued is not as old as what it corrects: it is known from when its
+        server stored it, if that is told.
+        """
+        issued = _moment(self.resource.get("issued"), self.context.zone)
+        if issued is None and self.resource.get("status") in CORRECTING:
+            issued = _moment(self.resource.get("meta", {}).get("lastUpdated"), self.context.zone)
+        return issued or otherwise
+
+    def _value(self, item: dict[str, Any]) -> tuple[float | None, str | None, list[Coding]]:
+        """The value and its unit, or the codings of a coded answer.
+
+        A comparator makes of a value a limit, and of its unit one that no channel takes unasked: FHIR has it as a
+        modifier, which nobody may pass over.
+        """
         if "modifierExtension" in item:
             self.notes.append("modifier-extension")
-            return None, None, None
+            return None, None, []
         if "valueQuantity" in item:
             quantity = item["valueQuantity"]
             if "value" not in quantity:
-                return None, None, None
+                return None, None, []
+            unit = _unit(quantity)
             if "comparator" in quantity:
                 self.notes.append("value-with-comparator")
-            return float(quantity["value"]), _unit(quantity), None
+                unit = f"{quantity['comparator']}{unit or ''}"
+            return float(quantity["value"]), unit, []
         if "valueBoolean" in item:
-            return float(item["valueBoolean"]), None, None
+            return float(item["valueBoolean"]), None, []
         if "valueInteger" in item:
-            return float(item["valueInteger"]), None, None
-        code = _coding(item.get("valueCodeableConcept"))
-        if code is None:
+            return float(item["valueInteger"]), None, []
+        answers = _codings(item.get("valueCodeableConcept"))
+        if not answers:
             self.notes.append("value-without-code")
-        return None, None, code
+        return None, None, answers
 
     def facts(self) -> Iterator[CodedFact]:
         kind, element, time_name, recorded_name = FACTS[self.resource["resourceType"]]
@@ -345,10 +370,15 @@ def _status(resource: dict[str, Any]) -> str | None:
 
 
 def _unit(quantity: dict[str, Any]) -> str | None:
+    """The UCUM code; a unit that is only text becomes one annotation, which is equal to nothing but itself."""
     if quantity.get("system") == UCUM and quantity.get("code"):
         return quantity["code"]
     text = quantity.get("unit") or quantity.get("code")
-    return f"{{{text}}}" if text else None
+    return f"{{{text.translate(BRACES)}}}" if text else None
+
+
+def _utc_us(moment: Instant) -> int:
+    return moment.utc_us
 
 
 def _codings(concept: dict[str, Any] | None) -> list[Coding]:
@@ -361,12 +391,21 @@ def _codings(concept: dict[str, Any] | None) -> list[Coding]:
 
 def _coding(concept: dict[str, Any] | None) -> Coding | None:
     """The one coding that stands for a concept."""
-    found = _codings(concept)
-    for system in PREFERRED:
-        for coding in found:
-            if coding.system == system:
-                return coding
+    return _preferred(_codings(concept))
+
+
+def _preferred(found: list[Coding]) -> Coding | None:
+    """LOINC, else SNOMED, else what comes first."""
+    if len(found) > 1:
+        for system in PREFERRED:
+            for coding in found:
+                if coding.system == system:
+                    return coding
     return found[0] if found else None
+
+
+def _others(found: list[Coding], chosen: Coding | None) -> tuple[Coding, ...]:
+    return tuple(coding for coding in found if coding is not chosen) if len(found) > 1 else ()
 
 
 @lru_cache(maxsize=65536)

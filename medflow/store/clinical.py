@@ -19,8 +19,9 @@ from typing import Any
 from sqlalchemy import BigInteger, Connection, bindparam, delete, func, insert, select, text, update
 
 from medflow.errors import InputRejected, RejectCode
-from medflow.records import Patient, fhir_identifier
+from medflow.records import Coding, Patient, fhir_identifier
 from medflow.store.bulk import Growth, among
+from medflow.store.corrections import Newer, retire
 from medflow.store.packed import Code, Packed
 from medflow.store.patients import resolve_patients
 from medflow.store.tables import (
@@ -98,6 +99,7 @@ class _Chunk:
     concepts: dict[Code, int] = field(default_factory=dict)
     touched_patients: set[int] = field(default_factory=set)
     touched_encounters: set[int] = field(default_factory=set)
+    latest_us: dict[int, int] = field(default_factory=dict)  # by patient: when the last of their values became known
 
     def touch(self, patient_id: int | None, encounter_id: int | None) -> None:
         if patient_id is not None:
@@ -157,6 +159,7 @@ class ClinicalWriter:
             self._measurements(connection, chunk)
             self._facts(connection, chunk)
             _bump(connection, PatientRow, chunk.touched_patients)
+            _raise_latest(connection, chunk.latest_us)
             _bump(connection, EncounterRow, chunk.touched_encounters)
             self._growth.add(connection, len(chosen))
         return outcomes
@@ -181,14 +184,26 @@ class ClinicalWriter:
         }
 
     def _drop_rows(self, connection: Connection, chunk: _Chunk) -> None:
-        """Remove what was derived from earlier versions, and note whom that concerned."""
-        gone = [chunk.existing[key].id for item in chunk.chosen if (key := (item.type, item.id)) in chunk.existing]
-        for ids in _chunks(gone):
-            for row in (MeasurementRow, CodedFactRow):
-                query = select(row.patient_id, row.encounter_id).where(row.resource_id.in_(ids)).distinct()
-                for patient_id, encounter_id in connection.execute(query):
-                    chunk.touch(patient_id, encounter_id)
-                connection.execute(delete(row).where(row.resource_id.in_(ids)))
+        """Remove what was derived from earlier versions, but for values that were known until now; note whose it was.
+
+        A version that measures nothing (deleted, entered in error, emptied) takes back all that was ever known of it.
+        """
+        newer: dict[int, Newer] = {}
+        for item in chunk.chosen:
+            stored = chunk.existing.get((item.type, item.id))
+            if stored is not None:
+                rows = item.measurements
+                newer[stored.id] = Newer(
+                    known_us=min(row.available_us for row in rows) if rows else None,
+                    patient_id=chunk.patients[rows[0].subject] if rows else None,
+                )
+        for patient_id, encounter_id in retire(connection, newer):
+            chunk.touch(patient_id, encounter_id)
+        for ids in _chunks(list(newer)):
+            query = select(CodedFactRow.patient_id, CodedFactRow.encounter_id).where(CodedFactRow.resource_id.in_(ids))
+            for patient_id, encounter_id in connection.execute(query.distinct()):
+                chunk.touch(patient_id, encounter_id)
+            connection.execute(delete(CodedFactRow).where(CodedFactRow.resource_id.in_(ids)))
 
     def _encounters(self, connection: Connection, chunk: _Chunk) -> None:
         """Find the encounters named, make placeholders of those not seen yet, and write those that are in the chunk."""
@@ -301,6 +316,8 @@ class ClinicalWriter:
                 patient_id = chunk.patients[row.subject]
                 encounter_id = None if row.encounter is None else chunk.encounters[row.encounter]
                 chunk.touch(patient_id, encounter_id)
+                if row.available_us > chunk.latest_us.get(patient_id, 0):
+                    chunk.latest_us[patient_id] = row.available_us
                 rows.append(
                     (
                         chunk.ids[item.type, item.id],
@@ -445,7 +462,14 @@ def _encounter_columns(item: Packed, patient_id: int | None) -> dict[str, Any]:
         "start_offset": visit.start.offset_min if visit and visit.start else None,
         "end_us": visit.end.utc_us if visit and visit.end else None,
         "discharge_disposition": visit.discharge_disposition if visit else None,
+        "priority": _lines(visit.priority) if visit else None,
+        "admit_source": _lines(visit.admit_source) if visit else None,
     }
+
+
+def _lines(codings: Sequence[Coding]) -> str | None:
+    """The codings of one element, a line each: any of them may be the one that a model knows."""
+    return "\n".join(f"{coding.system}|{coding.code}" for coding in codings) or None
 
 
 # --- SQL ---------------------------------------------------------------------------------------------------------
@@ -502,6 +526,18 @@ def _insert(connection: Connection, row: Any, columns: str, values: Sequence[tup
 def _bump(connection: Connection, row: Any, ids: set[int]) -> None:
     for part in _chunks(sorted(ids)):
         connection.execute(update(row).where(row.id.in_(part)).values(revision=row.revision + 1))
+
+
+def _raise_latest(connection: Connection, latest_us: dict[int, int]) -> None:
+    """Note of these patients until when something of theirs became known."""
+    if latest_us:
+        new = bindparam("new_latest_us", type_=BigInteger)
+        connection.execute(
+            update(PatientRow)
+            .where(PatientRow.id == bindparam("key"), PatientRow.latest_us < new)
+            .values(latest_us=new),
+            [{"key": key, "new_latest_us": latest} for key, latest in latest_us.items()],
+        )
 
 
 def _without_repeats(resources: Sequence[Packed]) -> Iterator[Sequence[Packed]]:

@@ -13,6 +13,7 @@ from datetime import date
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, text, update
+from sqlalchemy.orm import aliased
 
 from medflow.errors import InputRejected, RejectCode
 from medflow.records import Identifier, Patient, Subject, fhir_identifier
@@ -260,6 +261,10 @@ def _repoint(connection: Connection, merged: dict[int, int]) -> None:
         connection.execute(
             update(row).where(row.patient_id == bindparam("gone")).values(patient_id=bindparam("kept")), pairs
         )
+    gone = aliased(PatientRow)
+    theirs = select(gone.latest_us).where(gone.id == bindparam("gone")).scalar_subquery()
+    later = update(PatientRow).where(PatientRow.id == bindparam("kept"), PatientRow.latest_us < theirs)
+    connection.execute(later.values(latest_us=theirs), pairs)
     for chunk in _chunks(sorted(merged)):
         connection.execute(delete(PatientRow).where(PatientRow.id.in_(chunk)))
     _bump(connection, sorted(set(merged.values())), imaging=True)

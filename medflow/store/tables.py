@@ -159,8 +159,8 @@ class EncounterRow(Base):
     start_offset: Mapped[int | None]
     end_us: Mapped[int | None]
     discharge_disposition: Mapped[str | None]
-    priority: Mapped[str | None]  # Encounter.priority, "system|code"
-    admit_source: Mapped[str | None]  # Encounter.hospitalization.admitSource, "system|code"
+    priority: Mapped[str | None]  # Encounter.priority, "system|code", a line for each coding
+    admit_source: Mapped[str | None]  # Encounter.hospitalization.admitSource, likewise
     revision: Mapped[int] = mapped_column(default=0)  # grows whenever a row that belongs to it changes
     __table_args__ = (UniqueConstraint("source", "fhir_id"),)
 

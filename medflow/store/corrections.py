@@ -1,0 +1,91 @@
+"""What was known before a correction stays known until it: the rows of a resource's earlier versions.
+
+A score of last week must come out the same whether or not a value was corrected since. So when a newer version of a
+resource arrives, the values that were known before it keep their rows, with ``until_us`` the moment at which the newer
+version was known, and ordinals below zero, out of the way of those that hold now. A value that is taken back (deleted,
+entered in error, measured in another patient, or simply gone from the newer version) leaves nothing behind: what was
+never true must not count, for any time.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, select, update
+
+from medflow.store.tables import MeasurementRow
+
+CHUNK = 2000  # resources in one statement
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Newer:
+    """The newer version of a resource: when it was known (None: it measures nothing), and in whom it was measured."""
+
+    known_us: int | None
+    patient_id: int | None
+
+
+def retire(connection: Connection, newer: Mapping[int, Newer]) -> set[tuple[int, int | None]]:
+    """Take back the measurements of earlier versions of these resources (by id), from when each newer one was known.
+
+    Returns
+    -------
+    set
+        The patient and encounter of every row that there was.
+    """
+    concerned: set[tuple[int, int | None]] = set()
+    table = MeasurementRow
+    ids = list(newer)
+    for start in range(0, len(ids), CHUNK):
+        rows: dict[int, list[Any]] = defaultdict(list)
+        query = select(table.resource_id, table.ordinal, table.patient_id, table.encounter_id)
+        query = query.add_columns(table.available_us, table.until_us)
+        for row in connection.execute(query.where(table.resource_id.in_(ids[start : start + CHUNK]))):
+            rows[row.resource_id].append(row)
+            concerned.add((row.patient_id, row.encounter_id))
+        _write(connection, [_Parted.of(its, newer[key]) for key, its in rows.items()])
+    return concerned
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Parted:
+    """The rows of one resource: those to be dropped, and those to be kept, as parameters of an UPDATE."""
+
+    resource_id: int
+    dropped: list[dict[str, int]]
+    kept: list[dict[str, int]]
+
+    @classmethod
+    def of(cls, rows: list[Any], newer: Newer) -> _Parted:
+        parted = cls(resource_id=rows[0].resource_id, dropped=[], kept=[])
+        ordinal = min(0, *(row.ordinal for row in rows))
+        for row in sorted(rows, key=lambda row: row.ordinal):
+            key = {"key": row.resource_id, "old": row.ordinal}
+            known = newer.known_us
+            if known is None or row.available_us >= known or row.patient_id != newer.patient_id:
+                parted.dropped.append(key)
+                continue
+            until = known if row.until_us is None else min(row.until_us, known)
+            ordinal -= row.ordinal >= 0
+            new = ordinal if row.ordinal >= 0 else row.ordinal
+            parted.kept.append({**key, "new_ordinal": new, "new_until_us": until})
+        return parted
+
+
+def _write(connection: Connection, parts: list[_Parted]) -> None:
+    table = MeasurementRow
+    its = table.resource_id == bindparam("key"), table.ordinal == bindparam("old")
+    whole = [part.resource_id for part in parts if not part.kept]
+    dropped = [key for part in parts if part.kept for key in part.dropped]
+    kept = [change for part in parts for change in part.kept]
+    if whole:
+        connection.execute(delete(table).where(table.resource_id.in_(whole)))
+    if dropped:
+        connection.execute(delete(table).where(*its), dropped)
+    if kept:
+        changes = {"ordinal": bindparam("new_ordinal"), "until_us": bindparam("new_until_us")}
+        connection.execute(update(table).where(*its).values(changes), kept)
