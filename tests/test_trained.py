@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 
 import orjson
 import pytest
+from pydantic import SecretStr
+from typer.testing import CliRunner
 
 from medflow import promotion, steps, trained
+from medflow.cli import models as cli
 from medflow.errors import ConfigurationError, PluginBroken, UnknownModel
+from medflow.flows import worker as worker_module
 from medflow.records import Instant
-from medflow.registry import Registry
+from medflow.registry import Registry, dump_spec
 from medflow.scoring import LoadedModels
-from medflow.store import jobs, ledger
+from medflow.store import Store, chunks, jobs, ledger, workers
 from medflow.store import trained as versions
 from tests.trainable import WEIGHTS, leaning, train
 
+ON_SQLITE = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)  # what no SQL decides
 THREE = ">a patient=urn:t|1\nACGTACGT\n>b patient=urn:t|1\nGGGGCCCC\n>c patient=urn:t|2\nTTTTTTTT\n"
 NOW = Instant(utc_us=ledger.now_us() + 3_600_000_000)
 
@@ -110,6 +116,7 @@ def test_what_the_version_before_is_scoring_meanwhile_takes_no_place(site, insta
     assert steps.score(now_served(site, installed)).done == 3
 
 
+@ON_SQLITE
 def test_a_process_that_has_not_heard_of_a_promotion_selects_nothing(site, installed):
     promote(site, installed, train(site.store))
 
@@ -117,6 +124,7 @@ def test_a_process_that_has_not_heard_of_a_promotion_selects_nothing(site, insta
         steps.select(site, site.registry.get("leaning"))
 
 
+@ON_SQLITE
 def test_weights_of_another_training_have_another_digest(site, installed):
     digests = set()
     for factor in (0.5, 0.25):
@@ -127,6 +135,7 @@ def test_weights_of_another_training_have_another_digest(site, installed):
     assert site.registry.get("leaning").digest not in digests
 
 
+@ON_SQLITE
 @pytest.mark.parametrize("harm", ["damaged", "missing"])
 def test_files_that_are_damaged_or_missing_here_are_fetched_again(site, installed, harm):
     promote(site, installed, train(site.store, 0.5))
@@ -153,6 +162,7 @@ def broken(site: steps.Site, installed: Registry) -> str:
     return tally.broken["leaning"]
 
 
+@ON_SQLITE
 def test_a_promoted_version_of_a_plugin_that_was_updated_is_broken(site, installed):
     promote(site, installed, train(site.store))
     newer = Registry(models={"leaning": leaning(version="1.2.0")}, broken=())
@@ -160,12 +170,14 @@ def test_a_promoted_version_of_a_plugin_that_was_updated_is_broken(site, install
     assert "from version 1.1.0, and 1.2.0 is installed now" in broken(site, newer)
 
 
+@ON_SQLITE
 def test_a_promoted_version_whose_plugin_is_gone_is_broken(site, installed):
     promote(site, installed, train(site.store))
 
     assert "is not installed" in broken(site, Registry(models={}, broken=()))
 
 
+@ON_SQLITE
 def test_a_promoted_version_with_a_declaration_of_another_medflow_is_broken(site, installed):
     version = train(site.store)
     promote(site, installed, version)
@@ -177,6 +189,7 @@ def test_a_promoted_version_with_a_declaration_of_another_medflow_is_broken(site
     assert "cannot be served by this version of medflow (a stored model spec" in broken(site, installed)
 
 
+@ON_SQLITE
 def test_a_promoted_version_whose_files_are_gone_is_broken_until_they_are_back(site, installed):
     promote(site, installed, train(site.store))
     with site.store.reading() as connection:
@@ -192,6 +205,7 @@ def test_a_promoted_version_whose_files_are_gone_is_broken_until_they_are_back(s
     assert "leaning" in now_served(site, installed).registry.models
 
 
+@ON_SQLITE
 def test_a_version_whose_object_is_damaged_is_not_promoted(site, installed):
     version = train(site.store)
     with site.store.reading() as connection:
@@ -209,6 +223,7 @@ def measured(auroc: float, ece: float, beside: str) -> dict[str, object]:
     return {"test": {"auroc": auroc, "ece": ece}, "served": served}
 
 
+@ON_SQLITE
 @pytest.mark.parametrize(("auroc", "ece"), [(0.79, 0.01), (0.9, 0.04)])
 def test_a_version_that_was_measured_worse_is_promoted_only_by_somebody_who_says_so(site, installed, auroc, ece):
     version = train(site.store, metrics=measured(auroc, ece, "1.1.0"))
@@ -219,6 +234,7 @@ def test_a_version_that_was_measured_worse_is_promoted_only_by_somebody_who_says
     assert promote(site, installed, version, worse=True).after == version
 
 
+@ON_SQLITE
 def test_a_version_that_was_measured_beside_another_than_is_served_is_not_compared_with_it(site, installed):
     first = train(site.store)
     second = train(site.store, metrics=measured(0.7, 0.2, "1.1.0"))
@@ -227,6 +243,7 @@ def test_a_version_that_was_measured_beside_another_than_is_served_is_not_compar
     assert promote(site, installed, second).before == first
 
 
+@ON_SQLITE
 def test_a_model_and_a_version_that_are_not_there_are_answered_with_those_that_are(site, installed):
     with pytest.raises(UnknownModel, match="installed: leaning"):
         promotion.promote(site.store, site.settings, installed, "nothing", "1")
@@ -248,6 +265,7 @@ def test_who_decided_is_on_record(site, installed):
     assert (decision.detail["before"], decision.detail["after"]) == ("1.1.0", version)
 
 
+@ON_SQLITE
 def test_the_files_of_a_removed_candidate_go_and_those_of_others_stay(site, installed):
     kept, gone = train(site.store, 0.5), train(site.store, 0.25)
     with site.store.reading() as connection:
@@ -257,3 +275,93 @@ def test_the_files_of_a_removed_candidate_go_and_those_of_others_stay(site, inst
 
     assert files[gone][WEIGHTS] not in site.store.objects
     assert all(digest in site.store.objects for digest in files[kept].values())
+
+
+@ON_SQLITE
+def test_files_come_from_an_object_store_that_machines_share(store, settings, installed, s3, tmp_path):
+    settings = settings.model_copy(update={"objects": s3.url})
+    here = steps.Site(settings=settings, store=Store(settings).open(), registry=installed)
+    version = train(here.store, 0.5)
+    promote(here, installed, version)
+
+    elsewhere = settings.model_copy(update={"home": tmp_path / "another", "database_url": SecretStr(settings.url)})
+    another = trained.served(Store(elsewhere).open(), elsewhere, installed).get("leaning")
+
+    assert another.spec.version == version
+    assert another.factory().folder == another.folder == tmp_path / "another" / "models" / another.digest
+    assert (another.folder / WEIGHTS).is_file()
+
+
+@ON_SQLITE
+def test_a_running_worker_takes_up_what_is_promoted_with_its_next_chunk_and_says_so(site, installed, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setattr(steps, "installed", lambda: installed)
+    monkeypatch.setattr(worker_module, "installed", lambda: installed)
+    worker = worker_module.Worker(site, name="w1")
+
+    def asked() -> list[float]:
+        served = now_served(site, installed)
+        model = served.registry.get("leaning")
+        steps.select(served, model)
+        with steps.recorded(served, "score") as run, site.store.writing() as connection:
+            chunks.ask(connection, run.id, model_id(connection), 1, seconds=60)
+        worker.score("leaning")
+        return values(site)
+
+    def model_id(connection) -> int:
+        return connection.exec_driver_sql("SELECT max(id) FROM model").scalar()
+
+    with site.store.writing() as connection:
+        workers.announce(connection, "w1", worker.owner, "cpu", {"leaning": installed.get("leaning").digest})
+    before = asked()
+    promote(site, installed, train(site.store, 0.5))
+    after = asked()
+
+    assert (before, after) == ([0.0, 0.5, 1.0], [0.0, 0.25, 0.5])
+    with site.store.reading() as connection:
+        assert workers.served(connection)["leaning"] == {now_served(site, installed).registry.get("leaning").digest}
+    assert worker.loaded.names() == ["leaning"]
+
+
+@ON_SQLITE
+def test_a_worker_that_has_not_heard_of_a_promotion_is_not_asked(site, installed):
+    stale = installed.get("leaning")
+    with site.store.writing() as connection:
+        jobs.register_model(
+            connection, name="leaning", version="1.1.0", digest="old", distribution="x", spec=dump_spec(stale.spec)
+        )
+        workers.announce(connection, "w1", jobs.process_owner(), "cpu", {"leaning": "old"})
+    assert steps.with_workers(site).registry.get("leaning").digest == "old"
+
+    promote(site, installed, train(site.store))
+
+    served = now_served(site, installed)
+    assert steps.with_workers(served).registry.get("leaning") == served.registry.get("leaning")
+
+
+@ON_SQLITE
+def test_at_a_terminal_versions_are_listed_read_promoted_and_removed(site, installed, monkeypatch):
+    first, second = train(site.store, 0.5), train(site.store, 0.25)
+    for module in (steps, cli):
+        monkeypatch.setattr(module, "installed", lambda: installed)
+
+    def run(*words: str) -> str:
+        done = CliRunner().invoke(cli.app, words, env={"MEDFLOW_HOME": str(site.settings.home)}, catch_exceptions=False)
+        assert done.exit_code == 0
+        return done.stdout
+
+    promoted = run("promote", "leaning", first)
+    listed = json.loads(run("versions", "leaning", "--json"))
+    (model,) = json.loads(run("--json"))["models"]
+    with pytest.raises(ConfigurationError, match="is promoted"):
+        run("remove", "leaning", first)
+    removed = json.loads(run("remove", "leaning", second, "--json"))
+
+    assert f"1.1.0 answered until now, {first} from now on" in " ".join(promoted.split())
+    states = {line["version"]: (line["state"], bool(line["promoted_by"])) for line in listed["versions"]}
+    assert states == {first: ("promoted", True), second: ("candidate", False)}
+    assert (listed["served"], listed["installed"], listed["versions"][0]["figures"]["auroc"]) == (first, "1.1.0", 0.8)
+    assert (model["version"], model["installed_version"], model["trained_here"]) == (first, "1.1.0", True)
+    assert "Fitted to 12 sequences." in run("card", "leaning")
+    assert "leaning 1.1.0, from tests 1" in run("card", "leaning", "installed")
+    assert removed == {"model": "leaning", "removed": second, "files": 1}
