@@ -44,7 +44,7 @@ class LabelTable(BaseModel):
     ``unit`` says what ``column`` names (default: the one column that is called so): ``unit`` a surrogate id of the
     store, ``encounter`` and ``patient`` a FHIR id or ``system|value`` (or the value alone, of ``system``), ``series`` a
     SeriesInstanceUID, ``study`` a StudyInstanceUID, ``sequence`` its name. ``known`` is the column that says when an
-    outcome became known.
+    outcome became known, ``happened`` the one that says when it happened.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +55,7 @@ class LabelTable(BaseModel):
     system: str | None = None
     outcome: str = "outcome"
     known: str | None = None
+    happened: str | None = None
 
 
 class Cohort(BaseModel):

@@ -1,4 +1,4 @@
-"""How sure a figure is: percentile intervals of AUROC and AUPRC, from cases drawn again by patient.
+"""How sure a figure is: percentile intervals, from cases drawn again by patient.
 
 A draw is a weight per case, so that sorting is done once and a thousand draws are a few matrix products. Whole
 patients are drawn, with all their cases: two stays of one patient do not count as two observations.
@@ -6,7 +6,7 @@ patients are drawn, with all their cases: two stays of one patient do not count 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ CELLS = 2_000_000  # weights in memory at once
 WORK = 400_000_000  # weights in all: more cases get fewer draws
 DEFINED = 0.9  # share of the draws that must hold both outcomes
 LEVEL = 95
+Figures = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,13 +47,36 @@ def intervals(truths: np.ndarray, scores: np.ndarray, patients: np.ndarray, *, s
     seed
         Of the draws.
     """
+    return Intervals(**intervals_of(lambda weights: areas(truths, scores, weights), patients, seed=seed))
+
+
+def intervals_of(figures: Figures, patients: np.ndarray, *, seed: int = 0) -> dict[str, Interval]:
+    """The interval of each figure, all from the same draws; None where too many draws leave it undefined.
+
+    Parameters
+    ----------
+    figures
+        From weights (draws, n) of the cases to each figure (draws,) by name, NaN where it is not defined.
+    patients
+        (n,): whose case each is.
+    seed
+        Of the draws.
+    """
     _, whose = np.unique(patients, return_inverse=True)
-    areas, precisions = [], []
+    found: dict[str, list[np.ndarray]] = {}
     for weights in _draws(whose, draws_for(len(whose)), seed):
-        both = [weighted(truth, score, weights) for truth, score in zip(truths.T, scores.T, strict=True)]
-        areas.append(np.mean([auroc for auroc, _ in both], axis=0))
-        precisions.append(np.mean([auprc for _, auprc in both], axis=0))
-    return Intervals(auroc=_interval(np.concatenate(areas)), auprc=_interval(np.concatenate(precisions)))
+        for name, values in figures(weights).items():
+            found.setdefault(name, []).append(values)
+    return {name: _interval(np.concatenate(values)) for name, values in found.items()}
+
+
+def areas(truths: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """AUROC and AUPRC for each row of weights, averaged over the columns (classes, one against the rest)."""
+    both = [weighted(truth, score, weights) for truth, score in zip(truths.T, scores.T, strict=True)]
+    return {
+        "auroc": np.mean([auroc for auroc, _ in both], axis=0),
+        "auprc": np.mean([auprc for _, auprc in both], axis=0),
+    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -183,5 +183,5 @@ def worst(found: Sequence[Drift]) -> Verdict:
 
 
 def _worst(said: Iterable[Verdict]) -> Verdict:
-    present = set(said)
-    return next((verdict for verdict in WORST if verdict in present), "too-few")
+    present, nothing = set(said), WORST[-1]
+    return next((verdict for verdict in WORST if verdict in present), nothing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from medflow.evaluation.observed import KNOWN_BEFORE, UNKNOWN, Found
 from medflow.fhir.vital import identifiers_of
 from medflow.records import EPOCH, Identifier, UnitKind, fhir_identifier
 from medflow.store import Connection
-from medflow.store.outcomes import Person, Scored, patient_identifiers, records, unit_names
+from medflow.store.outcomes import Asked, Person, Scored, patient_identifiers, records, unit_names
 
 AGE_BANDS = ((0, 17), (18, 39), (40, 64), (65, 79), (80, None))
 UNIT_OF = {
@@ -49,14 +49,25 @@ class Units:
     source: str
 
 
-def by_label(connection: Connection, labels: Labels, units: Units, scored: Sequence[Scored]) -> tuple[list[Found], int]:
+def by_label(
+    connection: Connection, labels: Labels, units: Units, asked: Sequence[Asked], horizon: timedelta | None = None
+) -> tuple[list[Found], int]:
     """The labelled outcome of each prediction, in order, and how many lines of the table name none of them.
+
+    A yes that says when it happened is one for the predictions in whose horizon that lies; what was so before is no
+    outcome of a prediction. Of several such lines about a unit the first to happen counts.
 
     Raises
     ------
     ConfigurationError
-        The table names another kind of unit than the model scores.
+        The table names another kind of unit than the model scores; or it does not say when outcomes happened, and
+        there are several predictions of a unit, each about the time that follows.
     """
+    if horizon is not None and not labels.timed and len({item.unit_id for item in asked}) < len(asked):
+        raise ConfigurationError(
+            "there are several predictions of a unit, each about the time that follows: the label table must say when "
+            "each yes happened, in a column happened_at (or leave it out, so that the records tell)"
+        )
     by_name = _units_by_name(connection, labels, units)
     told: defaultdict[int, list[Label | str]] = defaultdict(list)
     unmatched = 0
@@ -65,16 +76,34 @@ def by_label(connection: Connection, labels: Labels, units: Units, scored: Seque
         unmatched += not named
         for unit in named:
             told[unit].append(line if len(named) == 1 else "several-units-of-that-name")
-    return [_agreed({_said(line, item.time_us) for line in told.get(item.unit_id, ())}) for item in scored], unmatched
+    firsts = {unit: _first_to_happen(lines) for unit, lines in told.items()}
+    timed = horizon is not None and labels.timed
+    said = (
+        {_said(line, item.time_us, horizon, timed=timed) for line in firsts.get(item.unit_id, ())} for item in asked
+    )
+    return [_agreed(each) for each in said], unmatched
 
 
-def _said(line: Label | str, time_us: int) -> Found:
+def _first_to_happen(lines: Sequence[Label | str]) -> list[Label | str]:
+    happened = [line for line in lines if isinstance(line, Label) and line.outcome and line.happened_us is not None]
+    first = min(happened, key=lambda line: line.happened_us or 0, default=None)
+    return [line for line in lines if line is first or line not in happened]
+
+
+def _said(line: Label | str, time_us: int, horizon: timedelta | None, *, timed: bool) -> Found:
     """What a line says of a prediction at ``time_us``."""
     if isinstance(line, str):
         return line
     if line.outcome is None:
         return UNKNOWN
-    return KNOWN_BEFORE if line.known_us is not None and line.known_us <= time_us else line.outcome
+    if line.outcome and line.happened_us is not None:
+        if line.happened_us <= time_us:
+            return KNOWN_BEFORE
+        within = horizon is None or line.happened_us - time_us <= horizon // timedelta(microseconds=1)
+        return line.outcome if within else 0
+    if line.known_us is not None and line.known_us <= time_us:
+        return KNOWN_BEFORE
+    return UNKNOWN if line.outcome and timed else line.outcome
 
 
 def _agreed(found: set[Found]) -> Found:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from io import StringIO
+from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 from medflow.config import LABEL_UNITS, LabelTable
@@ -22,21 +23,29 @@ YES_NO = {"0": 0, "1": 1, "false": 0, "true": 1}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Label:
-    """One line: whose outcome it is, by a kind of name; the outcome (None: empty); when it became known, if stated."""
+    """One line: whose outcome it is, by a kind of name; the outcome (None: empty); when it became known, if stated.
+
+    ``happened_us``: when what the outcome says happened, if stated.
+    """
 
     name: str
     outcome: int | None
     known_us: int | None
+    happened_us: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Labels:
-    """A label table as read; ``by`` says what its names are: unit, encounter, patient, series, study or sequence."""
+    """A label table as read; ``by`` says what its names are: unit, encounter, patient, series, study or sequence.
+
+    ``timed``: it has a column of when outcomes happened.
+    """
 
     by: str
     system: str | None
     lines: tuple[Label, ...]
     sha256: str
+    timed: bool = False
 
 
 def read_labels(table: LabelTable, output: OutputSpec, zone: ZoneInfo | None) -> Labels:
@@ -58,13 +67,14 @@ def read_labels(table: LabelTable, output: OutputSpec, zone: ZoneInfo | None) ->
     try:
         header = list(reader.fieldnames or [])
         by, column = _name_column(table, header)
-        known = _column(table.known, header) if table.known else ("known_at" if "known_at" in header else None)
+        known = _column(table.known, header) if table.known else _if_there("known_at", header)
+        happened = _column(table.happened, header) if table.happened else _if_there("happened_at", header)
         outcome = _column(table.outcome, header)
         choices = outcome_choices(output)
-        lines = tuple(_lines(reader, column, outcome, known, choices, zone))
+        lines = tuple(_lines(reader, _Columns(column, outcome, known, happened), choices, zone))
     except csv.Error:
         raise ConfigurationError(f"after line {reader.line_num} the label table is not CSV") from None
-    return Labels(by=by, system=table.system, lines=lines, sha256=sha256(data).hexdigest())
+    return Labels(by=by, system=table.system, lines=lines, sha256=sha256(data).hexdigest(), timed=happened is not None)
 
 
 def outcome_choices(output: OutputSpec) -> Mapping[str, int]:
@@ -100,22 +110,29 @@ def _column(name: str, header: list[str]) -> str:
     return name
 
 
+def _if_there(name: str, header: list[str]) -> str | None:
+    return name if name in header else None
+
+
+class _Columns(NamedTuple):
+    name: str
+    outcome: str
+    known: str | None
+    happened: str | None
+
+
 def _lines(
-    reader: csv.DictReader[str],
-    column: str,
-    outcome: str,
-    known: str | None,
-    choices: Mapping[str, int],
-    zone: ZoneInfo | None,
+    reader: csv.DictReader[str], columns: _Columns, choices: Mapping[str, int], zone: ZoneInfo | None
 ) -> Iterator[Label]:
     for row in reader:
         place = f"line {reader.line_num} of the label table"
         if None in row or None in row.values():
             raise ConfigurationError(f"{place} does not have as many cells as the header")
         yield Label(
-            name=_checked(row[column].strip(), place, f"has no {column}"),
-            outcome=_outcome(row[outcome].strip(), choices, place),
-            known_us=None if known is None else _moment(row[known].strip(), zone, place),
+            name=_checked(row[columns.name].strip(), place, f"has no {columns.name}"),
+            outcome=_outcome(row[columns.outcome].strip(), choices, place),
+            known_us=None if columns.known is None else _moment(row[columns.known].strip(), zone, place),
+            happened_us=None if columns.happened is None else _moment(row[columns.happened].strip(), zone, place),
         )
 
 

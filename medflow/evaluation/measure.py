@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from medflow.evaluation import metrics
-from medflow.evaluation.bootstrap import draws_for, intervals
+from medflow.evaluation import metrics, resampled
+from medflow.evaluation.bootstrap import Figures, draws_for, intervals_of
 from medflow.evaluation.join import Cases
 from medflow.evaluation.result import SMALLEST, Curve, Curves, Evaluation, Group, Metric
 from medflow.plugin import Classification, ModelSpec, Risk
@@ -32,6 +32,7 @@ class Joined:
     digests: tuple[str, ...]
     labels_sha256: str | None
     labels_unmatched: int
+    every: bool = False
 
 
 def several(output: Risk | Classification) -> bool:
@@ -88,29 +89,26 @@ def _outcome_names(output: Risk | Classification) -> list[str]:
 def _measure(truth: np.ndarray, score: np.ndarray, patients: np.ndarray, threshold: float | None) -> dict[str, Metric]:
     """Every metric, at a threshold or (None) by the most probable of several classes."""
     if threshold is None:
-        truths = (truth[:, None] == np.arange(score.shape[1])).astype(int)
-        return _with_intervals(metrics.classes(truth, score), truths, score, patients)
-    return _with_intervals(metrics.binary(truth, score, threshold), truth[:, None], score[:, None], patients)
+        return _with_intervals(metrics.classes(truth, score), resampled.of_classes(truth, score), patients)
+    figures = resampled.of_binary(truth, score, threshold)
+    return _with_intervals(metrics.binary(truth, score, threshold), figures, patients)
 
 
-def _with_intervals(
-    values: metrics.Values, truths: np.ndarray, scores: np.ndarray, patients: np.ndarray
-) -> dict[str, Metric]:
-    spread = intervals(truths, scores, patients)
-    known = {"auroc": spread.auroc, "auprc": spread.auprc}
+def _with_intervals(values: metrics.Values, figures: Figures, patients: np.ndarray) -> dict[str, Metric]:
+    known = intervals_of(figures, patients)
     return {
         name: Metric(value=value, interval=None if value is None else known.get(name)) for name, value in values.items()
     }
 
 
 def _groups(cases: Cases, threshold: float | None) -> tuple[list[Group], list[str]]:
-    """Every group of ten cases or more, and the names of those that have fewer."""
+    """Every group of ten patients or more, and the names of those that have fewer."""
     shown: list[Group] = []
     hidden: list[str] = []
     for dimension, of_case in cases.groups.items():
         for name in sorted(set(of_case.tolist())):
             inside = of_case == name
-            if inside.sum() < SMALLEST:
+            if len(np.unique(cases.patients[inside])) < SMALLEST:
                 hidden.append(f"{dimension} {name}")
                 continue
             found = _measure(cases.truth[inside], cases.score[inside], cases.patients[inside], threshold)
@@ -120,10 +118,12 @@ def _groups(cases: Cases, threshold: float | None) -> tuple[list[Group], list[st
 
 def _rounded(found: Mapping[str, Metric]) -> dict[str, Metric]:
     """A subgroup's shares to two digits: beside all cases' counts, exact ones would give those of a hidden group."""
-    return {
-        name: Metric(value=round(metric.value, 2)) if name in COUNTED and metric.value is not None else metric
-        for name, metric in found.items()
-    }
+    return {name: _to_two_digits(metric) if name in COUNTED else metric for name, metric in found.items()}
+
+
+def _to_two_digits(metric: Metric) -> Metric:
+    interval = None if metric.interval is None else (round(metric.interval[0], 2), round(metric.interval[1], 2))
+    return Metric(value=None if metric.value is None else round(metric.value, 2), interval=interval)
 
 
 def _classes(cases: Cases, names: Sequence[str]) -> list[Group]:
@@ -136,7 +136,8 @@ def _classes(cases: Cases, names: Sequence[str]) -> list[Group]:
         truth, score = (cases.truth == place).astype(int), cases.score[:, place]
         decided = metrics.decisions(truth, (chosen == place).astype(int), average="binary", labels=[0, 1])
         values = metrics.discrimination(truth, score) | decided
-        measured = _with_intervals(values, truth[:, None], score[:, None], cases.patients)
+        figures = resampled.of_one_class(truth, score, chosen == place)
+        measured = _with_intervals(values, figures, cases.patients)
         found.append(Group(dimension="class", name=name, cases=len(truth), metrics=measured))
     return found
 

@@ -73,6 +73,15 @@ def confusion(truth: np.ndarray, decided: np.ndarray, count: int) -> list[list[i
 
 def calibration(truth: np.ndarray, score: np.ndarray) -> list[Bin]:
     """Up to ten bins, about equally filled; equal scores share a bin, and none has fewer than ten cases."""
+    place = bins_of(score)
+    return [
+        Bin(cases=int(inside.sum()), mean_score=float(score[inside].mean()), observed=float(truth[inside].mean()))
+        for inside in (place == number for number in range(place.max() + 1))
+    ]
+
+
+def bins_of(score: np.ndarray) -> np.ndarray:
+    """Which of `calibration`'s bins each score is in, from the lowest."""
     values, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
     parts = max(1, min(BINS, len(score) // SMALLEST))
     filled = np.cumsum(counts)
@@ -84,11 +93,7 @@ def calibration(truth: np.ndarray, score: np.ndarray) -> list[Bin]:
         edges.append(end)
     if len(edges) > 1 and filled[edges[0]] < SMALLEST:
         edges.pop(0)
-    place = np.searchsorted(edges, np.arange(len(values)))[inverse]
-    return [
-        Bin(cases=int(inside.sum()), mean_score=float(score[inside].mean()), observed=float(truth[inside].mean()))
-        for inside in (place == number for number in range(len(edges)))
-    ]
+    return np.searchsorted(edges, np.arange(len(values)))[inverse]
 
 
 def calibration_error(truth: np.ndarray, score: np.ndarray) -> float:

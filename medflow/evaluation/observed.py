@@ -18,7 +18,7 @@ from medflow.fhir.vital import Span, vital_of
 from medflow.plugin import SNOMED, Coding, OutputSpec, Risk
 from medflow.records import UnitKind
 from medflow.store import Connection
-from medflow.store.outcomes import ConditionSeen, Scored, StayEnd, conditions, records, stay_ends
+from medflow.store.outcomes import Asked, ConditionSeen, StayEnd, conditions, records, stay_ends
 
 UNKNOWN = "outcome-unknown"
 KNOWN_BEFORE = "known-before-the-prediction"
@@ -61,12 +61,12 @@ def check_observable(output: OutputSpec, unit: UnitKind) -> Risk:
 def observe(
     connection: Connection,
     output: Risk,
-    scored: Sequence[Scored],
+    asked: Sequence[Asked],
     patients: Mapping[int, int | None],
     zone: ZoneInfo | None,
 ) -> list[Found]:
     """The outcome of each prediction about an encounter, in order; ``patients`` says whose each encounter is."""
-    stays = stay_ends(connection, [item.unit_id for item in scored])
+    stays = stay_ends(connection, [item.unit_id for item in asked])
     known = {patient for patient in patients.values() if patient is not None}
     if output.outcome in DEATH:
         lives = _lives(connection, known, zone)
@@ -77,14 +77,14 @@ def observe(
                 lives.get(patients.get(item.unit_id) or 0, Life()),
                 output.horizon,
             )
-            for item in scored
+            for item in asked
         ]
     seen: defaultdict[int, list[ConditionSeen]] = defaultdict(list)
     for condition in conditions(connection, known, output.outcome):
         seen[condition.patient_id].append(condition)
     return [
         diagnosed(item, stays.get(item.unit_id), seen.get(patients.get(item.unit_id) or 0, []), output.horizon)
-        for item in scored
+        for item in asked
     ]
 
 
@@ -114,29 +114,29 @@ def died(time_us: int, stay: StayEnd | None, life: Life, horizon: timedelta | No
     return said.pop() if said else UNKNOWN
 
 
-def diagnosed(scored: Scored, stay: StayEnd | None, seen: Sequence[ConditionSeen], horizon: timedelta | None) -> Found:
+def diagnosed(asked: Asked, stay: StayEnd | None, seen: Sequence[ConditionSeen], horizon: timedelta | None) -> Found:
     """Whether a Condition began and was recorded after the prediction, in the stay or within the horizon."""
     end_us, _ = _ending(stay)
-    bound_us = end_us if horizon is None else scored.time_us + _us(horizon)
-    if horizon is None and end_us is not None and end_us <= scored.time_us:
+    bound_us = end_us if horizon is None else asked.time_us + _us(horizon)
+    if horizon is None and end_us is not None and end_us <= asked.time_us:
         return KNOWN_BEFORE
-    verdicts = {_verdict(item, scored, bound_us, in_stay=horizon is None) for item in seen}
+    verdicts = {_verdict(item, asked, bound_us, in_stay=horizon is None) for item in seen}
     for verdict in (KNOWN_BEFORE, 1, UNKNOWN):
         if verdict in verdicts:
             return verdict
     return 0 if end_us is not None and bound_us is not None and end_us >= bound_us else UNKNOWN
 
 
-def _verdict(item: ConditionSeen, scored: Scored, bound_us: int | None, *, in_stay: bool) -> Found:
+def _verdict(item: ConditionSeen, asked: Asked, bound_us: int | None, *, in_stay: bool) -> Found:
     """What one Condition says: 0 where it is another episode, before or after."""
-    elsewhere = item.encounter_id is not None and item.encounter_id != scored.unit_id
+    elsewhere = item.encounter_id is not None and item.encounter_id != asked.unit_id
     recorded_us = item.recorded_us if item.recorded_us is not None else item.start_us
     if in_stay and elsewhere:
         return 0
     if recorded_us is None or bound_us is None:
         return UNKNOWN
     began_us = item.start_us if item.start_us is not None else recorded_us
-    if recorded_us <= scored.time_us or began_us <= scored.time_us:
+    if recorded_us <= asked.time_us or began_us <= asked.time_us:
         return 0 if elsewhere else KNOWN_BEFORE
     # of the stay that it names, though coded after discharge, as long as no onset says otherwise
     coded_late = in_stay and item.encounter_id is not None and item.start_us is None

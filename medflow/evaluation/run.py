@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from medflow.config import LabelTable, Settings
 from medflow.errors import ConfigurationError
-from medflow.evaluation.join import Units, by_label, join
-from medflow.evaluation.labels import Labels, read_labels
+from medflow.evaluation.join import join
+from medflow.evaluation.labels import read_labels
 from medflow.evaluation.measure import Joined, measured, several
-from medflow.evaluation.observed import Found, check_observable, observe
+from medflow.evaluation.observed import check_observable
+from medflow.evaluation.outcomes import Question, outcomes_of
 from medflow.evaluation.result import SMALLEST, Evaluation
-from medflow.plugin import Classification, OutputSpec, Risk
+from medflow.plugin import Classification, ModelSpec, OutputSpec, Risk, TimeSeriesInput
 from medflow.registry import RegisteredModel
-from medflow.store import Connection, Store
-from medflow.store.outcomes import Scored, live_predictions, people
+from medflow.store import Store
+from medflow.store.outcomes import Scored, every_prediction, live_predictions, people
 from medflow.store.units import unit_facts
 
 
@@ -27,19 +30,23 @@ def evaluate(
     output: str | None = None,
     labels: LabelTable | None = None,
 ) -> Evaluation:
-    """Hold a model's live predictions against labels, or against what the store's records say where none are given.
+    """Hold a model's predictions against labels, or against what the store's records say where none are given.
+
+    Of a model that is asked once about a unit its live predictions count; of one that is asked again as time goes on
+    (`rolling`) every prediction, each against what came after it.
 
     Raises
     ------
     ConfigurationError
-        There is no such output, no way to know its outcomes, or fewer than ten predictions have one.
+        There is no such output, no way to know its outcomes, or fewer than ten patients' predictions have one.
     """
     chosen = choose_output(model, output)
     table = read_labels(labels, chosen, settings.zone) if labels is not None else None
     if table is None:
         check_observable(chosen, model.spec.unit)
     with store.reading() as connection:
-        found = live_predictions(connection, model.name, chosen.name)
+        read = every_prediction if rolling(model.spec) else live_predictions
+        found = read(connection, model.name, chosen.name)
         scored, left_out = _usable(found, model)
         if not scored:
             raise ConfigurationError(
@@ -48,11 +55,12 @@ def evaluate(
             )
         facts = unit_facts(connection, model.spec.unit, [item.unit_id for item in scored])
         patients = {unit: fact.patient_id for unit, fact in facts.items()}
-        outcomes, unmatched = _outcomes(connection, settings, model, chosen, table, scored, patients)
+        question = Question(spec=model.spec, output=chosen, table=table)
+        outcomes, unmatched = outcomes_of(connection, settings, question, scored)
         who = people(connection, [patient for patient in patients.values() if patient is not None])
     cases, unknown = join(scored, outcomes, patients, who, classes=several(chosen))
     left_out += unknown
-    if len(cases.truth) < SMALLEST:
+    if len(np.unique(cases.patients)) < SMALLEST:
         raise ConfigurationError(_too_few(model, chosen, len(found), len(cases.truth), left_out, unmatched))
     return measured(
         model.spec,
@@ -61,11 +69,17 @@ def evaluate(
             cases=cases,
             left_out=left_out,
             predictions=len(found),
+            every=rolling(model.spec),
             digests=tuple(sorted({item.digest for item in scored})),
             labels_sha256=None if table is None else table.sha256,
             labels_unmatched=unmatched,
         ),
     )
+
+
+def rolling(spec: ModelSpec) -> bool:
+    """Whether the model is asked about a unit again and again, at moments that move with the time."""
+    return any(isinstance(item, TimeSeriesInput) and item.anchor == "prediction-time" for item in spec.accepts)
 
 
 def choose_output(model: RegisteredModel, name: str | None) -> Risk | Classification:
@@ -106,25 +120,10 @@ def _usable(found: Sequence[Scored], model: RegisteredModel) -> tuple[list[Score
     return scored, left_out
 
 
-def _outcomes(
-    connection: Connection,
-    settings: Settings,
-    model: RegisteredModel,
-    output: Risk | Classification,
-    table: Labels | None,
-    scored: Sequence[Scored],
-    patients: Mapping[int, int | None],
-) -> tuple[list[Found], int]:
-    if table is not None:
-        units = Units(kind=model.spec.unit, patients=patients, source=settings.source)
-        return by_label(connection, table, units, scored)
-    return observe(connection, check_observable(output, model.spec.unit), scored, patients, settings.zone), 0
-
-
 def _too_few(
     model: RegisteredModel, output: OutputSpec, found: int, cases: int, left_out: Mapping[str, int], unmatched: int
 ) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
     beside = f"; {unmatched} lines of the label table name no prediction" if unmatched else ""
-    many = "none has" if not cases else f"fewer than {SMALLEST} have"
+    many = "none has" if not cases else f"those of fewer than {SMALLEST} patients have"
     return f"of {found} predictions of {output.name} by {model.name}, {many} a known outcome ({reasons}{beside})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import Connection, select
 
@@ -28,9 +28,23 @@ from medflow.store.tables import (
 IN_LIST = 5000
 
 
+class Asked(Protocol):
+    """A unit, and the moment (UTC, microseconds) from which on its outcome is asked about."""
+
+    @property
+    def unit_id(self) -> int:
+        """The unit."""
+        ...
+
+    @property
+    def time_us(self) -> int:
+        """The moment."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scored:
-    """One live prediction: a unit, the moment the model spoke of, and what it said."""
+    """One prediction: a unit, the moment the model spoke of, and what it said."""
 
     unit_id: int
     time_us: int
@@ -81,26 +95,39 @@ class StoredRecord:
 
 def live_predictions(connection: Connection, model: str, output: str) -> list[Scored]:
     """The predictions of one output of a model, of any version, that no later one has superseded; by unit."""
-    query = (
+    query = _predictions(model, output).where(~JobRow.superseded)
+    return [_scored(row) for row in connection.execute(query)]
+
+
+def every_prediction(connection: Connection, model: str, output: str) -> list[Scored]:
+    """The predictions of one output of a model, superseded or not: of each unit, moment and version the last made."""
+    found: dict[tuple[int, int, str], Scored] = {}
+    for row in connection.execute(_predictions(model, output)):
+        found[row.unit_id, row.prediction_time_us, row.version] = _scored(row)
+    return sorted(found.values(), key=lambda item: (item.unit_id, item.time_us))
+
+
+def _predictions(model: str, output: str) -> Any:
+    return (
         select(JobRow.unit_id, JobRow.prediction_time_us, ModelRow.version, ModelRow.digest)
         .add_columns(PredictionRow.value, PredictionRow.detail, PredictionRow.out_of_scope)
         .join(ModelRow, ModelRow.id == JobRow.model_id)
         .join(PredictionRow, PredictionRow.job_id == JobRow.id)
-        .where(ModelRow.name == model, PredictionRow.output == output, JobRow.state == "done", ~JobRow.superseded)
+        .where(ModelRow.name == model, PredictionRow.output == output, JobRow.state == "done")
         .order_by(JobRow.unit_id, JobRow.id)
     )
-    return [
-        Scored(
-            unit_id=row.unit_id,
-            time_us=row.prediction_time_us,
-            version=row.version,
-            digest=row.digest,
-            value=row.value,
-            probabilities=tuple(row.detail.get("probabilities") or ()),
-            out_of_scope=row.out_of_scope is not None,
-        )
-        for row in connection.execute(query)
-    ]
+
+
+def _scored(row: Any) -> Scored:
+    return Scored(
+        unit_id=row.unit_id,
+        time_us=row.prediction_time_us,
+        version=row.version,
+        digest=row.digest,
+        value=row.value,
+        probabilities=tuple(row.detail.get("probabilities") or ()),
+        out_of_scope=row.out_of_scope is not None,
+    )
 
 
 def people(connection: Connection, patient_ids: Iterable[int]) -> dict[int, Person]:

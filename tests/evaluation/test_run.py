@@ -265,7 +265,7 @@ def test_fewer_than_ten_cases_are_not_shown(site, tmp_path):
     site = scored(site, tmp_path)
     table = labelled(tmp_path, "encounter", lambda stay: f"e{stay.number}", STAYS[:9])
 
-    with pytest.raises(ConfigurationError, match="fewer than 10 have a known outcome"):
+    with pytest.raises(ConfigurationError, match="fewer than 10 patients have a known outcome"):
         steps.evaluate(site, "heart-risk", labels=table)
 
 
