@@ -22,6 +22,7 @@ from medflow.flows.evaluate import evaluate as evaluate_flow
 from medflow.flows.ingest import ingest as ingest_flow
 from medflow.flows.nightly import nightly as nightly_flow
 from medflow.flows.score import score as score_flow
+from medflow.flows.train import train as train_flow
 
 HOUR_S = 3600
 
@@ -80,3 +81,4 @@ ingest = deployed(ingest_flow, retries=1, retry_delay_s=60, timeout_s=20 * HOUR_
 score = deployed(score_flow, retries=1, retry_delay_s=60, timeout_s=20 * HOUR_S)
 deliver = deployed(deliver_flow, retries=1, retry_delay_s=60, timeout_s=6 * HOUR_S)
 evaluate = deployed(evaluate_flow, retries=0, retry_delay_s=0, timeout_s=6 * HOUR_S)
+train = deployed(train_flow, retries=0, retry_delay_s=0, timeout_s=20 * HOUR_S)

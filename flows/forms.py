@@ -29,6 +29,7 @@ def form(flow: Flow[..., Any], settings: Settings, registry: Registry) -> Parame
     sources = {name: source.kind for name, source in sorted(settings.sources.items())}
     targets = dict.fromkeys(sorted(settings.targets), "")
     labels = dict.fromkeys(sorted(settings.labels), "")
+    cohorts = {"all": "every stay in the store"} | dict.fromkeys(sorted(settings.cohorts), "")
     shapes: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         "models": lambda shown: _several(shown, models, "No model is installed."),
         "model": lambda shown: _one(shown, models, "No model is installed."),
@@ -36,6 +37,7 @@ def form(flow: Flow[..., Any], settings: Settings, registry: Registry) -> Parame
         "target": lambda shown: _one(shown, targets, "No target is configured by name (MEDFLOW_TARGETS)."),
         "deliver_to": lambda shown: _one(shown, targets, "No target is configured by name (MEDFLOW_TARGETS)."),
         "labels": lambda shown: _one(shown, labels, "No table is configured (MEDFLOW_LABELS)."),
+        "cohort": lambda shown: _one(shown, cohorts, ""),
         "as_of": _moment,
     }
     shown = {name: shapes.get(name, lambda same: same)(_filled_in(item)) for name, item in properties.items()}

@@ -71,6 +71,8 @@ def _show(found: Trained) -> None:
     show_table([f"on {found.test.cases} test cases", spec.version, *served], rows)
     if found.unserved:
         out.print(f"not compared with the version served: {found.unserved}", markup=False)
+    if found.served:
+        out.print("if the version served was trained on some of these test patients, it is not as good as it looks")
     ended = ", ".join(f"{count} {name}" for name, count in found.trials().items() if isinstance(count, int))
     out.print(f"trials: {ended}; kept: trial {found.found.best.number + 1}")
     out.print(f"a candidate; to have it served: medflow models promote {spec.name} {spec.version}", markup=False)

@@ -6,12 +6,14 @@ Aggregates only: no group of fewer than ten, no identifier, no single case.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 
 from medflow.config import Cohort
+from medflow.drawing import data_uri
 from medflow.evaluation.report import COLUMNS, NAMES
 from medflow.evaluation.result import SMALLEST, Evaluation, Group, Interval
 from medflow.plugin import Channel, ModelCard, TimeSeriesInput
-from medflow.training.plots import LEARNING
+from medflow.training.plots import LEARNING, plots
 from medflow.training.result import CohortTold, Trained, event_1
 
 PICTURES = {
@@ -64,6 +66,11 @@ def cohort_words(cohort: Cohort) -> str:
     return f"stays {', '.join(words)}" if words else "all stays in the store"
 
 
+def page(trained: Trained) -> str:
+    """The card with its plots inside, as one text."""
+    return markdown(trained, {name: data_uri(picture) for name, picture in plots(trained).items()})
+
+
 def markdown(trained: Trained, pictures: Mapping[str, str]) -> str:
     """The card; ``pictures`` says where each plot is."""
     spec = trained.spec
@@ -85,10 +92,12 @@ def markdown(trained: Trained, pictures: Mapping[str, str]) -> str:
         *_training(trained),
         *(f"![{PICTURES[name]}]({pictures[name]})" for name in PICTURES if name in pictures),
         "## Limits",
-        spec.card.limits or "None are stated by the model's own card.",
+        "Trained and tested on this site's stays alone: nothing here says how it does elsewhere, or on other patients "
+        "than the cohort's.",
+        f"Of {trained.base_version}: {spec.card.limits}" if spec.card.limits else "",
         f"Licence: {spec.card.licence}",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _data(trained: Trained) -> Iterable[str]:
@@ -107,13 +116,17 @@ def _data(trained: Trained) -> Iterable[str]:
         yield _table(["left out", "how many"], sorted(told.left_out.items()))
     names = ", ".join(item.name for item in series.channels)
     statics = ", ".join(item.name if isinstance(item, Channel) else item for item in series.statics) or "none"
-    yield f"Inputs, in steps of {series.step} over {series.window}: {names}. Statics: {statics}."
+    yield f"Inputs, in steps of {_hours(series.step)} over {_hours(series.window)}: {names}. Statics: {statics}."
 
 
 def _asked(told: CohortTold, series: TimeSeriesInput) -> str:
     if series.anchor == "admission":
-        return f", {series.window} after admission"
+        return f", {_hours(series.window)} after admission"
     return f", every {told.asked.every:g} hours of the stay"
+
+
+def _hours(span: timedelta) -> str:
+    return f"{span / timedelta(hours=1):g} h"
 
 
 def _figures(trained: Trained) -> Iterable[str]:

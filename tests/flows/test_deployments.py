@@ -46,7 +46,7 @@ class SlowGc(models.GcContent):
 ZONE = "Europe/Berlin"
 NIGHTLY = "nightly/nightly"
 T = TypeVar("T")
-KINDS = ("nightly", "ingest", "score", "deliver", "evaluate")
+KINDS = ("nightly", "ingest", "score", "deliver", "evaluate", "train")
 
 
 class Pages:
@@ -137,7 +137,7 @@ def test_of_nights_there_is_one_at_a_time_and_a_second_is_cancelled(first, pages
     found = {kind: pages.deployment(f"{kind}/{kind}") for kind in KINDS}
 
     limits = {kind: (item["global_concurrency_limit"] or {}).get("limit") for kind, item in found.items()}
-    assert limits == {"nightly": 1, "ingest": 1, "score": None, "deliver": 1, "evaluate": 1}
+    assert limits == {"nightly": 1, "ingest": 1, "score": None, "deliver": 1, "evaluate": 1, "train": 1}
     assert found["nightly"]["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     assert found["ingest"]["concurrency_options"]["collision_strategy"] == "ENQUEUE"
 
@@ -247,6 +247,8 @@ def test_no_path_reaches_prefect(first, env, pages):
         ("ingest/ingest", {"sources": ["pacs"]}, "is not one of"),
         ("deliver/deliver", {"target": "http://127.0.0.1/fhir"}, "is not one of"),
         ("evaluate/evaluate", {}, "required"),
+        ("train/train", {"model": "icu-mortality", "cohort": "nobody"}, "is not one of"),
+        ("train/train", {"model": "icu-mortality", "trials": -1}, "is less than the minimum"),
     ],
 )
 def test_a_run_with_a_wrong_parameter_is_refused_before_it_is_one(first, pages, deployment, parameters, said):
@@ -264,6 +266,7 @@ def test_a_run_with_a_wrong_parameter_is_refused_before_it_is_one(first, pages, 
         ("score/score", {"models": ["gc-content"], "as_of": "2026-01-31T06:00:00+01:00", "deliver_to": "chart"}),
         ("score/score", {"as_of": "2026-01-31T06:00:00.000Z"}),
         ("evaluate/evaluate", {"model": "icu-mortality"}),
+        ("train/train", {"model": "icu-mortality", "cohort": "all", "trials": 5, "sampler": "random", "seed": 1}),
     ],
 )
 def test_a_run_with_right_parameters_is_made(first, pages, deployment, parameters):
