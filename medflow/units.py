@@ -96,7 +96,7 @@ def is_unit(text: str) -> bool:
     if ORDINARY.fullmatch(text) or (text.isprintable() and ANNOTATION.fullmatch(text)):
         return True
     with _loading:
-        return _atoms_of(text) is not None
+        return bool(_atoms_of(text))
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

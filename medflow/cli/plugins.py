@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from medflow.channel_rule import rule_of
 from medflow.cli.output import PROBLEMS, out
 from medflow.cli.scaffold import write_plugin
 from medflow.cli.scaffold_models import Start
@@ -23,14 +24,13 @@ app = typer.Typer(no_args_is_help=True, help="For plugin authors.")
 
 
 def describe(spec: ModelSpec) -> list[str]:
-    """Each declared input in a few words; of images the whole rule by which series are chosen."""
+    """Each declared input in a line; of images the whole rule by which series are chosen."""
     return rules_of(spec) + [_describe(item) for item in spec.accepts if not isinstance(item, ImagingInput)]
 
 
 def _describe(spec: InputSpec) -> str:
     if isinstance(spec, TimeSeriesInput):
-        hours, step = spec.window.total_seconds() / 3600, spec.step.total_seconds() / 3600
-        return f"{len(spec.channels)} channels, {hours:g} h from {spec.anchor} in steps of {step:g} h"
+        return rule_of(spec)
     if isinstance(spec, SequenceInput):
         return f"{spec.length} bases of {spec.alphabet}"
     return spec.kind
