@@ -22,6 +22,7 @@ from medflow.config import Settings
 from medflow.errors import InputRejected, MedflowError
 from medflow.fhir.check import Checker
 from medflow.fhir.read import Context, read_resource
+from medflow.garbage import collect_seldom, seldom_collected
 from medflow.ingest.fhir_inputs import Deletion, Input, Piece, inputs, parse
 from medflow.ingest.offers import Offer, offers
 from medflow.ingest.tally import Progress, Refused, Tally
@@ -69,7 +70,7 @@ def ingest_fhir(
     """
     ingest = _Ingest(store=store, settings=settings, source=source or settings.source, run_id=run_id)
     tally = Tally()
-    with ingest:
+    with seldom_collected(), ingest:
         for counted in ingest.chunks(_chunks(ingest.offered(paths))):
             counted.check()
             tally.add(counted)
@@ -287,6 +288,7 @@ def _by_context(work: Iterable[tuple[bytes, Context, str | None]]) -> Work:
 
 
 def _start_process(timezone: str | None) -> None:
+    collect_seldom()
     _of_this_process[:] = [Checker(ZoneInfo(timezone) if timezone else None)]
 
 
