@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, ClassVar
 
 import numpy as np
 
-from medflow.plugin import Case, Model, ModelSpec, Prediction
+from medflow.plugin import (
+    LOINC,
+    SNOMED,
+    Case,
+    Channel,
+    Coding,
+    Model,
+    ModelSpec,
+    Prediction,
+    Risk,
+    SeriesAttribution,
+    TimeSeries,
+    TimeSeriesInput,
+    UnitKind,
+)
 from tests.imaging_models import BrightTissue, Opacity
+from tests.models import CARD
 
 AIR_HU = -500.0
 
@@ -79,3 +95,72 @@ class Gradient(Model[np.ndarray]):
     def _note(self, what: str) -> None:
         torch = self._torch
         self.modes.append((what, torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
+
+
+class LinearStay(Model[TimeSeries]):
+    """Odds that add up over a stay's values, so that what each added is known exactly; an absence adds something too.
+
+    ``explained`` counts the calls of `explain`, of all its objects.
+    """
+
+    usual: ClassVar[tuple[float, ...]] = (80.0, 15.0, 20.0, 1.0)
+    weights: ClassVar[tuple[float, ...]] = (0.04, -0.4, 0.03, 0.5)
+    absence: ClassVar[tuple[float, ...]] = (0.0, 0.0, 0.0, -0.6)
+    explained: ClassVar[int] = 0
+    spec: ClassVar[ModelSpec] = ModelSpec(
+        name="linear-stay",
+        version="1.0.0",
+        title="Odds that add up",
+        unit=UnitKind.ENCOUNTER,
+        accepts=(
+            TimeSeriesInput(
+                channels=(
+                    Channel(name="heart rate", codes=(Coding(system=LOINC, code="8867-4"),), unit="/min"),
+                    Channel(name="coma score", codes=(Coding(system=LOINC, code="9269-2"),), unit="{score}"),
+                    Channel(name="urea", codes=(Coding(system=LOINC, code="3094-0"),), unit="mg/dL"),
+                    Channel(name="lactate", codes=(Coding(system=LOINC, code="2524-7"),), unit="mmol/L"),
+                ),
+                window=timedelta(hours=48),
+                step=timedelta(hours=2),
+                statics=("age", Channel(name="height", codes=(Coding(system=LOINC, code="8302-2"),), unit="cm")),
+            ),
+        ),
+        outputs=(
+            Risk(
+                name="death",
+                code=Coding(system=SNOMED, code="225338004"),
+                outcome=Coding(system=SNOMED, code="419099009"),
+                threshold=0.5,
+            ),
+        ),
+        card=CARD,
+        batch_size=2,
+    )
+
+    def load(self, device: str) -> None:
+        """Nothing to load."""
+
+    def prepare(self, case: Case) -> TimeSeries:
+        """The series itself."""
+        return case.series
+
+    def predict(self, batch: Sequence[TimeSeries]) -> list[Prediction]:
+        """The odds as a probability."""
+        odds = [found.values.sum() + found.statics.sum() for found in map(self._added, batch)]
+        return [Prediction(values={"death": float(1 / (1 + np.exp(-value)))}) for value in odds]
+
+    def explain(
+        self, batch: Sequence[TimeSeries], predictions: Sequence[Prediction]
+    ) -> list[Mapping[str, SeriesAttribution]]:
+        """What each value added."""
+        type(self).explained += len(batch)
+        return [{"death": self._added(series)} for series in batch]
+
+    def _added(self, series: TimeSeries) -> SeriesAttribution:
+        measured = np.isfinite(series.values)
+        each = np.where(measured, (series.values - self.usual) * self.weights, 0.0) / np.maximum(
+            measured.sum(axis=0), 1
+        )
+        each += np.where(measured.any(axis=0), 0.0, np.array(self.absence) / len(each))
+        statics = np.nan_to_num((series.statics - (60.0, 170.0)) * (0.02, 0.01))
+        return SeriesAttribution(values=each.astype(np.float32), statics=statics.astype(np.float32))
