@@ -43,15 +43,20 @@ def draw_explained(
     most = max((abs(step) for item in channels for step in item.steps), default=0.0) or 1.0
     for row, item in enumerate(channels):
         axes = drawn.add_subplot(grid[row, 1])
-        _measured(axes, series.values[:, places[item.name]], wanted.channels[places[item.name]], wanted)
+        place = places[item.name]
+        _measured(axes, series.values[:, place], wanted.channels[place], wanted, colour=INK)
         _stepwise(axes, item, wanted, most)
     drawn.supxlabel("right: hours of the window, values as a line; bars as on the left, step by step", fontsize=8)
     return drawn
 
 
-def _measured(axes: Any, values: np.ndarray, channel: Channel, wanted: TimeSeriesInput) -> None:
+def _measured(
+    axes: Any, values: np.ndarray, channel: Channel, wanted: TimeSeriesInput, *, colour: str = COLOURS[0]
+) -> None:
     hours = np.arange(len(values)) * _hours_of_a_step(wanted)
-    axes.plot(hours, values, color=COLOURS[0], marker="o", markersize=2.5, linewidth=0.8)
+    axes.plot(hours, values, color=colour, marker="o", markersize=2.5, linewidth=0.8)
+    if not np.isfinite(values).any():
+        axes.set_yticks([])
     axes.set_title(f"{channel.name}{f' ({channel.unit})' if channel.unit else ''}", fontsize=7, color=INK)
     axes.set_xlim(0, wanted.window.total_seconds() / 3600)
     axes.tick_params(labelsize=6, colors=INK)
@@ -74,10 +79,12 @@ def _stepwise(axes: Any, item: Contribution, wanted: TimeSeriesInput, most: floa
     width = _hours_of_a_step(wanted)
     behind = axes.twinx()
     hours = np.arange(len(item.steps)) * width
-    behind.bar(hours, item.steps, width=width, align="edge", color=[_colour(step) for step in item.steps], alpha=0.45)
+    behind.bar(hours, item.steps, width=width, color=[_colour(step) for step in item.steps], alpha=0.45)
     behind.axhline(0, color=FAINT, linewidth=0.6)
     behind.set_ylim(-1.05 * most, 1.05 * most)
     behind.set_axis_off()
+    axes.set_zorder(behind.get_zorder() + 1)
+    axes.patch.set_visible(False)
 
 
 def _colour(value: float) -> str:
