@@ -14,7 +14,6 @@ from datetime import date, datetime, timedelta
 import numpy as np
 
 from medflow.config import Cohort, LabelTable, Settings
-from medflow.errors import ConfigurationError
 from medflow.evaluation.join import Units, by_label
 from medflow.evaluation.labels import read_labels
 from medflow.evaluation.observed import Found, check_observable, observe
@@ -22,7 +21,7 @@ from medflow.plugin import Risk, TimeSeriesInput
 from medflow.records import Instant, UnitKind
 from medflow.store import Store
 from medflow.store.cohort import Stay, count_encounters, count_within, stays
-from medflow.store.outcomes import Person, Scored
+from medflow.store.outcomes import Person
 from medflow.store.timeseries import VOID_ENCOUNTER
 from medflow.timeseries import age_years
 
@@ -37,6 +36,16 @@ class Moment:
     patient_id: int
     time: Instant
     revision: int
+
+    @property
+    def unit_id(self) -> int:
+        """The encounter."""
+        return self.encounter_id
+
+    @property
+    def time_us(self) -> int:
+        """The prediction time."""
+        return self.time.utc_us
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +81,6 @@ class Members:
         """(n,) int64: whose each row is."""
         return np.array([item.patient_id for item in self.moments], dtype=np.int64)
 
-    @property
-    def scored(self) -> list[Scored]:
-        """The rows as the functions of medflow.evaluation take them."""
-        return [_as_scored(item) for item in self.moments]
-
 
 def find(
     store: Store,
@@ -93,7 +97,7 @@ def find(
     Raises
     ------
     ConfigurationError
-        The label table cannot be used, or cannot tell the outcome of several moments of a stay.
+        The label table cannot be used, or cannot tell the outcomes of several moments of a stay.
     """
     table = read_labels(labels, output, settings.zone) if labels is not None else None
     since, until = _us(cohort.since), _us(cohort.until)
@@ -118,13 +122,12 @@ def find(
             patients={item.encounter_id: item.patient_id for item in moments},
             source=settings.source,
         )
-        scored, unmatched = [_as_scored(item) for item in moments], 0
+        unmatched = 0
         if table is None:
             risk = check_observable(output, UnitKind.ENCOUNTER)
-            outcomes = observe(connection, risk, scored, units.patients, settings.zone)
+            outcomes = observe(connection, risk, moments, units.patients, settings.zone)
         else:
-            _check_moments(moments, output)
-            outcomes, unmatched = by_label(connection, table, units, scored)
+            outcomes, unmatched = by_label(connection, table, units, moments, output.horizon)
     return _members(
         moments,
         outcomes,
@@ -201,27 +204,6 @@ def _times(stay: Stay, cohort: Cohort, spec: TimeSeriesInput, now_us: int) -> It
     time_us, step_us = start_us, max(1, round(cohort.every * HOUR_US))
     while (time_us := time_us + step_us) <= now_us and (end_us is None or time_us < end_us):
         yield time_us
-
-
-def _check_moments(moments: Sequence[Moment], output: Risk) -> None:
-    """One label a stay cannot say within which of several horizons the outcome came."""
-    if output.horizon is not None and len({item.encounter_id for item in moments}) < len(moments):
-        raise ConfigurationError(
-            f"{output.name} is asked for several times in a stay, each time about the hours that follow, which one "
-            "label a stay cannot tell: leave the label table out, so that the outcomes come from the records"
-        )
-
-
-def _as_scored(item: Moment) -> Scored:
-    return Scored(
-        unit_id=item.encounter_id,
-        time_us=item.time.utc_us,
-        version="",
-        digest="",
-        value=None,
-        probabilities=(),
-        out_of_scope=False,
-    )
 
 
 def _us(moment: datetime | None) -> int | None:

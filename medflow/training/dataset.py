@@ -9,31 +9,34 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from medflow.errors import InputNotUsable
-from medflow.plugin import Examples, ModelSpec, TimeSeriesInput
+from medflow.plugin import Examples, ModelSpec, TimeSeries, TimeSeriesInput
 from medflow.records import digest_of
 from medflow.registry import dump_spec
 from medflow.store import Store
-from medflow.store.timeseries import load_time_series
+from medflow.store.timeseries import load_series
 from medflow.timeseries import steps_of
 from medflow.training.cohort import Members
 
-AT_ONCE = 1000  # stays in memory beside the array
+AT_ONCE = 2000  # stays in memory beside the array
 VALUES, STATICS, REFUSED = "values.npy", "statics.npy", "refused.json"  # the last is written when the others are whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Members that have a usable input, and it: ``values`` (n, steps, channels), ``statics`` (n, k), float32."""
+    """Members that have a usable input, and where it lies: ``rows`` (n,) of the arrays on disk.
+
+    ``stored_values`` (m, steps, channels) and ``stored_statics`` (m, k), float32, are read as they are asked for.
+    """
 
     members: Members
-    values: np.ndarray
-    statics: np.ndarray
+    rows: np.ndarray
+    stored_values: np.ndarray
+    stored_statics: np.ndarray
 
     def __len__(self) -> int:
         """How many rows."""
@@ -41,14 +44,29 @@ class Dataset:
 
     def take(self, rows: np.ndarray) -> Dataset:
         """Only these rows, by index."""
-        return Dataset(members=self.members.take(rows), values=self.values[rows], statics=self.statics[rows])
+        return replace(self, members=self.members.take(rows), rows=self.rows[rows])
+
+    @property
+    def values(self) -> np.ndarray:
+        """(n, steps, channels) float32, NaN where nothing was measured, in memory."""
+        return np.asarray(self.stored_values[self.rows])
+
+    @property
+    def statics(self) -> np.ndarray:
+        """(n, k) float32, NaN unknown, in memory."""
+        return np.asarray(self.stored_statics[self.rows])
+
+    def series(self, place: int) -> TimeSeries:
+        """One row as a model is given it."""
+        row = self.rows[place]
+        return TimeSeries(values=np.array(self.stored_values[row]), statics=np.array(self.stored_statics[row]))
 
     @property
     def examples(self) -> Examples:
         """What a model is fitted to: no time, no encounter, and of a patient a number without a meaning elsewhere."""
         return Examples(
-            values=np.asarray(self.values),
-            statics=np.asarray(self.statics),
+            values=self.values,
+            statics=self.statics,
             outcome=self.members.outcome,
             patients=self.members.patients,
         )
@@ -77,7 +95,7 @@ def read_dataset(
     refused = {int(row): code for row, code in json.loads((folder / REFUSED).read_text("utf-8")).items()}
     kept = np.setdiff1d(np.arange(len(members.moments)), np.fromiter(refused, dtype=np.int64, count=len(refused)))
     values, statics = np.load(folder / VALUES, mmap_mode="r"), np.load(folder / STATICS, mmap_mode="r")
-    return Dataset(members=members.without(refused), values=values[kept], statics=statics[kept])
+    return Dataset(members=members.without(refused), rows=kept, stored_values=values, stored_statics=statics)
 
 
 def remove_dataset(folder: Path) -> None:
@@ -94,11 +112,9 @@ def _read(store: Store, spec: TimeSeriesInput, members: Members, folder: Path, p
     with store.reading() as connection:
         for start in range(0, count, AT_ONCE):
             units = [(item.encounter_id, item.time) for item in members.moments[start : start + AT_ONCE]]
-            for place, found in enumerate(load_time_series(connection, spec, units), start):
-                if isinstance(found, InputNotUsable):
-                    refused[place] = str(found.code)
-                else:
-                    values[place], statics[place] = found.values, found.statics
+            block = load_series(connection, spec, units)
+            values[start : start + len(units)], statics[start : start + len(units)] = block.values, block.statics
+            refused.update({start + place: str(reason.code) for place, reason in block.refused.items()})
             progress(len(units))
     values.flush()
     statics.flush()

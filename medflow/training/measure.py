@@ -24,9 +24,10 @@ from medflow.evaluation.result import SMALLEST, Evaluation
 from medflow.inference.resident import LoadedModels
 from medflow.inference.results import results_of
 from medflow.inference.runner import CaseOpener, Outcome, Runner
-from medflow.plugin import Case, Model, ModelSpec, Risk, TimeSeries
+from medflow.plugin import Case, Model, ModelSpec, Risk
 from medflow.records import Unit, UnitKind
 from medflow.registry import RegisteredModel, model_digest
+from medflow.store.outcomes import Scored
 from medflow.training.dataset import Dataset
 from medflow.training.study import Kept
 
@@ -126,7 +127,18 @@ def answers(
 def evaluation_of(spec: ModelSpec, output: str, digest: str, found: Answers, data: Dataset) -> Evaluation:
     """Metrics, intervals, subgroups and calibration of these answers, as `medflow evaluate` counts them."""
     members = data.members
-    scored = [replace(item, value=float(score)) for item, score in zip(members.scored, found.scores, strict=True)]
+    scored = [
+        Scored(
+            unit_id=item.encounter_id,
+            time_us=item.time_us,
+            version=spec.version,
+            digest=digest,
+            value=float(score),
+            probabilities=(),
+            out_of_scope=False,
+        )
+        for item, score in zip(members.moments, found.scores, strict=True)
+    ]
     outcomes = [found.refused.get(row, int(outcome)) for row, outcome in enumerate(members.outcome)]
     patients = {item.encounter_id: item.patient_id for item in members.moments}
     cases, left_out = join(scored, outcomes, patients, members.people, classes=False)
@@ -156,7 +168,7 @@ def _opener(spec: ModelSpec, data: Dataset, row: int) -> CaseOpener:
         return Case(
             unit=Unit(kind=UnitKind.ENCOUNTER, id=moment.encounter_id),
             prediction_time=moment.time.datetime(),
-            inputs={series.name: TimeSeries(values=data.values[row], statics=data.statics[row])},
+            inputs={series.name: data.series(row)},
         )
 
     return opened

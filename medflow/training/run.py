@@ -230,7 +230,8 @@ def _measured(
 ) -> Trained:
     base, output, test = training.base, training.output, data.take(parts.test)
     fitted = np.sort(np.concatenate([parts.training, parts.validation]))
-    reference = json.dumps(reference_of(data.values[fitted], data.statics[fitted], training.series)).encode()
+    learnt = data.take(fitted)
+    reference = json.dumps(reference_of(learnt.values, learnt.statics, training.series)).encode()
     spec = fitted_spec(base.spec, output, found.best)
     spec = replace(spec, reference=Weights(file=REFERENCE, sha256=sha256(reference).hexdigest()))
     with training.stage("measuring", len(test)):
