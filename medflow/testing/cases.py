@@ -10,6 +10,7 @@ from medflow.errors import ConfigurationError
 from medflow.plugin import (
     Case,
     CaseInput,
+    Channel,
     Image,
     ImagingInput,
     InputSpec,
@@ -84,5 +85,11 @@ def _series(spec: TimeSeriesInput, rng: np.random.Generator) -> TimeSeries:
         low, high = channel.valid_range or (0.0, 1.0)
         measured = rng.random(steps) < 0.5
         values[measured, column] = rng.uniform(low, high, int(measured.sum()))
-    statics = [rng.uniform(20, 90) if name == "age" else float(rng.integers(0, 2)) for name in spec.statics]
+    statics = [_static(item, rng) for item in spec.statics]
     return TimeSeries(values=values, statics=np.asarray(statics, dtype=np.float32))
+
+
+def _static(item: str | Channel, rng: np.random.Generator) -> float:
+    if isinstance(item, Channel):
+        return float(rng.uniform(*(item.valid_range or (0.0, 1.0))))
+    return float(rng.uniform(20, 90) if item == "age" else rng.integers(0, 2))

@@ -1,6 +1,7 @@
 """Explanations: checked against the declaration, on the device's terms, and never at a prediction's cost."""
 
 import weakref
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain
 
@@ -12,9 +13,10 @@ from medflow.inference.explaining import checked
 from medflow.inference.lane import Lane
 from medflow.inference.loaded import LoadedModel
 from medflow.inference.runner import Runner
-from medflow.plugin import Case, Image, Prediction
+from medflow.plugin import Case, Image, Prediction, SeriesAttribution
 from medflow.records import Unit, UnitKind
-from tests.explaining_models import ExplainedTissue, Gradient
+from medflow.testing.cases import sample_cases
+from tests.explaining_models import ExplainedTissue, Gradient, LinearStay
 from tests.models import GcContent, OutOfMemoryError, sequence_case
 
 
@@ -192,3 +194,49 @@ def test_nothing_need_be_said_of_some_voxels_and_a_map_that_says_nothing_is_left
 
     assert list(checked(ExplainedTissue.spec, case, {"bright": some})) == ["bright"]
     assert checked(ExplainedTissue.spec, case, {"bright": np.full_like(some, np.nan)}) == {}
+
+
+# --- time series ---------------------------------------------------------------------------------------------------
+
+
+def stay(number: int = 1) -> Case:
+    (case,) = sample_cases(LinearStay.spec, 1, seed=number)
+    return case
+
+
+def attribution(**changes) -> dict[str, SeriesAttribution]:
+    plain = SeriesAttribution(values=np.zeros((24, 4), np.float32), statics=np.zeros(2, np.float32))
+    return {"death": replace(plain, **changes)}
+
+
+def test_a_time_series_is_explained_value_by_value():
+    outcomes, _, _ = run(LinearStay(), [stay(1), stay(2)])
+
+    for outcome in outcomes:
+        found, chance = outcome.explanation["death"], outcome.prediction.values["death"]
+        assert (found.values.shape, found.statics.shape) == ((24, 4), (2,))
+        assert found.values.sum() + found.statics.sum() == pytest.approx(np.log(chance / (1 - chance)), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ({"death": np.zeros((24, 4), np.float32)}, "death must be a SeriesAttribution"),
+        (attribution(values=np.zeros((24, 4))), "values that explain death must be a float32 array"),
+        (attribution(statics=None), "statics that explain death must be a float32 array"),
+        (attribution(values=np.zeros((48, 4), np.float32)), r"are \(48, 4\), and what is explained is \(24, 4\)"),
+        (attribution(statics=np.zeros(3, np.float32)), r"are \(3,\), and what is explained is \(2,\)"),
+        (attribution(values=np.full((24, 4), np.nan, np.float32)), "values that explain death are not finite"),
+        (attribution(statics=np.full(2, np.inf, np.float32)), "statics that explain death are not finite"),
+    ],
+)
+def test_an_attribution_that_does_not_lie_on_the_series_is_refused(answer, reason):
+    with pytest.raises(PredictionInvalid, match=reason) as refused:
+        checked(LinearStay.spec, stay(), answer)
+
+    assert refused.value.code == "explanation-malformed"
+
+
+def test_an_attribution_explains_no_picture():
+    with pytest.raises(PredictionInvalid, match="bright must be a float32 array"):
+        checked(ExplainedTissue.spec, picture(1, np.zeros((4, 5, 6))), {"bright": attribution()["death"]})

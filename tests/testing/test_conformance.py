@@ -5,6 +5,7 @@ import pytest
 
 from medflow.plugin import Prediction
 from medflow.testing import Check, check_model, sample_cases
+from tests.explaining_models import LinearStay
 from tests.imaging_models import BrightTissue, Enhancement
 from tests.models import GcContent
 
@@ -86,13 +87,40 @@ class PointingByBatch(Pointing):
         return [{"bright": (volume - np.mean(batch)).astype(np.float32)} for volume in batch]
 
 
-def test_a_model_that_explains_keeps_every_clause(check_model):
-    check_model(Pointing)
+class OffTheHours(LinearStay):
+    def explain(self, batch, predictions):
+        return [{"death": replace(found["death"], values=found["death"].values[1:])} for found in _plain(self, batch)]
 
 
-@pytest.mark.parametrize("model", [BesideTheGrid, PointingByBatch])
+class ByItsCompany(LinearStay):
+    def explain(self, batch, predictions):
+        found = _plain(self, batch)
+        return [
+            {"death": replace(one["death"], statics=one["death"].statics + np.float32(len(found)))} for one in found
+        ]
+
+
+class NeverTheSame(LinearStay):
+    calls = 0
+
+    def explain(self, batch, predictions):
+        NeverTheSame.calls += 1
+        more = np.float32(NeverTheSame.calls)
+        return [{"death": replace(one["death"], values=one["death"].values + more)} for one in _plain(self, batch)]
+
+
+def _plain(model, batch):
+    return LinearStay.explain(model, batch, ())
+
+
+@pytest.mark.parametrize("model", [Pointing, LinearStay])
+def test_a_model_that_explains_keeps_every_clause(check_model, model):
+    check_model(model)
+
+
+@pytest.mark.parametrize("model", [BesideTheGrid, PointingByBatch, OffTheHours, ByItsCompany, NeverTheSame])
 def test_an_explanation_off_the_grid_or_of_the_batch_is_named(model):
-    found = broken(check_model(model, sample_cases(BrightTissue.spec, 2)))
+    found = broken(check_model(model, sample_cases(model.spec, 2)))
 
     assert found == ["explanations keep the grid, and stay the same"]
 
