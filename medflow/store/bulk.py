@@ -24,6 +24,23 @@ def among(connection: Connection, column: InstrumentedAttribute[Any], values: Se
     return column == any_(bindparam(None, list(values), type_=ARRAY(String), unique=True))
 
 
+def insert_rows(connection: Connection, row: Any, columns: str, values: Sequence[tuple[Any, ...]]) -> None:
+    """The fastest plain insert that the engine has: COPY on PostgreSQL, one prepared statement elsewhere."""
+    if not values:
+        return
+    table = row.__tablename__
+    names = columns.split()
+    if connection.dialect.name == "postgresql":
+        driver: Any = connection.connection.driver_connection
+        with driver.cursor() as cursor, cursor.copy(f"COPY {table} ({', '.join(names)}) FROM STDIN") as copy:
+            for value in values:
+                copy.write_row(value)
+        return
+    marks = ", ".join("?" * len(names))
+    statement = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})"  # noqa: S608 - names are ours
+    connection.exec_driver_sql(statement, list(values))
+
+
 class Growth:
     """Has the planner look again whenever tables have grown to several times what it saw. One for a load."""
 

@@ -20,8 +20,8 @@ from sqlalchemy import BigInteger, Connection, bindparam, delete, func, insert, 
 
 from medflow.errors import InputRejected, RejectCode
 from medflow.records import Coding, Patient, fhir_identifier
-from medflow.store.bulk import Growth, among
-from medflow.store.corrections import Newer, retire
+from medflow.store.bulk import Growth, among, insert_rows
+from medflow.store.corrections import Newer, Place, places_of, retire
 from medflow.store.packed import Code, Packed
 from medflow.store.patients import resolve_patients
 from medflow.store.tables import (
@@ -89,10 +89,14 @@ class _Stored:
 
 @dataclass(slots=True)
 class _Chunk:
-    """Resources to be written, each (type, id) once, with the surrogate ids found for what they name."""
+    """Resources to be written, each (type, id) once, with the surrogate ids found for what they name.
+
+    ``late`` are older versions of which only the measurements are kept, for the time that they were known.
+    """
 
     chosen: list[Packed]
     existing: dict[tuple[str, str], _Stored]
+    late: list[tuple[Packed, Place]] = field(default_factory=list)
     ids: dict[tuple[str, str], int] = field(default_factory=dict)
     patients: dict[str, int] = field(default_factory=dict)
     encounters: dict[str, int] = field(default_factory=dict)
@@ -100,6 +104,11 @@ class _Chunk:
     touched_patients: set[int] = field(default_factory=set)
     touched_encounters: set[int] = field(default_factory=set)
     latest_us: dict[int, int] = field(default_factory=dict)  # by patient: when the last of their values became known
+
+    @property
+    def measured(self) -> list[Packed]:
+        """Everything whose measurements are written."""
+        return [*self.chosen, *(item for item, _ in self.late)]
 
     def touch(self, patient_id: int | None, encounter_id: int | None) -> None:
         if patient_id is not None:
@@ -148,10 +157,11 @@ class ClinicalWriter:
             if stored is not None and not isinstance(outcomes[-1], InputRejected):
                 self._met.add(stored.id)
         _settle_tombstones(connection, resources, existing)
-        patients = self._resolve(connection, resources, outcomes)
+        late = _late(connection, resources, outcomes, existing)
+        patients = self._resolve(connection, resources, outcomes, [item for item, _ in late])
         chosen = [item for item, outcome in zip(resources, outcomes, strict=True) if outcome is Outcome.STORED]
-        if chosen:
-            chunk = _Chunk(chosen=chosen, existing=existing, patients=patients)
+        if chosen or late:
+            chunk = _Chunk(chosen=chosen, existing=existing, patients=patients, late=late)
             self._drop_rows(connection, chunk)
             self._encounters(connection, chunk)
             self._resources(connection, chunk)
@@ -165,12 +175,17 @@ class ClinicalWriter:
         return outcomes
 
     def _resolve(
-        self, connection: Connection, resources: Sequence[Packed], outcomes: list[Outcome | InputRejected]
+        self,
+        connection: Connection,
+        resources: Sequence[Packed],
+        outcomes: list[Outcome | InputRejected],
+        late: Sequence[Packed],
     ) -> dict[str, int]:
         """Surrogate ids of the patients named by what is to be stored; refused Patients are marked in ``outcomes``."""
         chosen = [index for index, outcome in enumerate(outcomes) if outcome is Outcome.STORED]
         records = [(index, patient) for index in chosen if (patient := resources[index].patient) is not None]
-        named = sorted({subject for index in chosen for subject in _subjects(resources[index])})
+        about = [*(resources[index] for index in chosen), *late]
+        named = sorted({subject for item in about for subject in _subjects(item)})
         claims = [patient for _, patient in records]
         claims += [Patient(identifiers=(fhir_identifier(self._source, name),), complete=False) for name in named]
         settled = resolve_patients(connection, claims)
@@ -208,7 +223,7 @@ class ClinicalWriter:
     def _encounters(self, connection: Connection, chunk: _Chunk) -> None:
         """Find the encounters named, make placeholders of those not seen yet, and write those that are in the chunk."""
         named: dict[str, int | None] = {}
-        for item in chunk.chosen:
+        for item in chunk.measured:
             for row in (*item.measurements, *item.facts):
                 if row.encounter is not None and row.encounter not in named:
                     named[row.encounter] = chunk.patients.get(row.subject or "")
@@ -270,7 +285,7 @@ class ClinicalWriter:
             patient_id = chunk.patients.get(item.subject or "")
             rows.append((key, self._source, *_content(item, None), item.deleted, patient_id, item.type, item.id))
         columns = "id source version last_updated_us sha256 raw deleted patient_id type fhir_id"
-        _insert(connection, FhirResourceRow, columns, rows)
+        insert_rows(connection, FhirResourceRow, columns, rows)
         changed = []
         for item in chunk.chosen:
             stored = chunk.existing.get((item.type, item.id))
@@ -293,8 +308,9 @@ class ClinicalWriter:
 
     def _intern(self, connection: Connection, chunk: _Chunk) -> None:
         """Surrogate ids of every code in the chunk."""
-        codes = {row.code for item in chunk.chosen for row in (*item.measurements, *item.facts)}
-        codes |= {row.value_code for item in chunk.chosen for row in item.measurements if row.value_code is not None}
+        items = chunk.measured
+        codes = {row.code for item in items for row in (*item.measurements, *item.facts)}
+        codes |= {row.value_code for item in items for row in item.measurements if row.value_code is not None}
         chunk.concepts = self._concepts
         missing = sorted(codes - self._concepts.keys())
         if not missing:
@@ -302,7 +318,7 @@ class ClinicalWriter:
         self._concepts |= _find_concepts(connection, missing)
         missing = [code for code in missing if code not in self._concepts]
         if missing:
-            displays = {(system, code): name for item in chunk.chosen for system, code, name in item.displays}
+            displays = {(system, code): name for item in items for system, code, name in item.displays}
             connection.execute(
                 insert(ConceptRow),
                 [{"system": code[0], "code": code[1], "display": displays.get(code)} for code in missing],
@@ -310,37 +326,18 @@ class ClinicalWriter:
             self._concepts |= _find_concepts(connection, missing)
 
     def _measurements(self, connection: Connection, chunk: _Chunk) -> None:
-        rows = []
+        rows: list[tuple[Any, ...]] = []
         for item in chunk.chosen:
-            for ordinal, row in enumerate(item.measurements):
-                patient_id = chunk.patients[row.subject]
-                encounter_id = None if row.encounter is None else chunk.encounters[row.encounter]
-                chunk.touch(patient_id, encounter_id)
-                if row.available_us > chunk.latest_us.get(patient_id, 0):
-                    chunk.latest_us[patient_id] = row.available_us
-                rows.append(
-                    (
-                        chunk.ids[item.type, item.id],
-                        ordinal,
-                        patient_id,
-                        encounter_id,
-                        chunk.concepts[row.code],
-                        row.effective_us,
-                        row.effective_offset,
-                        row.available_us,
-                        row.status,
-                        row.value,
-                        row.unit,
-                        None if row.value_code is None else chunk.concepts[row.value_code],
-                        row.mark_1,
-                        row.mark_2,
-                    )
-                )
+            if item.measurements:
+                rows.extend(_measurement_rows(chunk, item, chunk.ids[item.type, item.id]))
+        for item, place in chunk.late:
+            if chunk.patients.get(item.measurements[0].subject) == place.patient_id:  # else it was corrected since
+                rows.extend(_measurement_rows(chunk, item, place.resource_id, place))
         columns = (
-            "resource_id ordinal patient_id encounter_id concept_id effective_us effective_offset available_us status "
-            "value unit value_concept_id mark_1 mark_2"
+            "resource_id ordinal patient_id encounter_id concept_id effective_us effective_offset available_us "
+            "until_us status value unit value_concept_id mark_1 mark_2"
         )
-        _insert(connection, MeasurementRow, columns, rows)
+        insert_rows(connection, MeasurementRow, columns, rows)
 
     def _facts(self, connection: Connection, chunk: _Chunk) -> None:
         rows = []
@@ -364,7 +361,37 @@ class ClinicalWriter:
                     )
                 )
         columns = "resource_id ordinal kind patient_id encounter_id concept_id start_us end_us recorded_us status"
-        _insert(connection, CodedFactRow, columns, rows)
+        insert_rows(connection, CodedFactRow, columns, rows)
+
+
+def _measurement_rows(
+    chunk: _Chunk, item: Packed, resource_id: int, place: Place | None = None
+) -> Iterator[tuple[Any, ...]]:
+    """The rows of a resource's measurements; of an older version at its ``place``."""
+    first, step, until_us = (0, 1, None) if place is None else (place.ordinal, -1, place.until_us)
+    for count, row in enumerate(item.measurements):
+        patient_id = chunk.patients[row.subject]
+        encounter_id = None if row.encounter is None else chunk.encounters[row.encounter]
+        chunk.touch(patient_id, encounter_id)
+        if row.available_us > chunk.latest_us.get(patient_id, 0):
+            chunk.latest_us[patient_id] = row.available_us
+        yield (
+            resource_id,
+            first + step * count,
+            patient_id,
+            encounter_id,
+            chunk.concepts[row.code],
+            row.effective_us,
+            row.effective_offset,
+            row.available_us,
+            until_us,
+            row.status,
+            row.value,
+            row.unit,
+            None if row.value_code is None else chunk.concepts[row.value_code],
+            row.mark_1,
+            row.mark_2,
+        )
 
 
 # --- deciding ----------------------------------------------------------------------------------------------------
@@ -433,6 +460,24 @@ def _settle_tombstones(
     if learned:
         statement = update(FhirResourceRow).where(FhirResourceRow.id == bindparam("key"))
         connection.execute(statement.values(sha256=bindparam("new_sha256")), learned)
+
+
+def _late(
+    connection: Connection,
+    resources: Sequence[Packed],
+    outcomes: Sequence[Outcome | InputRejected],
+    existing: dict[tuple[str, str], _Stored],
+) -> list[tuple[Packed, Place]]:
+    """Older versions that came after newer ones, and where their measurements belong."""
+    older = {
+        existing[item.type, item.id].id: item
+        for item, outcome in zip(resources, outcomes, strict=True)
+        if outcome is Outcome.OLDER and item.measurements
+    }
+    if not older:
+        return []
+    places = places_of(connection, {key: item.measurements[0].available_us for key, item in older.items()})
+    return [(older[key], place) for key, place in places.items()]
 
 
 def _content(item: Packed, stored: _Stored | None) -> tuple[str | None, int | None, str, bytes]:
@@ -504,23 +549,6 @@ def _new_ids(connection: Connection, count: int) -> Sequence[int]:
         return list(connection.scalars(text(query), {"count": count}))
     first = (connection.scalar(select(func.max(FhirResourceRow.id))) or 0) + 1
     return range(first, first + count)
-
-
-def _insert(connection: Connection, row: Any, columns: str, values: Sequence[tuple[Any, ...]]) -> None:
-    """The fastest plain insert that the engine has: COPY on PostgreSQL, one prepared statement elsewhere."""
-    if not values:
-        return
-    table = row.__tablename__
-    names = columns.split()
-    if connection.dialect.name == "postgresql":
-        driver: Any = connection.connection.driver_connection
-        with driver.cursor() as cursor, cursor.copy(f"COPY {table} ({', '.join(names)}) FROM STDIN") as copy:
-            for value in values:
-                copy.write_row(value)
-        return
-    marks = ", ".join("?" * len(names))
-    statement = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})"  # noqa: S608 - names are ours
-    connection.exec_driver_sql(statement, list(values))
 
 
 def _bump(connection: Connection, row: Any, ids: set[int]) -> None:

@@ -52,6 +52,50 @@ def retire(connection: Connection, newer: Mapping[int, Newer]) -> set[tuple[int,
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where the rows of an older version go: ordinals down from ``ordinal``, and known until ``until_us``."""
+
+    resource_id: int
+    patient_id: int
+    ordinal: int
+    until_us: int
+
+
+def places_of(connection: Connection, older: Mapping[int, int]) -> dict[int, Place]:
+    """Where older versions that come late belong, by resource; and what was known before each ends where it began.
+
+    ``older`` is when each became known. One that is stored already, or was known no earlier than what holds now, or of
+    which nothing holds now, has no place.
+    """
+    found: dict[int, Place] = {}
+    changed: list[dict[str, int]] = []
+    table = MeasurementRow
+    ids = list(older)
+    for start in range(0, len(ids), CHUNK):
+        rows: dict[int, list[Any]] = defaultdict(list)
+        query = select(table.resource_id, table.ordinal, table.patient_id, table.available_us, table.until_us)
+        for row in connection.execute(query.where(table.resource_id.in_(ids[start : start + CHUNK]))):
+            rows[row.resource_id].append(row)
+        for key, its in rows.items():
+            known = older[key]
+            later = [row.available_us for row in its if row.available_us > known]
+            living = [row for row in its if row.ordinal >= 0]
+            if not living or living[0].available_us <= known or any(row.available_us == known for row in its):
+                continue
+            ordinal = min(0, *(row.ordinal for row in its)) - 1
+            found[key] = Place(resource_id=key, patient_id=living[0].patient_id, ordinal=ordinal, until_us=min(later))
+            changed += [
+                {"key": key, "old": row.ordinal, "new_until_us": known}
+                for row in its
+                if row.available_us < known and (row.until_us or 0) > known
+            ]
+    if changed:
+        its_key = table.resource_id == bindparam("key"), table.ordinal == bindparam("old")
+        connection.execute(update(table).where(*its_key).values(until_us=bindparam("new_until_us")), changed)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Parted:
     """The rows of one resource: those to be dropped, and those to be kept, as parameters of an UPDATE."""
 
