@@ -47,7 +47,9 @@ NOT_MEASURED = {"entered-in-error", "cancelled", "unknown"}
 CORRECTING = {"amended", "corrected"}
 NOT_IN_USE = {"old", "temp"}
 BRACES = str.maketrans("{}", "()")
+VALUES = frozenset({"valueQuantity", "valueBoolean", "valueInteger", "valueCodeableConcept"})
 REFERENCE = re.compile(rb'"reference"\s*:\s*"((?:[^"\\]|\\.)+)"')
+REMEMBERED = 65536  # references and times: those of one patient come together, and many times
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,9 +129,9 @@ def resolve(reference: str, context: Context) -> str | None:
     An absolute reference to a server that the Bundle does not name stays as it is: that another server's ``Patient/1``
     is ours would be a guess.
     """
-    if reference.startswith("#") or "?" in reference:
+    plain = _versionless(reference)
+    if plain is None:
         return None
-    plain = reference.split("/_history/")[0] if "/_history/" in reference else reference
     linked = context.links.get(plain)
     if linked is not None:
         return linked
@@ -137,7 +139,27 @@ def resolve(reference: str, context: Context) -> str | None:
         base, _, rest = plain.rpartition("/")
         base, _, kind = base.rpartition("/")
         return f"{kind}/{rest}" if base in context.bases else plain
-    return plain if plain.count("/") == 1 and ":" not in plain else None
+    return plain if _is_relative(plain) else None
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _versionless(reference: str) -> str | None:
+    """Without its version; None for a fragment or a search."""
+    if reference.startswith("#") or "?" in reference:
+        return None
+    return reference.split("/_history/")[0]
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _is_relative(plain: str) -> bool:
+    return plain.count("/") == 1 and ":" not in plain
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _kind_and_id(found: str) -> tuple[str, str]:
+    """Of a resolved reference; an unknown server's is its own id."""
+    kind, its_id = found.split("/")[-2:]
+    return kind, found if "://" in found else its_id
 
 
 @dataclass(slots=True)
@@ -161,10 +183,8 @@ class _Reader:
         found = resolve(literal, self.context) if literal else None
         if found is None:
             return None
-        its_kind = found.split("/")[-2]
-        if its_kind != kind:
-            return None
-        return found if "://" in found else found.split("/")[1]
+        its_kind, its_id = _kind_and_id(found)
+        return its_id if its_kind == kind else None
 
     def subject(self) -> str | None:
         for name in ("subject", "patient", "for", "beneficiary"):
@@ -357,7 +377,7 @@ FACTS: dict[str, tuple[str, str, str | None, str | None]] = {
 
 
 def _has_value(item: dict[str, Any]) -> bool:
-    return any(name in item for name in ("valueQuantity", "valueBoolean", "valueInteger", "valueCodeableConcept"))
+    return not VALUES.isdisjoint(item)
 
 
 def _status(resource: dict[str, Any]) -> str | None:
@@ -408,7 +428,7 @@ def _others(found: list[Coding], chosen: Coding | None) -> tuple[Coding, ...]:
     return tuple(coding for coding in found if coding is not chosen) if len(found) > 1 else ()
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=REMEMBERED)
 def _moment(text: str | None, zone: ZoneInfo | None, end_of_day: bool = False) -> Instant | None:
     """The instant of a dateTime, if it can be placed."""
     if text is None or len(text) < 10:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
 from medflow.records import CodedFact, Coding, Encounter, FhirResource, Measurement, Patient
 
-MARK_BITS = 40  # sums of millions of marks stay within 63 bits
+MARK_BYTES = 5  # 40 bits: sums of millions of marks stay within 63
 Code = tuple[str, str]
 # the system of a concept that has several codings, each of which a channel may name: its code lists them as JSON
 SEVERAL = "urn:medflow:codings"
@@ -68,8 +69,9 @@ class Packed(NamedTuple):
 
 def pack(resource: FhirResource) -> Packed:
     """Make a resource ready for `ClinicalWriter.write`. Pure: may run in another process."""
-    codings = [item.code for item in (*resource.measurements, *resource.facts)]
-    codings += [item.value_code for item in resource.measurements if item.value_code is not None]
+    measurements, facts = resource.measurements, resource.facts
+    codings = [item.code for item in (*measurements, *facts)]
+    codings += [item.value_code for item in measurements if item.value_code is not None]
     return Packed(
         resource.type,
         resource.id,
@@ -81,9 +83,9 @@ def pack(resource: FhirResource) -> Packed:
         resource.subject,
         resource.patient,
         resource.encounter,
-        tuple(_pack_measurement(item) for item in resource.measurements if item.subject is not None),
-        tuple(_pack_fact(item) for item in resource.facts),
-        tuple((item.system, item.code, item.display) for item in codings if item.display),
+        tuple([_pack_measurement(item) for item in measurements if item.subject is not None]),
+        tuple([_pack_fact(item) for item in facts]),
+        tuple([(item.system, item.code, item.display) for item in codings if item.display]),
     )
 
 
@@ -94,6 +96,8 @@ def codings_of(code: str) -> frozenset[Coding]:
 
 def _concept(coding: Coding, also: Sequence[Coding]) -> Code:
     """The one concept of an element's codings, whatever their order."""
+    if not also:
+        return coding.system, coding.code
     codes = sorted({(item.system, item.code) for item in (coding, *also)})
     return codes[0] if len(codes) == 1 else (SEVERAL, json.dumps(codes, separators=(",", ":")))
 
@@ -101,31 +105,36 @@ def _concept(coding: Coding, also: Sequence[Coding]) -> Code:
 def _pack_measurement(item: Measurement) -> PackedMeasurement:
     code = _concept(item.code, item.also)
     value_code = _concept(item.value_code, item.value_also) if item.value_code else None
-    content = (
-        *code,
-        item.effective.utc_us,
-        item.available.utc_us,
-        item.status,
-        None if item.value is None else repr(float(item.value)),
-        item.unit,
-        value_code,
-    )
-    digest = blake2b(json.dumps(content).encode(), digest_size=2 * MARK_BITS // 8).digest()
-    half = MARK_BITS // 8
+    effective_us, available_us = item.effective.utc_us, item.available.utc_us
+    words = _words(code, item.status, item.unit, value_code)
+    digest = blake2b(_content(effective_us, available_us, item.value, words), digest_size=2 * MARK_BYTES).digest()
     return PackedMeasurement(
         item.subject or "",
         item.encounter,
         code,
-        item.effective.utc_us,
+        effective_us,
         item.effective.offset_min,
-        item.available.utc_us,
+        available_us,
         item.status,
         item.value,
         item.unit,
         value_code,
-        int.from_bytes(digest[:half], "big"),
-        int.from_bytes(digest[half:], "big"),
+        int.from_bytes(digest[:MARK_BYTES], "big"),
+        int.from_bytes(digest[MARK_BYTES:], "big"),
     )
+
+
+def _content(effective_us: int, available_us: int, value: float | None, words: tuple[str, str, str]) -> bytes:
+    """What a mark is of: a JSON array of code, times, status, value (as text: exact), unit and coded value."""
+    code, status, rest = words
+    number = "null" if value is None else f'"{float(value)!r}"'
+    return f"[{code}, {effective_us}, {available_us}, {status}, {number}, {rest}]".encode()
+
+
+@lru_cache(maxsize=4096)
+def _words(code: Code, status: str, unit: str | None, value_code: Code | None) -> tuple[str, str, str]:
+    """What hardly ever changes from one measurement to the next, as JSON."""
+    return json.dumps(code)[1:-1], json.dumps(status), f"{json.dumps(unit)}, {json.dumps(value_code)}"
 
 
 def _pack_fact(item: CodedFact) -> PackedFact:
