@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, Connection, and_, func, literal, or_, select, true, tuple_, update
+from sqlalchemy import ColumnElement, Connection, and_, case, func, literal, or_, select, true, tuple_, update
 
 from medflow.records import DueUnit, Instant, Result, Unit, UnitKind
 from medflow.store.ledger import now_us, upsert
@@ -98,8 +98,9 @@ def stored_model(connection: Connection, model_id: int) -> StoredModel:
 def enqueue(connection: Connection, model_id: int, due: Sequence[DueUnit]) -> int:
     """Make jobs of what is due; returns how many are new work.
 
-    A unit whose input_key has a job already only has its revision noted. A job that waits on an older input of the
-    same unit is superseded; so is it undone when an input returns to what it was before.
+    A unit whose input_key has a job already only has its revision noted; if that job has no answer that stands, also
+    the prediction time. A job that waits on an older input of the same unit is superseded; that is undone when an
+    input returns to what it was before.
     """
     if not due:
         return 0
@@ -119,9 +120,14 @@ def enqueue(connection: Connection, model_id: int, due: Sequence[DueUnit]) -> in
         for item in due
     ]
     statement = upsert(connection, JobRow)
+    unanswered = or_(JobRow.superseded, *(JobRow.state == state for state in _LEFT))  # IN takes one row only
+    moment = {
+        name: case((unanswered, statement.excluded[name]), else_=getattr(JobRow, name))
+        for name in ("prediction_time_us", "prediction_time_offset")
+    }
     statement = statement.on_conflict_do_update(
         index_elements=["model_id", "unit_kind", "unit_id", "input_key"],
-        set_={"unit_revision": statement.excluded.unit_revision},
+        set_={"unit_revision": statement.excluded.unit_revision, **moment},
     )
     connection.execute(statement, rows)
     for part in _parts(due, IN_LIST // 6):

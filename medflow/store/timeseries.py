@@ -18,6 +18,7 @@ from medflow.errors import InputNotUsable
 from medflow.plugin import Channel, TimeSeries, TimeSeriesInput
 from medflow.records import DueUnit, Instant, Unit, UnitKind, digest_of
 from medflow.store.due import not_yet_seen
+from medflow.store.ledger import now_us
 from medflow.store.measurements import (
     VOID_MEASUREMENT,
     Wanted,
@@ -66,9 +67,10 @@ def due_encounters(connection: Connection, spec: TimeSeriesInput, *, as_of: Inst
     """The encounters whose input may be new to this model, in the order of their ids.
 
     Anchored at admission: those still open when their window had passed, once it has. Anchored at the prediction time:
-    those open at ``as_of``, if anything became known since the model last looked. An encounter without a single
-    measurement that the model reads is not due. The input_key covers the measurements up to the prediction time and
-    the statics, whatever their order, so that a moving window alone scores nothing anew.
+    those open at ``as_of``, if anything became known since the model last looked, and it has not looked at a later
+    moment already. An encounter without a single measurement that the model reads is not due. The input_key covers the
+    measurements up to the prediction time and the statics, whatever their order, so that a moving window alone scores
+    nothing anew.
     """
     wanted = wanted_of(connection, spec)
     fixed = wanted_of(connection, spec, static=True) if static_channels(spec) else None
@@ -210,6 +212,7 @@ def _candidates(
             EncounterRow.start_us <= as_of.utc_us,
             or_(still_open, EncounterRow.end_us > as_of.utc_us),
             ~_seen_all(model_id, read, as_of),
+            ~_looked_later(model_id, as_of),
         )
     return [_stay(spec, row) for row in connection.execute(query)]
 
@@ -238,6 +241,21 @@ def _seen_all(model_id: int, read: Sequence[Wanted], as_of: Instant) -> ColumnEl
         or_(PatientRow.latest_us < JobRow.prediction_time_us, ~or_(*since)),
     )
     return exists(looked.correlate(EncounterRow, PatientRow))
+
+
+def _looked_later(model_id: int, as_of: Instant) -> ColumnElement[bool]:
+    """SQL condition: the model looked at the encounter at a later moment, whose result an earlier one may not replace.
+
+    A moment that has not come yet, asked for by mistake, does not count: it would stop every night until then.
+    """
+    later = select(JobRow.id).where(
+        JobRow.model_id == model_id,
+        JobRow.unit_kind == str(UnitKind.ENCOUNTER),
+        JobRow.unit_id == EncounterRow.id,
+        JobRow.prediction_time_us > as_of.utc_us,
+        JobRow.prediction_time_us <= now_us(),
+    )
+    return exists(later.correlate(EncounterRow))
 
 
 def _stays() -> Any:
