@@ -26,7 +26,7 @@ from medflow.delivery import DeliveryTally, target_name
 from medflow.delivery import deliver as deliver_pending
 from medflow.dispatch import Dispatch, Wake
 from medflow.errors import ConfigurationError, MedflowError, PluginBroken, RejectCode, unforeseen
-from medflow.evaluation.result import Evaluation
+from medflow.evaluation.result import Evaluation, InputDrift
 from medflow.explanation import explain_done, explainable
 from medflow.ingest.dicom import ingest_dicom
 from medflow.ingest.fhir import ingest_fhir
@@ -324,6 +324,18 @@ def evaluate(site: Site, model: str, *, output: str | None = None, labels: Label
                 connection, run.id, "evaluate", found.model, **detail, labels_sha256=found.labels_sha256
             )
     return found
+
+
+def input_drift(site: Site, model: str, *, since_us: int, most: int | None = None) -> InputDrift:
+    """The inputs of what a model answered since then, beside its training cohort: no outcome is needed.
+
+    Of many patients ``most`` are drawn.
+    """
+    from medflow.evaluation.inputs import MOST, drift_since  # with scikit-learn, as above
+
+    registered = site.registry.get(model)
+    with _sealed(), site.store.reading() as connection:
+        return drift_since(connection, registered, since_us, most=most or MOST)
 
 
 def train(site: Site, model: str, asked: Asked, *, progress: TrainProgress | None = None) -> Trained:

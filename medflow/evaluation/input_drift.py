@@ -9,7 +9,6 @@ values: what chance would exceed once in ten thousand comparisons stands beside 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +24,7 @@ from medflow.evaluation.reference import (
     reference_of,
     shown_share,
 )
-from medflow.evaluation.result import SMALLEST
+from medflow.evaluation.result import SMALLEST, Drift, Stability, Verdict
 from medflow.evaluation.summary import Summary, summary_of
 from medflow.plugin import TimeSeriesInput
 
@@ -34,56 +33,7 @@ __all__ = ["Drift", "Verdict", "drift", "drift_of", "psi", "reference_of"]
 SOME, SHIFTED = 0.1, 0.25
 CHANCE = 1e-4  # how often what is called chance would be exceeded if nothing had changed
 HALF_A_CASE = 0.5  # added per bin, spread as all cases together lie, so that a bin without a case is not infinite
-Verdict = Literal["steady", "some", "shifted", "unclear", "too-few"]
 WORST: tuple[Verdict, ...] = ("shifted", "some", "unclear", "steady", "too-few")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stability:
-    """One PSI, and what chance alone exceeds once in ten thousand times with as many cases."""
-
-    psi: float
-    chance: float
-
-    @property
-    def verdict(self) -> Verdict:
-        """How to read it; "unclear" would be some drift, but so few cases give as much by chance."""
-        if self.psi < SOME:
-            return "steady"
-        if self.psi <= self.chance:
-            return "unclear"
-        return "some" if self.psi <= SHIFTED else "shifted"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Drift:
-    """One channel or static, now beside the training cohort.
-
-    ``values`` is of the mean over the window (or the static) in the cases that have one, ``missing`` of whether there
-    is any, ``readings`` of in how many steps there is one; each None where there are fewer than ten such cases now or
-    then. ``direction``: where the values went, if they moved. Shares of few cases are 0 or 1: see `shown_share`.
-    """
-
-    name: str
-    kind: Literal["channel", "static"]
-    unit: str | None
-    cases: int
-    missing_now: float
-    missing_then: float
-    values: Stability | None
-    missing: Stability | None
-    readings: Stability | None
-    direction: Literal["higher", "lower"] | None = None
-
-    @property
-    def psi(self) -> float | None:
-        """Of the values."""
-        return None if self.values is None else self.values.psi
-
-    @property
-    def verdict(self) -> Verdict:
-        """The worst of values, missing ones and readings."""
-        return _worst(item.verdict for item in (self.values, self.missing, self.readings) if item is not None)
 
 
 def drift(
@@ -133,21 +83,23 @@ def _drift(column: Column, trained_on: int, values: np.ndarray, readings: np.nda
     known = np.isfinite(values)
     cases, measured = len(values), int(known.sum())
     trained_with = round(trained_on * (1 - column.missing))
-    missing = shown_share(cases - measured, cases)
+    share = shown_share(cases - measured, cases)
+    missing = _stability(
+        cases * np.array([share, 1 - share]), np.array([column.missing, 1 - column.missing]), trained_on
+    )
     found = _spread(column.values, trained_with, values[known])
+    often = None if readings is None else _spread(column.readings, trained_with, readings[known])
     moved = found is not None and found.verdict in ("some", "shifted")
     return Drift(
         name=column.name,
         kind="static" if readings is None else "channel",
         unit=column.unit,
-        cases=measured,
-        missing_now=missing,
+        verdict=_worst(item.verdict for item in (found, missing, often) if item is not None),
+        missing_now=share,
         missing_then=column.missing,
         values=found,
-        missing=_stability(
-            cases * np.array([missing, 1 - missing]), np.array([column.missing, 1 - column.missing]), trained_on
-        ),
-        readings=None if readings is None else _spread(column.readings, trained_with, readings[known]),
+        missing=missing,
+        readings=often,
         direction=_direction(column.values, values[known]) if moved and column.values is not None else None,
     )
 
@@ -168,7 +120,17 @@ def _stability(counts: np.ndarray, shares: np.ndarray, trained_on: int) -> Stabi
     more = HALF_A_CASE * int((pooled > 0).sum())
     found = psi((counts + more * pooled) / (cases + more), (then * trained_on + more * pooled) / (trained_on + more))
     freedom = max(int((pooled > 0).sum()) - 1, 1)
-    return Stability(psi=found, chance=float(chdtri(freedom, CHANCE)) * (1 / cases + 1 / trained_on))
+    chance = float(chdtri(freedom, CHANCE)) * (1 / cases + 1 / trained_on)
+    return Stability(psi=found, chance=chance, verdict=_verdict(found, chance))
+
+
+def _verdict(found: float, chance: float) -> Verdict:
+    """How to read a PSI; "unclear" would be some drift, but so few cases give as much by chance."""
+    if found < SOME:
+        return "steady"
+    if found <= chance:
+        return "unclear"
+    return "some" if found <= SHIFTED else "shifted"
 
 
 def _direction(then: Spread, values: np.ndarray) -> Literal["higher", "lower"]:
@@ -183,5 +145,5 @@ def worst(found: Sequence[Drift]) -> Verdict:
 
 
 def _worst(said: Iterable[Verdict]) -> Verdict:
-    present, nothing = set(said), WORST[-1]
-    return next((verdict for verdict in WORST if verdict in present), nothing)
+    every: list[Verdict] = [*said, WORST[-1]]
+    return min(every, key=WORST.index)

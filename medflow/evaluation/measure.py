@@ -77,6 +77,7 @@ def measured(spec: ModelSpec, output: Risk | Classification, joined: Joined) -> 
         notes=_notes(overall, several=threshold is None),
         draws=draws_for(len(cases.truth)),
         curves=_curves(cases, names),
+        counted="every" if joined.every else "live",
     )
 
 

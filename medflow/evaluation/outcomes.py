@@ -13,8 +13,10 @@ from medflow.evaluation.observed import Found, check_observable, observe
 from medflow.plugin import Classification, ModelSpec, Risk
 from medflow.store import Connection
 from medflow.store.ledger import now_us
-from medflow.store.outcomes import Asked
+from medflow.store.outcomes import Asked, Moment
 from medflow.store.units import unit_facts
+
+__all__ = ["Moment", "Question", "outcomes_of"]
 
 NOT_OVER = "horizon-not-over"
 
@@ -31,14 +33,6 @@ class Question:
     def horizon(self) -> timedelta | None:
         """How far the output looks ahead; None: to the end of the stay, or it does not say."""
         return self.output.horizon if isinstance(self.output, Risk) else None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Moment:
-    """A unit at a moment (UTC, microseconds): nothing that came by then is an outcome."""
-
-    unit_id: int
-    time_us: int
 
 
 def outcomes_of(

@@ -1,13 +1,15 @@
-"""An evaluation's plots, as PNG files: ROC, precision against recall, reliability."""
+"""An evaluation's plots, as PNG files: ROC, precision against recall, reliability, drift of the inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from medflow.drawing import COLOURS, FAINT, INK, figure, png
-from medflow.evaluation.result import Curve, Evaluation
+from medflow.evaluation.result import Curve, Evaluation, InputDrift
 
 SIDE_IN = 4.2
+DRAWN = 30  # inputs at most: those that moved most
+SEVERITY = {"shifted": COLOURS[4], "some": COLOURS[1], "unclear": FAINT, "steady": COLOURS[0], "too-few": FAINT}
 
 
 def plots(evaluation: Evaluation) -> dict[str, bytes]:
@@ -20,6 +22,8 @@ def plots(evaluation: Evaluation) -> dict[str, bytes]:
         made["precision-recall"] = _curves(
             evaluation.curves.precision_recall, "recall", "precision", "Precision and recall", chance=flat
         )
+    if evaluation.inputs is not None:
+        made["drift"] = drift_bars(evaluation.inputs)
     return made
 
 
@@ -53,3 +57,25 @@ def _square(axes, x: str, y: str, title: str) -> None:  # noqa: ANN001 - matplot
     axes.set_title(title, color=INK, fontsize=11)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def drift_bars(drift: InputDrift) -> bytes:
+    """The PSI of each input's values, of those that moved most, with what chance would give and the rule of thumb."""
+    known = sorted((item for item in drift.columns if item.values is not None), key=lambda item: item.psi or 0.0)
+    shown = known[-DRAWN:]
+    drawn = figure(1.6 * SIDE_IN, 0.22 * len(shown) + 1.2)
+    axes = drawn.add_subplot()
+    places = range(len(shown))
+    axes.barh(places, [item.psi or 0.0 for item in shown], color=[SEVERITY[item.verdict] for item in shown])
+    chances = [item.values.chance for item in shown if item.values is not None]
+    axes.plot(chances, places, linestyle="", marker="|", markersize=9, color=INK, label="by chance")
+    for limit in (0.1, 0.25):
+        axes.axvline(limit, color=FAINT, linestyle="--", linewidth=1)
+    axes.set_yticks(places, [f"{item.name}: {item.verdict}" for item in shown], fontsize=8)
+    axes.set_xlabel("PSI of the values (0.1 some, 0.25 shifted)")
+    axes.set_title("Drift of the inputs", color=INK, fontsize=11)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if shown:
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
+    return png(drawn)

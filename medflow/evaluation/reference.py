@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from medflow.errors import ConfigurationError
 from medflow.evaluation.result import SMALLEST
-from medflow.evaluation.summary import Summary, summary_of
+from medflow.evaluation.summary import Summary, one_each, summary_of
 from medflow.plugin import Channel, TimeSeriesInput
 
 BINS = 10
@@ -62,7 +62,9 @@ class Reference:
 _REFERENCE = TypeAdapter(Reference)
 
 
-def reference_of(values: np.ndarray, statics: np.ndarray, spec: TimeSeriesInput) -> dict[str, Any]:
+def reference_of(
+    values: np.ndarray, statics: np.ndarray, spec: TimeSeriesInput, *, patients: np.ndarray | None = None
+) -> dict[str, Any]:
     """The reference of a training cohort, as a JSON object.
 
     Parameters
@@ -73,12 +75,17 @@ def reference_of(values: np.ndarray, statics: np.ndarray, spec: TimeSeriesInput)
         (n, k) float32, NaN unknown.
     spec
         What they are an input of.
+    patients
+        (n,): whose case each is, where a patient may have several: one of them counts.
 
     Raises
     ------
     ConfigurationError
         The cohort is too small to be told of without telling of its patients.
     """
+    if patients is not None:
+        rows = one_each(patients)
+        values, statics = values[rows], statics[rows]
     return _REFERENCE.dump_python(reference_of_summary(summary_of(values, statics), spec), mode="json")
 
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from medflow.config import LabelTable, Settings
-from medflow.errors import ConfigurationError
+from medflow.errors import ConfigurationError, PluginBroken
+from medflow.evaluation.inputs import input_drift
 from medflow.evaluation.join import join
 from medflow.evaluation.labels import read_labels
 from medflow.evaluation.measure import Joined, measured, several
 from medflow.evaluation.observed import check_observable
 from medflow.evaluation.outcomes import Question, outcomes_of
-from medflow.evaluation.result import SMALLEST, Evaluation
+from medflow.evaluation.result import SMALLEST, Evaluation, InputDrift
 from medflow.plugin import Classification, ModelSpec, OutputSpec, Risk, TimeSeriesInput
 from medflow.registry import RegisteredModel
-from medflow.store import Store
+from medflow.store import Connection, Store
 from medflow.store.outcomes import Scored, every_prediction, live_predictions, people
 from medflow.store.units import unit_facts
 
@@ -58,11 +60,12 @@ def evaluate(
         question = Question(spec=model.spec, output=chosen, table=table)
         outcomes, unmatched = outcomes_of(connection, settings, question, scored)
         who = people(connection, [patient for patient in patients.values() if patient is not None])
+        inputs = _inputs(connection, model, scored)
     cases, unknown = join(scored, outcomes, patients, who, classes=several(chosen))
     left_out += unknown
     if len(np.unique(cases.patients)) < SMALLEST:
         raise ConfigurationError(_too_few(model, chosen, len(found), len(cases.truth), left_out, unmatched))
-    return measured(
+    held = measured(
         model.spec,
         chosen,
         Joined(
@@ -75,6 +78,17 @@ def evaluate(
             labels_unmatched=unmatched,
         ),
     )
+    return replace(held, inputs_unknown=inputs) if isinstance(inputs, str) else replace(held, inputs=inputs)
+
+
+def _inputs(connection: Connection, model: RegisteredModel, scored: Sequence[Scored]) -> InputDrift | str | None:
+    """The drift of their inputs, or why it is not told; None of a model that reads no time series."""
+    if not any(isinstance(item, TimeSeriesInput) for item in model.spec.accepts):
+        return None
+    try:
+        return input_drift(connection, model, scored)
+    except (ConfigurationError, PluginBroken) as error:  # how good the model was can be told without it
+        return error.message
 
 
 def rolling(spec: ModelSpec) -> bool:

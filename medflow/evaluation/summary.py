@@ -40,6 +40,16 @@ def summary_of(values: np.ndarray, statics: np.ndarray) -> Summary:
     return Summary(means=means, readings=readings, statics=np.asarray(statics, dtype=np.float32))
 
 
+def one_each(patients: np.ndarray) -> np.ndarray:
+    """The rows, in order, of one case a patient: drawn, but the same for the same cases.
+
+    Several cases of one patient are no several observations, and what ten of them have may still be one patient's.
+    """
+    shuffled = np.random.default_rng(0).permutation(len(patients))
+    _, first = np.unique(patients[shuffled], return_index=True)
+    return np.sort(shuffled[first])
+
+
 def together(parts: Sequence[Summary]) -> Summary:
     """The cases of all parts, in order."""
     return Summary(

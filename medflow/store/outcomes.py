@@ -43,6 +43,14 @@ class Asked(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Moment:
+    """A unit at a moment (UTC, microseconds): nothing that came by then is an outcome."""
+
+    unit_id: int
+    time_us: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Scored:
     """One prediction: a unit, the moment the model spoke of, and what it said."""
 
@@ -105,6 +113,18 @@ def every_prediction(connection: Connection, model: str, output: str) -> list[Sc
     for row in connection.execute(_predictions(model, output)):
         found[row.unit_id, row.prediction_time_us, row.version] = _scored(row)
     return sorted(found.values(), key=lambda item: (item.unit_id, item.time_us))
+
+
+def answered_since(connection: Connection, model: str, version: str, since_us: int) -> list[Moment]:
+    """What this version of a model has answered since then (by the clock), superseded or not."""
+    query = (
+        select(JobRow.unit_id, JobRow.prediction_time_us)
+        .join(ModelRow, ModelRow.id == JobRow.model_id)
+        .where(ModelRow.name == model, ModelRow.version == version)
+        .where(JobRow.state == "done", JobRow.finished_us >= since_us)
+        .order_by(JobRow.id)
+    )
+    return [Moment(unit_id=row.unit_id, time_us=row.prediction_time_us) for row in connection.execute(query)]
 
 
 def _predictions(model: str, output: str) -> Any:
