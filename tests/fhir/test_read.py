@@ -7,6 +7,7 @@ import pytest
 from medflow.errors import InputRejected, RejectCode
 from medflow.fhir.read import Context, Reading, read_resource, resolve
 from medflow.records import Coding, Identifier, Instant, fhir_identifier
+from medflow.store.packed import codings_of, pack
 
 HERE = Context(source="local")
 HEART_RATE = Coding(system="http://loinc.org", code="8867-4")
@@ -86,6 +87,63 @@ def test_components_are_measurements_of_their_own():
 def test_one_value_is_counted_under_one_code_and_loinc_comes_first():
     coding = [{"system": "urn:ward", "code": "HR"}, {"system": "http://loinc.org", "code": "8867-4"}]
     assert only(observation(code={"coding": coding}, **quantity(73))).code == HEART_RATE
+
+
+def test_the_other_codings_of_a_value_are_kept():
+    ward, loinc = {"system": "urn:ward", "code": "HR"}, {"system": "http://loinc.org", "code": "8867-4"}
+    found = only(observation(code={"coding": [ward, loinc]}, **quantity(73)))
+    assert (found.code, found.also) == (HEART_RATE, (Coding(system="urn:ward", code="HR"),))
+
+
+def test_the_order_of_codings_makes_no_other_concept():
+    coding = [{"system": "urn:ward", "code": "HR"}, {"system": "urn:other", "code": "8867-4"}]
+    rows = [
+        pack(read(observation(code={"coding": its}, **quantity(73))).resource).measurements[0]
+        for its in (coding, coding[::-1], [*coding, coding[0]])
+    ]
+    assert rows[0] == rows[1] == rows[2]
+    assert codings_of(rows[0].code[1]) == {
+        Coding(system="urn:ward", code="HR"),
+        Coding(system="urn:other", code="8867-4"),
+    }
+
+
+def test_a_limit_is_told_from_a_value_by_its_unit():
+    limit = quantity(5, "ng/L")
+    limit["valueQuantity"]["comparator"] = "<"
+    assert only(observation(**limit)).unit == "<ng/L"
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"), [("mmHg", "{mmHg}"), ("x}/min{", "{x)/min(}"), ("{beats}/min", "{(beats)/min}")]
+)
+def test_a_unit_in_words_never_becomes_one_of_ucum(text, unit):
+    assert only(observation(valueQuantity={"value": 5, "unit": text})).unit == unit
+
+
+@pytest.mark.parametrize(("status", "known"), [("corrected", 9), ("amended", 9), ("final", 0)])
+def test_a_correction_without_issued_was_known_when_it_was_stored(status, known):
+    found = only(observation(status=status, meta={"lastUpdated": "2012-01-01T09:00:00Z"}, **quantity(73)))
+    assert found.available.utc_us == at(2012, 1, 1, known).utc_us
+
+
+def test_nothing_is_known_before_it_was_true():
+    found = only(observation(issued="2011-12-31T00:00:00Z", **quantity(73)))
+    assert found.available.utc_us == found.effective.utc_us
+
+
+def test_how_an_encounter_began_is_read():
+    stay = {
+        "resourceType": "Encounter",
+        "id": "e1",
+        "status": "in-progress",
+        "class": {"code": "IMP"},
+        "priority": {"coding": [{"system": "urn:p", "code": "EM"}, {"system": "urn:q", "code": "1"}]},
+        "hospitalization": {"admitSource": {"coding": [{"system": "urn:s", "code": "emd"}]}},
+    }
+    found = read(stay).resource.encounter
+    assert [coding.code for coding in found.priority] == ["EM", "1"]
+    assert found.admit_source == (Coding(system="urn:s", code="emd"),)
 
 
 def test_a_unit_that_is_only_text_equals_no_unit_that_a_model_accepts():

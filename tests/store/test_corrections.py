@@ -318,7 +318,7 @@ def test_nothing_issued_after_the_prediction_time_ever_changes_a_score(
             np.testing.assert_array_equal(one, other)
 
 
-@wild
+@tuned(parent=wild, max_examples=5)
 @given(history=histories(), data=st.data())
 def test_order_duplicates_and_ingesting_again_never_change_a_score(
     store: Store, history: Sequence[Version], data: st.DataObject
