@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import BigInteger, ColumnElement, Connection, Integer, and_, column, or_, select, tuple_, values
 
+from medflow.garbage import seldom_collected
 from medflow.plugin import Channel, Coding, TimeSeriesInput
 from medflow.records import Instant
 from medflow.store.packed import SEVERAL, codings_of
@@ -123,11 +124,7 @@ def readings(
     )
     extra = [MeasurementRow.value_concept_id] * wanted.coded + [MeasurementRow.resource_id] * resources
     query = query.add_columns(*extra)
-    with connection.execute(query) as result:
-        assert result.cursor is not None  # noqa: S101 - a SELECT has one
-        rows = result.cursor.fetchall()  # plain tuples: there may be a million, and columns are all that is wanted
-    columns = zip(*rows, strict=True) if rows else ((),) * (6 + len(extra))
-    case, concept, unit, value, offset_us, known_us, *more = columns
+    case, concept, unit, value, offset_us, known_us, *more = _columns(connection, query, 6 + len(extra))
     answer = more[0] if wanted.coded else ()
     names = list(set(unit))
     number = {name: index for index, name in enumerate(names)}
@@ -148,6 +145,14 @@ def readings(
         else None,
         resource=np.array(more[-1], dtype=np.int64) if resources else None,
     )
+
+
+def _columns(connection: Connection, query: Any, count: int) -> list[tuple[Any, ...]]:
+    """The ``count`` columns of what a query finds."""
+    with seldom_collected(), connection.execute(query) as result:
+        assert result.cursor is not None  # noqa: S101 - a SELECT has one
+        rows = result.cursor.fetchall()  # plain tuples: there may be a million, and columns are all that is wanted
+        return list(zip(*rows, strict=True)) if rows else [()] * count
 
 
 def _windows(units: Sequence[tuple[int, Instant]], window_us: int) -> Any:
