@@ -5,18 +5,24 @@ All of it is counts in bins. Fewer than `ENOUGH` cases are not shown at all, so 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
-from medflow.errors import ConfigurationError
+from medflow import steps
+from medflow.errors import ConfigurationError, MedflowError
+from medflow.evaluation.result import InputDrift
 from medflow.plugin import Measure, OutputSpec, Segment
 from medflow.registry import load_spec
 from medflow.store import Connection, history
 from medflow.store.history import TONIGHT, Spread
 
+log = logging.getLogger(__name__)
 ENOUGH = 20  # cases
+INPUTS = 2000  # cases of a night whose inputs are read again for their drift, at most: a few seconds
+NAMED = 5  # inputs that have moved, of one model
 NIGHTS = 30
 FINE = 1000  # bins counted in
 SHOWN = (4, 20)  # bins shown, at least and at most
@@ -143,6 +149,44 @@ def _gap(tonight: Sequence[int], before: Sequence[int]) -> tuple[float | None, f
         reached, other = reached + one / many, other + two / more
         gap = max(gap, abs(reached - other))
     return gap, CHANCE * sqrt((many + more) / (many * more))
+
+
+# --- what the scores were made from ------------------------------------------------------------------------------
+
+
+def input_drifts(here: steps.Site, models: Iterable[str], *, since_us: int) -> dict[str, InputDrift]:
+    """The inputs since then beside the training, of each model that brings a reference of its own."""
+    found: dict[str, InputDrift] = {}
+    for name in dict.fromkeys(models):
+        model = here.registry.models.get(name)
+        if model is None or model.spec.reference is None:
+            continue
+        try:
+            found[name] = steps.input_drift(here, name, since_us=since_us, most=INPUTS)
+        except MedflowError as error:  # too few cases, mostly: a night's report does not wait for that
+            log.info("no drift of the inputs of %s: %s", name, error.message)
+    return found
+
+
+def input_rows(found: Mapping[str, InputDrift]) -> list[dict[str, Any]]:
+    """One row a model, in words."""
+    return [
+        {"model": name, "cases": drift.cases, "inputs": len(drift.columns), "which means": _moved(drift)}
+        for name, drift in found.items()
+    ]
+
+
+def _moved(drift: InputDrift) -> str:
+    order = ("shifted", "some")
+    moved = [item for item in drift.columns if item.verdict in order]
+    moved.sort(key=lambda item: (order.index(item.verdict), -(item.psi or 0.0)))
+    if not moved:
+        return "nothing has moved" if drift.verdict == "steady" else "too few cases to tell of every input"
+    more = f" and {len(moved) - NAMED} more" if len(moved) > NAMED else ""
+    return ", ".join(f"{item.name} {item.verdict}" for item in moved[:NAMED]) + more
+
+
+# --- in words ----------------------------------------------------------------------------------------------------
 
 
 def as_rows(drifts: Sequence[Drift]) -> list[dict[str, Any]]:

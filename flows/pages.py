@@ -11,7 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from medflow.flows.drift import Drift, as_rows
+from medflow.evaluation.result import InputDrift
+from medflow.flows.drift import Drift, as_rows, input_rows
 from medflow.flows.timings import Stage, inner_stages
 
 Counts = Mapping[str, Any]
@@ -252,6 +253,15 @@ def drifts(found: Sequence[Drift]) -> str:
     return "\n\n".join(
         ["## Scores beside the nights before", grid(list(rows[0]), [row.values() for row in rows]), said]
     )
+
+
+def inputs(found: Mapping[str, InputDrift]) -> str:
+    """What the inputs are like beside those of the training, as a section."""
+    if not found:
+        return ""
+    rows = [{name: _shown(value) for name, value in row.items()} for row in input_rows(found)]
+    said = "By the population stability index of each input; `medflow drift MODEL` has the figures."
+    return "\n\n".join(["## Inputs beside the training", grid(list(rows[0]), [row.values() for row in rows]), said])
 
 
 def plain(counts: Counts) -> str:

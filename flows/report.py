@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from prefect.states import Completed, Failed
 from medflow.delivery import target_name
 from medflow.drawing import data_uri
 from medflow.errors import MedflowError, place_of
+from medflow.evaluation.result import InputDrift
 from medflow.flows import drift, pages, plots, timings
 from medflow.flows.drift import Drift
 from medflow.flows.timings import Stage
@@ -70,6 +71,7 @@ class _Record:
     chunks: Sequence[ChunkLine] = ()
     nights: Sequence[RunLine] = ()
     drifts: Sequence[Drift] = ()
+    inputs: Mapping[str, InputDrift] = field(default_factory=dict)
     targets: Mapping[str, Counts] = field(default_factory=dict)
 
 
@@ -91,7 +93,7 @@ def report_night(here: Site, counts: Mapping[str, Counts], started_us: int) -> N
         {**counts, "score": score},
         verdict=f"{VERDICTS[str(final_state(counts).name)]} {_duration(now_us() - started_us)}.",
         waiting=found.targets,
-        more=[pages.timings(stages), pages.drifts(found.drifts)],
+        more=[pages.timings(stages), pages.drifts(found.drifts), pages.inputs(found.inputs)],
     )
     create_markdown_artifact(key=key_of("night"), markdown=page, description=summary(counts))
     _tables(stages, found.drifts)
@@ -119,7 +121,8 @@ def _look_back(here: Site, started_us: int) -> _Record:
             targets=_named_targets(here, targets),
             drifts=drift.drifts(connection, since_us=started_us),
         )
-    return found
+    models = [item.model for item in found.drifts]
+    return replace(found, inputs=drift.input_drifts(here, models, since_us=started_us))
 
 
 def _named_targets(here: Site, counts: Mapping[str, Counts]) -> dict[str, Counts]:

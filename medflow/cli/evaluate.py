@@ -1,4 +1,4 @@
-"""`medflow evaluate`: predictions held against what became of the patients; `medflow drift`: inputs alone, before it does."""
+"""`medflow evaluate`: predictions held against what became of the patients; `medflow drift`: their inputs alone."""
 
 from __future__ import annotations
 

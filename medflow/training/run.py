@@ -225,13 +225,17 @@ def _search(training: _Training, data: Dataset, parts: Parts, folder: Path) -> F
         ).run()
 
 
+def _reference(learnt: Dataset, series: TimeSeriesInput) -> dict[str, Any]:
+    return reference_of(learnt.values, learnt.statics, series, patients=learnt.members.patients)
+
+
 def _measured(
     training: _Training, data: Dataset, parts: Parts, told: CohortTold, found: Found, served: RegisteredModel | None
 ) -> Trained:
     base, output, test = training.base, training.output, data.take(parts.test)
     fitted = np.sort(np.concatenate([parts.training, parts.validation]))
     learnt = data.take(fitted)
-    reference = json.dumps(reference_of(learnt.values, learnt.statics, training.series)).encode()
+    reference = json.dumps(_reference(learnt, training.series)).encode()
     spec = fitted_spec(base.spec, output, found.best)
     spec = replace(spec, reference=Weights(file=REFERENCE, sha256=sha256(reference).hexdigest()))
     with training.stage("measuring", len(test)):
