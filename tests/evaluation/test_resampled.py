@@ -17,7 +17,7 @@ def same(drawn: dict[str, np.ndarray], wanted: metrics.Values, names: list[str])
         assert np.isnan(drawn[name][0]) if value is None else drawn[name][0] == pytest.approx(value), name
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(CASE, min_size=1, max_size=30).filter(lambda cases: any(case[3] for case in cases)))
 def test_a_draw_has_scikit_learns_figures_of_the_cases_drawn(cases):
     outcome, one, other, times = (np.array(column) for column in zip(*cases, strict=True))
