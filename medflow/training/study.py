@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from medflow.plugin import Epoch, Fitted
 
 FOLDER = "training"  # under MEDFLOW_HOME
 JOURNAL, LOCK, BEST = "journal.log", "lock", "best"
+FORGOTTEN_S = 7 * 86_400  # a training that nobody went on with for so long is removed: it has patients' data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,7 @@ def opened(home: Path, key: str) -> Iterator[Path]:
         Another process trains the same, or the folder cannot be written.
     """
     folder = home / FOLDER / key
+    _forget(folder.parent)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
@@ -122,6 +125,18 @@ def kept(folder: Path, number: int) -> Kept | None:
 def remove(folder: Path) -> None:
     """The training has ended: remove all of it."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _forget(trainings: Path) -> None:
+    """Remove trainings that were left, unless somebody is at them."""
+    for left in trainings.glob("*/"):
+        try:
+            with (left / LOCK).open("rb+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - max(path.stat().st_mtime for path in (left, *left.iterdir())) > FORGOTTEN_S:
+                    shutil.rmtree(left, ignore_errors=True)
+        except OSError:
+            continue  # in use, or going already
 
 
 def _mend(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Searches by a model that is cheap to fit: seeded, gone on with after a kill, and quiet."""
 
 import json
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -218,3 +219,15 @@ def test_one_process_at_a_time(tmp_path, folder):
     with pytest.raises(ConfigurationError, match="another process is at this very training"):
         with study.opened(tmp_path, "k"):
             pass
+
+
+def test_what_nobody_went_on_with_for_a_week_is_removed_unless_somebody_is_at_it(tmp_path):
+    with study.opened(tmp_path, "left") as left:
+        pass
+    with study.opened(tmp_path, "recent") as recent:
+        pass
+    with study.opened(tmp_path, "long") as long:
+        for path in (left / study.LOCK, left / study.JOURNAL, left, long / study.LOCK, long / study.JOURNAL, long):
+            os.utime(path, (0, 0))
+        with study.opened(tmp_path, "new"):
+            assert (left.exists(), recent.exists(), long.exists()) == (False, True, True)
