@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
 
 from medflow.config import Settings
 from medflow.contexts import context_of, identity_of, maker_of, read_about
-from medflow.errors import ConfigurationError, PredictionInvalid
+from medflow.errors import ConfigurationError, InputNotUsable, PredictionInvalid
 from medflow.evidence import ExplainedCase, told_of, with_contributions
 from medflow.fhir.write import result_resources
 from medflow.heat_maps import keep_heat_maps
@@ -14,10 +15,10 @@ from medflow.inference.loaded import LoadedModel
 from medflow.inference.resident import LoadedModels
 from medflow.inference.results import results_of
 from medflow.inference.runner import Outcome, Runner
-from medflow.inputs import open_cases
-from medflow.records import Instant, Result
+from medflow.inputs import check_unchanged, open_cases
+from medflow.records import Instant, Outgoing, Result
 from medflow.registry import RegisteredModel, Registry
-from medflow.store import Store, history, outbox, result_objects
+from medflow.store import Connection, Store, history, outbox, result_objects
 from medflow.store.history import JobView
 from medflow.store.ledger import now_us
 from medflow.store.predictions import write_results
@@ -76,14 +77,18 @@ def explain_done(
         others = [item for item in result_objects.of_job(connection, view.job.id) if item.kind != "heat-map"]
         about = read_about(connection, settings, model, [view.job])
         context = context_of(identity_of(model), settings, view.job, about, issued, [*others, *made])
+        resources = result_resources(context, results)
+        _check_same_ids(connection, view, resources)
         result_objects.record(connection, {view.job.id: [*others, *made]})
         write_results(connection, {view.job.id: results})
         files = [result_objects.outgoing(item, context.envelope) for item in made]
-        outbox.queue(connection, view.job.id, [*result_resources(context, results), *files])
+        outbox.queue(connection, view.job.id, [*resources, *files])
     return [*(output for item in made for output in item.outputs), *(name for name, its in told.items() if its)]
 
 
 def _again(store: Store, settings: Settings, view: JobView, ready: LoadedModel) -> Outcome:
+    with store.reading() as connection:
+        check_unchanged(connection, ready.spec, view.job)
     runner = Runner(ready, threads=settings.threads, explain=True)
     (outcome,) = chain.from_iterable(runner.run(open_cases(store, ready.spec, [view.job])))
     if error := outcome.error or outcome.unexplained:
@@ -102,3 +107,12 @@ def _check_same(model: RegisteredModel, view: JobView, found: list[Result]) -> N
             same = abs(before - result.value) <= model.spec.tolerance * max(1.0, abs(before))
         if not same:
             raise PredictionInvalid("answer-changed", f"{model.name} gives another answer for {result.output} now")
+
+
+def _check_same_ids(connection: Connection, view: JobView, resources: Sequence[Outgoing]) -> None:
+    """What is explained must replace what was sent: under other ids there would be two answers."""
+    if {(item.type, item.id) for item in resources} - outbox.ids_of(connection, view.job.id):
+        raise InputNotUsable(
+            "patient-changed",
+            f"{view.job.unit} is of another patient, or of one named otherwise, than when it was scored",
+        )

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from threading import Lock
 
-from medflow.dicom.volume import read_image
 from medflow.errors import InputNotUsable
 from medflow.genomics.sequence import centre_window
 from medflow.plugin import (
@@ -26,7 +25,7 @@ from medflow.store.genomics import due_sequences, load_sequences
 from medflow.store.imaging import content_of, series_instances
 from medflow.store.jobs import Job
 from medflow.store.selection import chosen_series, due_series, due_studies, series_key, study_key
-from medflow.store.timeseries import due_encounters, load_time_series
+from medflow.store.timeseries import due_encounters, input_key, load_time_series
 from medflow.store.units import UnitFacts, unit_facts
 
 CaseOpener = Callable[[], Case]
@@ -115,6 +114,24 @@ def image_instances(connection: Connection, spec: ModelSpec, job: Job) -> dict[s
     return found
 
 
+def check_unchanged(connection: Connection, spec: ModelSpec, job: Job) -> None:
+    """That a job's case would be read as it was when the job was made; of images `open_cases` sees to that.
+
+    Raises
+    ------
+    InputNotUsable
+        input-changed: a measurement came in late, say, or the encounter began at another time than was known.
+    """
+    wanted = spec.accepts[0]
+    if not isinstance(wanted, TimeSeriesInput):
+        return
+    if input_key(connection, wanted, job.unit.id, job.prediction_time) != job.input_key:
+        raise InputNotUsable(
+            "input-changed",
+            f"the records of {job.unit} changed after the job was made: the next selection makes another of them",
+        )
+
+
 def job_facts(connection: Connection, spec: ModelSpec, jobs: Sequence[Job]) -> dict[int, UnitFacts]:
     """What results need to know of the jobs' units, by the unit's id; of a study also which series were chosen."""
     facts = unit_facts(connection, spec.unit, [job.unit.id for job in jobs])
@@ -132,6 +149,8 @@ def _content(instances: Sequence[Instance]) -> str:
 
 
 def _open_images(store: Store, spec: ModelSpec, job: Job, workers: int) -> Case:
+    from medflow.dicom.volume import read_image  # with pydicom, for which only models of images wait
+
     with store.reading() as connection:
         found = image_instances(connection, spec, job)
     images: dict[str, CaseInput] = {}

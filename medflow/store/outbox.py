@@ -111,6 +111,12 @@ def queue_many(connection: Connection, outgoing: Mapping[int | None, Sequence[Ou
     _reopen(connection, [row.id for row in written if row.version > 1])
 
 
+def ids_of(connection: Connection, job_id: int) -> set[tuple[str, str]]:
+    """Type and id of what a job has in the outbox."""
+    query = select(OutboxRow.type, OutboxRow.fhir_id).where(OutboxRow.job_id == job_id)
+    return {(row.type, row.fhir_id) for row in connection.execute(query)}
+
+
 def supersede(connection: Connection, job_ids: Sequence[int], status: str) -> int:
     """Give the results of these jobs another FHIR status ("amended", "entered-in-error"); returns how many changed.
 

@@ -77,25 +77,49 @@ def due_encounters(connection: Connection, spec: TimeSeriesInput, *, as_of: Inst
     candidates = _candidates(connection, spec, [one for one in (wanted, fixed) if one], as_of, model_id)
     admission = spec.anchor == "admission"
     window_us = _us(spec.window)
-    after = EncounterRow.start_us if admission else None
-    until: Any = EncounterRow.start_us + window_us if admission else as_of.utc_us
     due = []
     for start in range(0, len(candidates), CHUNK):
         chunk = {stay.id: stay for stay in candidates[start : start + CHUNK]}
-        marks = _marks(connection, chunk, visible(wanted, after=after, until=until))
-        more = _marks(connection, marks, visible(fixed, after=None, until=until)) if fixed else {}
-        for encounter_id, mark in marks.items():
+        for encounter_id, key in _keys(connection, spec, wanted, fixed, chunk, as_of).items():
             stay = chunk[encounter_id]
             moment = Instant(utc_us=stay.start.utc_us + window_us, offset_min=stay.start.offset_min)
             due.append(
                 DueUnit(
                     unit=Unit(kind=UnitKind.ENCOUNTER, id=stay.id),
                     revision=stay.revision,
-                    input_key=digest_of(stay.start.utc_us, *mark, *stay.statics, *more.get(encounter_id, ())),
+                    input_key=key,
                     prediction_time=moment if admission else as_of,
                 )
             )
     return due
+
+
+def input_key(connection: Connection, spec: TimeSeriesInput, encounter_id: int, moment: Instant) -> str | None:
+    """The input_key that this encounter has now at a prediction time; None where there is nothing to be given."""
+    wanted = wanted_of(connection, spec)
+    fixed = wanted_of(connection, spec, static=True) if static_channels(spec) else None
+    stays = {row.id: _stay(spec, row) for row in connection.execute(_stays().where(EncounterRow.id == encounter_id))}
+    return _keys(connection, spec, wanted, fixed, stays, moment).get(encounter_id)
+
+
+def _keys(
+    connection: Connection,
+    spec: TimeSeriesInput,
+    wanted: Wanted,
+    fixed: Wanted | None,
+    stays: Mapping[int, _Stay],
+    moment: Instant,
+) -> dict[int, str]:
+    """The input_key of each of ``stays`` that has a measurement; ``moment`` counts where the window ends at it."""
+    admission = spec.anchor == "admission"
+    after = EncounterRow.start_us if admission else None
+    until: Any = EncounterRow.start_us + _us(spec.window) if admission else moment.utc_us
+    marks = _marks(connection, stays, visible(wanted, after=after, until=until))
+    more = _marks(connection, marks, visible(fixed, after=None, until=until)) if fixed else {}
+    return {
+        key: digest_of(stays[key].start.utc_us, *mark, *stays[key].statics, *more.get(key, ()))
+        for key, mark in marks.items()
+    }
 
 
 def load_time_series(
