@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from medflow.config import Settings
-from medflow.dicom.derived import Maker
+from medflow.dicom.maker import Maker
 from medflow.fhir.write import ModelIdentity, ResultContext
 from medflow.inputs import job_facts
 from medflow.records import Instant, ResultObject, Subject

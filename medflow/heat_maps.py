@@ -7,9 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from medflow.dicom.derived import Maker
-from medflow.dicom.heatmap import KIND, HeatMap, read_heat_map, write_heat_maps
-from medflow.dicom.plan import plan_volume
+from medflow.dicom.maker import KIND, HeatMap, Maker
 from medflow.errors import InputNotUsable
 from medflow.inference.explaining import Explanations, explained_image
 from medflow.inputs import image_instances
@@ -35,6 +33,9 @@ def keep_heat_maps(
     maps = _by_image(spec, case, explanation)
     if not maps:
         return []
+    from medflow.dicom.heatmap import write_heat_maps  # with pydicom, for which only models of images wait
+    from medflow.dicom.plan import plan_volume
+
     with store.reading() as connection:
         instances = image_instances(connection, spec, job)
     kept: list[ResultObject] = []
@@ -73,6 +74,9 @@ def read_heat_maps(store: Store, spec: ModelSpec, job: Job, case: Case, *, image
     InputNotUsable
         file-missing, heat-map-unreadable, or as for `plan_volume`.
     """
+    from medflow.dicom.heatmap import read_heat_map
+    from medflow.dicom.plan import plan_volume
+
     with store.reading() as connection:
         made = [item for item in result_objects.of_job(connection, job.id) if item.kind == KIND]
         here = [item for item in made if (found := explained_image(spec, case, item.outputs[0])) and found[0] == image]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from medflow.config import Settings
 from medflow.contexts import About, context_of, identity_of, maker_of, read_about
-from medflow.dicom.derived import Maker
+from medflow.dicom.maker import Maker
 from medflow.errors import (
     CaseError,
     DeviceExhausted,

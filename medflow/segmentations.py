@@ -8,9 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from medflow.dicom.derived import Maker
-from medflow.dicom.plan import plan_volume
-from medflow.dicom.seg import read_segmentation, write_segmentations
+from medflow.dicom.maker import Maker
 from medflow.errors import InputNotUsable, MedflowError, PredictionInvalid, place_of
 from medflow.inference.results import image_of
 from medflow.inputs import image_instances
@@ -69,6 +67,9 @@ def _by_image(
 def _written(
     store: Store, spec: ModelSpec, job: Job, masks: Mapping[str, list[tuple[Segment, Mask]]], maker: Maker
 ) -> list[ResultObject]:
+    from medflow.dicom.plan import plan_volume  # with pydicom and highdicom, for which only models of images wait
+    from medflow.dicom.seg import write_segmentations
+
     with store.reading() as connection:
         instances = image_instances(connection, spec, job)
     objects: list[ResultObject] = []
@@ -92,6 +93,9 @@ def read_masks(
     InputNotUsable
         file-missing, not-a-segmentation (a mask that was kept by an earlier version), or as for `plan_volume`.
     """
+    from medflow.dicom.plan import plan_volume
+    from medflow.dicom.seg import read_segmentation
+
     wanted = {
         result.output: result.mask
         for result in results

@@ -28,7 +28,6 @@ from medflow.dispatch import Dispatch, Wake
 from medflow.errors import ConfigurationError, MedflowError, PluginBroken, RejectCode, unforeseen
 from medflow.evaluation.result import Evaluation, InputDrift
 from medflow.explanation import explain_done, explainable
-from medflow.ingest.dicom import ingest_dicom
 from medflow.ingest.fhir import ingest_fhir
 from medflow.ingest.genomics import ingest_fasta, ingest_vcf
 from medflow.ingest.offers import Offer
@@ -111,6 +110,8 @@ def ingest(site: Site, source: Source, *, name: str | None = None, progress: Pro
 def _take(site: Site, source: Source, run_id: int, progress: Progress | None) -> Tally:
     store, settings, paths = site.store, site.settings, source.paths
     if source.kind == "dicom":
+        from medflow.ingest.dicom import ingest_dicom  # with pydicom, for which no other step should wait
+
         tally = ingest_dicom(store, settings, paths, run_id=run_id, in_place=source.in_place, progress=progress)
         if source.remove_received:
             tally.notes["removed"] = remove_received(store, paths)

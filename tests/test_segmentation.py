@@ -15,8 +15,9 @@ import orjson
 import pydicom
 import pytest
 
-from medflow import scoring, segmentations, steps
+from medflow import scoring, steps
 from medflow.config import Settings, load_settings
+from medflow.dicom import seg
 from medflow.dicom.plan import plan_volume
 from medflow.dicom.volume import read_image
 from medflow.plugin import ImagingInput, LabelMask, Mask, Prediction
@@ -274,7 +275,7 @@ def test_what_a_library_says_of_a_source_stays_out_of_the_record(
     def refusing(*_args: object) -> None:
         raise ValueError("Nobody^Known is no valid name")
 
-    monkeypatch.setattr(segmentations, "write_segmentations", refusing)
+    monkeypatch.setattr(seg, "write_segmentations", refusing)
     site = site_of(local, settings)
     take(site, tmp_path / "in")
 

@@ -13,7 +13,6 @@ from medflow.cli.output import out, show_table
 from medflow.cli.site import Json, here
 from medflow.contributions import label
 from medflow.errors import CaseError, ConfigurationError
-from medflow.pictures import picture_of
 
 
 def show(
@@ -25,6 +24,8 @@ def show(
     open_it: Annotated[bool, typer.Option("--open", help="Open it in whatever shows pictures here.")] = False,
 ) -> None:
     """What a model saw of one case, what it said, and what explains it if that was kept, as a PNG file."""
+    from medflow.pictures import picture_of  # with what reads images and draws: no other command is to wait for it
+
     path = to or Path(f"job-{job}.png")
     if path.suffix.lower() != ".png":
         raise ConfigurationError(f"--to {path.name} is no PNG file: give it a name that ends with .png")

@@ -13,8 +13,6 @@ import typer
 
 from medflow.cli.output import err, out
 from medflow.cli.site import Json, here
-from medflow.dicom.nifti import ras_affine, write_nifti
-from medflow.dicom.volume import read_image
 from medflow.errors import ConfigurationError, InputNotUsable
 from medflow.plugin import Image, ImagingInput
 from medflow.records import Instance, UnitKind
@@ -46,6 +44,8 @@ def volume(
     as_json: Json = False,
 ) -> None:
     """Write a series as NIfTI, exactly as a model would be given it, so that any viewer can check it."""
+    from medflow.dicom.nifti import write_nifti  # with pydicom, for which no other command is to wait
+
     site = here()
     series_id = _series_id(series)
     with site.store.reading() as connection:
@@ -89,6 +89,8 @@ def _as_asked(instances: Sequence[Instance], which: Which | None) -> list[Imagin
 
 def _read(site: Site, series_id: int, instances: Sequence[Instance], specs: Sequence[ImagingInput]) -> Image:
     """As the first of ``specs`` that does not find more in it than it takes."""
+    from medflow.dicom.volume import read_image
+
     try:
         return read_image(instances, site.store.objects, specs[0])
     except InputNotUsable as error:
@@ -120,6 +122,8 @@ def _notes(site: Site, model: str, spec: ImagingInput, series_id: int) -> list[s
 
 
 def _told(image: Image) -> dict[str, object]:
+    from medflow.dicom.nifti import ras_affine
+
     affine = None if image.affine is None else ras_affine(image.affine).round(6).tolist()
     return {
         "shape": list(image.array.shape),

@@ -8,24 +8,20 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from datetime import UTC, tzinfo
+from datetime import UTC
 from hashlib import sha256
-from importlib.metadata import version
 from io import BytesIO
-from uuid import UUID, uuid5
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from medflow.dicom.elements import first_of, items_of, number_of
+from medflow.dicom.maker import LO, Maker, ascii_text, uid_of
 from medflow.dicom.pixels import Objects, open_instance
 from medflow.dicom.times import offset_of
-from medflow.records import Instance, Instant, ResultObject, digest_of
+from medflow.records import Instance, ResultObject, digest_of
 
-NAMESPACE = UUID("5f6ac6a8-2d3b-4f34-9d0f-5a6c7d5c2c0e")  # of all UIDs made here; changing it would orphan every object
-ROOT = "2.25."  # PS3.5 B.2: a UUID as a UID
 MANUFACTURER = "medflow"
-LO = 64  # characters of a Long String (PS3.5 6.2)
 
 COPIED = (  # PS3.3 C.7.1.1, C.7.2.1, C.7.2.2, C.7.1.3, C.7.2.3, and what their text is written in
     *("SpecificCharacterSet", "TimezoneOffsetFromUTC"),
@@ -49,53 +45,11 @@ ABOUT_SERIES = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Maker:
-    """The model that made an object, of what, and when.
-
-    ``identity`` says what the result is of (its exact input, its prediction time): with the model's ``digest`` and the
-    source series it makes the object's UIDs. ``zone`` places the run's time where the source says no offset.
-    """
-
-    model: str
-    version: str
-    title: str
-    digest: str
-    identity: tuple[str, ...]
-    issued: Instant
-    zone: tzinfo | None = None
-
-    def uid(self, *parts: object) -> str:
-        """The UID of something this model made of this input: the same whenever and wherever it is made."""
-        return uid_of(self.model, self.digest, *self.identity, *parts)
-
-    @property
-    def series_description(self) -> str:
-        """The model's title and version."""
-        return ascii_text(f"{self.title} ({self.version})", LO)
-
-    @property
-    def software_versions(self) -> list[str]:
-        """The model's version and medflow's."""
-        return [ascii_text(self.version, LO), f"medflow {version('medflow')}"[:LO]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class MadeObject:
     """A DICOM object as a file, and its record."""
 
     record: ResultObject
     data: bytes
-
-
-def uid_of(*parts: object) -> str:
-    """A UID that stands for these parts: UUIDv5, as PS3.5 B.2 writes it."""
-    return f"{ROOT}{uuid5(NAMESPACE, digest_of(*parts)).int}"
-
-
-def ascii_text(text: str, length: int) -> str:
-    """Text that fits any character set the source may use; a backslash would divide it into values."""
-    plain = text.encode("ascii", "replace").decode().replace("\\", "/")
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in plain).split())[:length].strip()
 
 
 def read_source(instance: Instance, objects: Objects) -> Dataset:

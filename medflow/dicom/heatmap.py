@@ -21,10 +21,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from medflow.dicom.derived import (
     ABOUT_SERIES,
     COPIED,
-    LO,
     MadeObject,
-    Maker,
-    ascii_text,
     blank_source,
     complete,
     made_object,
@@ -32,13 +29,13 @@ from medflow.dicom.derived import (
 )
 from medflow.dicom.elements import first_of, quiet, text_of
 from medflow.dicom.geometry import planes_of
+from medflow.dicom.maker import KIND, LO, HeatMap, Maker, ascii_text
 from medflow.dicom.pixels import Objects, open_instance
 from medflow.dicom.plan import Slice, VolumePlan
 from medflow.drawing import blended
 from medflow.errors import InputNotUsable
 from medflow.records import Instance
 
-KIND = "heat-map"
 LAYOUT = 1  # part of every object's identity: raised when the same map is written differently
 SERIES_OFFSET = 200_000  # of the series number, beside the source's
 PLACEHOLDER = "2.25."  # then the slice's number: it stands for a slice until its real references are put in
@@ -319,17 +316,6 @@ def _complete(made: Dataset, header: Dataset, maker: Maker) -> None:
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class HeatMap:
-    """A heat map on its image's grid: float32 (z, y, x) or (rows, columns), NaN where nothing is said.
-
-    ``volume`` is the number, from 0, of the volume that it explains where the image has several.
-    """
-
-    values: np.ndarray
-    volume: int = 0
 
 
 def read_heat_map(data: bytes, plan: VolumePlan) -> HeatMap:
