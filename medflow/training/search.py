@@ -109,15 +109,17 @@ class Search:
             loss = self._keep_if_best(study, Kept.of(number, trial.params, fitted, epochs))
         except TrialStopped:
             study.tell(trial, state=TrialState.PRUNED)
+            log.info("trial %d of %d was stopped after %d epochs", number + 1, self._plan.trials, len(epochs))
         except PluginBroken as error:
             if number == 0:
                 study.tell(trial, state=TrialState.FAIL)  # without a word: tried anew, by a process that may succeed
                 raise
-            log.warning("trial %d of %s failed: %s", number + 1, self._model.__name__, error.message)
+            log.warning("trial %d of %d failed: %s", number + 1, self._plan.trials, error.message)
             trial.set_user_attr(ERROR, str(error.fields.get("kind", "plugin-error")))
             study.tell(trial, state=TrialState.FAIL)
         else:
             study.tell(trial, loss)
+            log.info("trial %d of %d: log loss %.4f", number + 1, self._plan.trials, loss)
         self._tell(f"trial {min(number + 2, self._plan.trials)} of {self._plan.trials}", 1)
 
     def _fit(self, number: int, chosen: Mapping[str, Any], report: Callable[[Epoch], None]) -> Fitted:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from medflow.evaluation import bootstrap
-from medflow.evaluation.bootstrap import intervals, weighted
+from medflow.evaluation.bootstrap import gain, intervals, weighted
 
 CASE = st.tuples(st.sampled_from([0, 1]), st.integers(0, 8), st.integers(0, 4))  # outcome, score, times drawn
 
@@ -97,3 +97,17 @@ def test_a_million_cases_get_fewer_draws():
     assert bootstrap.draws_for(4000) == 1000
     assert bootstrap.draws_for(1_000_000) == 400
     assert bootstrap.draws_for(10_000_000) == 200
+
+
+def test_a_gain_is_the_difference_of_the_areas_on_the_same_draws():
+    truth, score = (column[:, 0] for column in cohort(300))
+    worse = score + np.random.default_rng(1).normal(0, 2, size=300)
+    patients = np.arange(300) // 2
+
+    found, none = gain(truth, score, worse, patients), gain(truth, score, score * 2, patients)
+
+    assert found is not None and found.interval is not None
+    assert found.value == pytest.approx(roc_auc_score(truth, score) - roc_auc_score(truth, worse))
+    assert 0 < found.interval[0] < found.value < found.interval[1]
+    assert none is not None and (none.value, none.interval) == (0, (0, 0))  # draw by draw the same
+    assert gain(np.ones(300), score, worse, patients) is None

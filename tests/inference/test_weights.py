@@ -1,12 +1,13 @@
 import sys
 from hashlib import sha256
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
 
 from medflow.errors import PluginBroken
-from medflow.inference.weights import load_weights
+from medflow.inference.weights import dump_weights, load_weights
 from medflow.plugin import Weights
 
 
@@ -47,3 +48,22 @@ def test_a_pickle_is_never_read(package):
 
     with pytest.raises(PluginBroken, match="not a safetensors file"):
         load_weights("weighty", Weights(file="w.pt", sha256=digest))
+
+
+def test_dumped_weights_load_as_they_were_and_are_the_same_bytes_each_time(package):
+    tensors = {"w": np.arange(6.0).reshape(2, 3).T, "bias": np.array(2, dtype=np.int64)}
+    data = dump_weights(tensors)
+    (package / "w.safetensors").write_bytes(data)
+
+    loaded = load_weights("weighty", Weights(file="w.safetensors", sha256=sha256(data).hexdigest()))
+
+    assert {name: tensor.tolist() for name, tensor in loaded.items()} == {"w": tensors["w"].tolist(), "bias": 2}
+    assert dump_weights(dict(reversed(tensors.items()))) == data
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"), [([1.0], "no numpy array"), (np.array(["a"]), "no numpy array"), (np.array([np.inf]), "finite")]
+)
+def test_what_is_no_tensor_of_numbers_is_not_dumped(tensor, said):
+    with pytest.raises(PluginBroken, match=said):
+        dump_weights({"w": tensor})
