@@ -28,8 +28,8 @@ Explain = Annotated[
     bool,
     Field(
         title="Explain",
-        description="Models that can also show what led to their answers, as heat maps of the images that are scored; "
-        "takes longer.",
+        description="Models that can also show what led to their answers: heat maps of the images that are scored, and "
+        "which measurements moved a risk; takes longer.",
     ),
 ]
 DeliverTo = Annotated[

@@ -373,7 +373,7 @@ class PredictionRow(Base):
     )
     output: Mapped[str] = mapped_column(primary_key=True)
     value: Mapped[float | None]
-    detail: Mapped[dict[str, Any]] = mapped_column(default=dict)  # class probabilities, voxel counts, mean intensity
+    detail: Mapped[dict[str, Any]] = mapped_column(default=dict)  # probabilities, voxels, mean intensity, contributions
     mask: Mapped[str | None]  # sha256 of the DICOM segmentation in the object store
     out_of_scope: Mapped[str | None]
 
