@@ -258,14 +258,19 @@ def test_a_correction_makes_an_open_encounter_due_and_time_alone_does_not(store:
 # --- nothing from the future, whatever it is -----------------------------------------------------------------
 
 quarters = st.integers(0, 40).map(lambda n: n / 4)
-firsts = st.builds(
-    Version,
-    id=st.sampled_from(["o1", "o2", "o3", "o4"]),
-    code=st.sampled_from([HEART_RATE, GLUCOSE, URINE, HEIGHT]),
-    hour=quarters,
-    value=st.integers(20, 200).map(float),
-    unit=st.sampled_from(["/min", "mg/dL", "mmol/L", "mL", "cm", "m"]),
-    local=st.sampled_from([None, "GLU", "URINE"]),
+kinds = st.sampled_from(
+    [(URINE, "mL"), (HEART_RATE, "/min"), (GLUCOSE, "mg/dL"), (GLUCOSE, "mmol/L"), (HEIGHT, "cm"), (URINE, "Cel")]
+)
+firsts = kinds.flatmap(
+    lambda kind: st.builds(
+        Version,
+        id=st.sampled_from(["o1", "o2", "o3", "o4"]),
+        code=st.just(kind[0]),
+        hour=quarters,
+        value=st.integers(20, 200).map(float),
+        unit=st.just(kind[1]),
+        local=st.sampled_from([None, "GLU", "URINE"]),
+    )
 ) | st.builds(
     Version,
     id=st.sampled_from(["b1", "b2"]),
