@@ -27,7 +27,6 @@ from medflow.plugin import (
     Case,
     Channel,
     Coding,
-    InputNotUsable,
     Measure,
     Model,
     ModelCard,
@@ -50,9 +49,18 @@ class $class_name(Model[np.ndarray]):
         unit=UnitKind.ENCOUNTER,
         accepts=(
             TimeSeriesInput(
-                channels=(Channel(name="heart rate", codes=(HEART_RATE,), unit="/min", valid_range=(0, 300)),),
+                channels=(
+                    Channel(
+                        name="heart rate",
+                        codes=(HEART_RATE,),  # add your hospital's own codes here, and its own units as units={...}
+                        unit="/min",
+                        valid_range=(0, 300),
+                        required=True,
+                    ),
+                ),
                 window=timedelta(hours=24),
                 step=timedelta(hours=1),
+                min_steps=2,
             ),
         ),
         outputs=(
@@ -77,12 +85,9 @@ class $class_name(Model[np.ndarray]):
         """Import torch here, and put the weights on ``device`` (medflow.inference.weights.load_weights)."""
 
     def prepare(self, case: Case) -> np.ndarray:
-        """The hours in which a heart rate was measured, shape (hours,)."""
+        """The hours in which a heart rate was measured, shape (hours,): at least ``min_steps``, by the declaration."""
         hours = case.series.values[:, 0]
-        measured = hours[np.isfinite(hours)]
-        if not len(measured):
-            raise InputNotUsable("no-heart-rate", "no heart rate was measured in the first day")
-        return measured
+        return hours[np.isfinite(hours)]
 
     def predict(self, batch: Sequence[np.ndarray]) -> list[Prediction]:
         """The mean of each case."""
