@@ -4,7 +4,8 @@
 
 writes stays.csv, values.csv and codes.csv. LOINC_CSV maps the challenge's parameters to codes: columns parameter,
 system, code, display, unit_ucum, value_kind. Every stay is said to begin on 2012-01-01 at midnight, and to end, alive
-or not, as Outcomes-a.txt says if it lies beside the stays. A Height or Weight of -1 is no value.
+or not, as Outcomes-a.txt says if it lies beside the stays: who was discharged alive is said to have gone home, which
+the challenge does not tell. A Height or Weight of -1 is no value.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _ends(set_a: Path) -> dict[str, tuple[str, str]]:
         return {
             row["RecordID"]: (
                 (ADMITTED + timedelta(days=int(row["Length_of_stay"]))).isoformat(),
-                "exp" if row["In-hospital_death"] == "1" else "oth",
+                "exp" if row["In-hospital_death"] == "1" else "home",
             )
             for row in csv.DictReader(file)
             if int(row["Length_of_stay"]) >= 0
