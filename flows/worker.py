@@ -78,11 +78,13 @@ class Worker:
             model_id(self.site.store, model)  # a flow that has not seen it can select for it
         log.info("worker %s serves %s on %s", self.name, ", ".join(self.models), self.loaded.device)
         heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        ear = threading.Thread(target=self._look_out, name="promotions", daemon=True)
         try:
             for model in self._preload:
                 self._load(model)
             self._announce()
             heart.start()
+            ear.start()
             log.info("worker %s is ready", self.name)
             anyio.run(self._listen)
         finally:
@@ -135,6 +137,14 @@ class Worker:
                 workers.now_serves(connection, self.name, self.owner, _digests(now))
             self.models = now
 
+    def _look_out(self) -> None:
+        """Take up what is promoted while no chunk is asked for; beside the heartbeat, as files may be slow to see."""
+        while not self._ended.wait(workers.HEARTBEAT_S):
+            try:
+                self._take_up()
+            except MedflowError as error:
+                log.warning("what is promoted is not known now: %s", error.message)
+
     def _load(self, model: RegisteredModel) -> None:
         with self.loaded.using(model):
             log.info("%s is loaded", model.name)
@@ -154,7 +164,6 @@ class Worker:
         while True:
             state = workers.DRAINING if self.stopping.is_set() else workers.SERVING
             try:
-                self._take_up()
                 with self.site.store.writing() as connection:
                     workers.beat(connection, self.name, self.owner, loaded=self.loaded.names(), state=state)
                     # what could not be given back while the database was away

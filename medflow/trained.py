@@ -32,7 +32,7 @@ INSTALLED = "installed"  # what the plugin brings, where a version is named
 BLOCK = 1 << 20
 
 _reading = Lock()
-_last: tuple[tuple[object, ...], Registry] | None = None
+_last: tuple[tuple[object, ...], Registry, Registry] | None = None  # what it was asked with, and gave
 
 
 def served(store: Store, settings: Settings, installed: Registry) -> Registry:
@@ -47,13 +47,13 @@ def served(store: Store, settings: Settings, installed: Registry) -> Registry:
         return installed
     key = (settings.home, settings.url, settings.objects, stamp)
     with _reading:
-        if _last is not None and _last[0] == (*key, id(installed)):
-            return _last[1]
+        if _last is not None and _last[0] == key and _last[1] is installed:
+            return _last[2]
         with store.reading() as connection:
             promoted = versions.promoted(connection)
         found = with_promoted(store, settings, installed, promoted)
         whole = not {item.model for item in promoted} - found.models.keys()
-        _last = ((*key, id(installed)), found) if whole else None  # what is broken may be mended meanwhile
+        _last = (key, installed, found) if whole else None  # what is broken may be mended meanwhile
         return found
 
 

@@ -218,6 +218,19 @@ def test_a_version_whose_object_is_damaged_is_not_promoted(site, installed):
     assert now_served(site, installed).registry is installed
 
 
+@ON_SQLITE
+@pytest.mark.parametrize("name", ["../factor.safetensors", "/tmp/factor.safetensors"])
+def test_a_version_that_names_a_file_outside_its_own_folder_is_not_promoted(site, installed, name):
+    version = train(site.store)
+    with site.store.writing() as connection:
+        row = versions.one(connection, "leaning", version)
+        spec = orjson.dumps({**row.spec, "weights": [{**row.spec["weights"][0], "file": name}]}).decode()
+        connection.exec_driver_sql(f"UPDATE trained_model SET spec = '{spec}'")
+
+    with pytest.raises(PluginBroken, match="names a file outside its own folder"):
+        promote(site, installed, version)
+
+
 def measured(auroc: float, ece: float, beside: str) -> dict[str, object]:
     served = {"version": beside, "test": {"auroc": 0.80, "ece": 0.030}}
     return {"test": {"auroc": auroc, "ece": ece}, "served": served}
