@@ -166,8 +166,10 @@ class EncounterRow(Base):
 
 
 class MeasurementRow(Base):
-    """One coded value. ``mark_1`` and ``mark_2`` are 40-bit halves of a hash of the row: their sums over a window
-    identify its content whatever the order, and are computed in SQL.
+    """One coded value; of an earlier version of its resource, if ``ordinal`` is below zero.
+
+    ``mark_1`` and ``mark_2`` are 40-bit halves of a hash of the row: their sums over a window identify its content
+    whatever the order, and are computed in SQL.
     """
 
     __tablename__ = "measurement"

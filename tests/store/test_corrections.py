@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,12 @@ from sqlalchemy import Connection, func, select
 from medflow.errors import InputNotUsable
 from medflow.fhir.read import Context, read_resource
 from medflow.plugin import LOINC, Channel, CodedValue, Coding, TimeSeries, TimeSeriesInput
-from medflow.records import FhirResource, Instant
+from medflow.records import FhirResource, Identifier, Instant, Patient
 from medflow.store import Store
 from medflow.store.clinical import ClinicalWriter, Outcome
 from medflow.store.jobs import enqueue, register_model
 from medflow.store.packed import pack
+from medflow.store.patients import resolve_patients
 from medflow.store.tables import EncounterRow, MeasurementRow, PatientRow
 from medflow.store.timeseries import due_encounters, load_series, load_time_series
 
@@ -253,6 +254,16 @@ def test_a_correction_makes_an_open_encounter_due_and_time_alone_does_not(store:
         assert [due(3), due(4), due(8.5), due(9)] == [1, 0, 1, 0]
         ingest(connection, [Version(version=2, value=99, known=9.5, status="corrected")])
         assert [due(10), due(11)] == [1, 0]
+
+
+def test_patients_that_turn_out_to_be_one_keep_the_later_of_their_latest_moments(store: Store) -> None:
+    number = {"system": "urn:mrn", "value": "7"}
+    with store.writing() as connection:
+        resolve_patients(connection, [Patient(identifiers=(Identifier(**number),), birth_date=date(1960, 1, 1))])
+        ingest(connection, [Version(known=5)])  # of a patient known by a reference only
+        ingest(connection, [], others=[{**PATIENT, "identifier": [number]}])
+
+        assert connection.execute(select(PatientRow.latest_us)).scalars().all() == [hour(5).utc_us]
 
 
 # --- nothing from the future, whatever it is -----------------------------------------------------------------
