@@ -3,16 +3,17 @@
 import csv
 import json
 import re
+from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from medflow.sample import write_sample
-from tests.distributions import environment, medflow, write_distribution
+from tests.distributions import environment, medflow
+from tests.evaluation.plugin_with_reference import write_heart_plugin
 from tests.stays import MRN, Stay, write_stays
-
-HEART = "from tests import stays\n\nclass HeartRisk(stays.HeartRisk):\n    pass\n"
 
 
 def stays(count: int) -> list[Stay]:
@@ -31,9 +32,12 @@ def stays(count: int) -> list[Stay]:
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory):
-    """A home with sixty scored stays, its environment, and a table of their outcomes."""
+    """A home with sixty scored stays, its environment, and a table of their outcomes.
+
+    The model says that it was trained on lower heart rates.
+    """
     root = tmp_path_factory.mktemp("evaluate")
-    env = environment(root / "home", write_distribution(root / "plugins", "heart", HEART, {"heart-risk": "HeartRisk"}))
+    env = environment(root / "home", write_heart_plugin(root / "plugins", np.linspace(40, 100, 400)))
     cohort = stays(60)
     labels = root / "returned.csv"
     rows = [(f"{MRN}|M{stay.number:04d}", int(stay.disposition == "exp")) for stay in cohort]
@@ -82,11 +86,62 @@ def test_the_report_has_tables_and_plots_and_no_patient(scored, tmp_path):
     for heading in ("# heart-risk 1.0.0: death", "## Decisions at 0.6", "## By group", "## Calibration", "## Plots"):
         assert heading in text
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
-    assert pictures == ["heart-roc.png", "heart-precision-recall.png", "heart-reliability.png"]
+    assert pictures == ["heart-roc.png", "heart-precision-recall.png", "heart-reliability.png", "heart-drift.png"]
     assert all(Image.open(path.with_name(name)).width > 200 for name in pictures)
     for stay in cohort:
         for secret in (f"M{stay.number:04d}", stay.born, MRN):
             assert secret not in text + done.stdout + done.stderr
+
+
+class Page(HTMLParser):
+    """What a page consists of: its tags with their attributes, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        """Keep it."""
+        self.tags.append((tag, dict(attrs)))
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        """The attributes of each such tag."""
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_the_report_as_a_page_asks_for_nothing_and_can_be_read_without_seeing_it(scored, tmp_path):
+    env, cohort, labels = scored
+    path = tmp_path / "reports" / "heart.html"
+
+    done = medflow(env, "evaluate", "heart-risk", "--labels", labels, "--report", path)
+
+    text = path.read_text()
+    page = Page(text)
+    assert done.returncode == 0, done.stderr
+    assert [item.name for item in path.parent.iterdir()] == ["heart.html"]
+    assert page.of("html") == [{"lang": "en"}]
+    assert len(page.of("img")) == 4
+    assert all(str(image["src"]).startswith("data:image/png;base64,") and image["alt"] for image in page.of("img"))
+    assert len(page.of("table")) == len(page.of("caption")) >= 6
+    assert {cell.get("scope") for cell in page.of("th")} == {"col", "row"}
+    assert not {"script", "link", "iframe", "form"} & {tag for tag, _ in page.tags}
+    assert not re.search(r"https?:|@import|url\(|\son\w+=", re.sub(r'src="data:[^"]*"', "", text))
+    assert "default-src 'none'" in text and "@media print" in text
+    assert all(f"M{stay.number:04d}" not in text and stay.born not in text for stay in cohort)
+
+
+def test_drift_is_shown_before_any_outcome_is_known(scored, tmp_path):
+    env, _, _ = scored
+    path = tmp_path / "drift.html"
+
+    done = medflow(env, "drift", "heart-risk", "--days", 1, "--report", path)
+
+    assert done.returncode == 0, done.stderr
+    assert "60 patients beside the 400 of the training: shifted" in done.stdout
+    assert re.search(r"HR \(/min\)\W+shifted, higher", done.stdout)
+    assert len(Page(path.read_text()).of("img")) == 1
 
 
 @pytest.mark.parametrize(

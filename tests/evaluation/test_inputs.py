@@ -10,6 +10,8 @@ from medflow import steps
 from medflow.errors import ConfigurationError, PluginBroken
 from medflow.evaluation import inputs
 from medflow.evaluation.inputs import input_drift
+from medflow.flows import drift as night
+from medflow.flows import pages
 from medflow.registry import Registry
 from medflow.store.outcomes import Moment
 from tests.evaluation.plugin_with_reference import write_heart_plugin
@@ -55,7 +57,7 @@ def test_inputs_as_in_the_training_have_not_drifted(site, tmp_path):
 def test_inputs_that_moved_are_seen_without_any_outcome(site, tmp_path):
     found = steps.input_drift(scored(site, tmp_path, cohort(30, low=120)), "heart-risk", since_us=0)
 
-    assert found.verdict == "shifted"
+    assert found.verdict == found.as_json()["verdict"] == "shifted"
     assert (found.columns[0].direction, found.columns[0].missing_now) == ("higher", 0.0)
 
 
@@ -143,6 +145,18 @@ def test_a_model_without_a_reference_is_evaluated_and_that_is_said(store, settin
     assert "brings no reference of the inputs that it was trained on" in (found.inputs_unknown or "")
     with pytest.raises(ConfigurationError, match="brings no reference"):
         steps.input_drift(site, "heart-risk", since_us=0)
+
+
+@ON_SQLITE
+def test_a_nights_report_names_the_inputs_that_moved(site, tmp_path):
+    site = scored(site, tmp_path, cohort(30, low=120))
+
+    found = night.input_drifts(site, ["heart-risk", "gone"], since_us=0)
+
+    assert night.input_rows(found) == [{"model": "heart-risk", "cases": 30, "inputs": 1, "which means": "HR shifted"}]
+    assert "| heart-risk | 30 | 1 | HR shifted |" in pages.inputs(found)
+    assert night.input_drifts(site, ["heart-risk"], since_us=4_000_000_000_000_000) == {}
+    assert pages.inputs({}) == ""
 
 
 @ON_SQLITE
