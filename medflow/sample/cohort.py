@@ -19,6 +19,7 @@ MRN_SYSTEM = "http://example.org/medflow-demo/mrn"
 ICU_TYPE_SYSTEM = "urn:physionet:challenge-2012:icu-type"
 _LOINC, _SNOMED, _UCUM = "http://loinc.org", "http://snomed.info/sct", "http://unitsofmeasure.org"
 _FIRST_ADMISSION = datetime(2026, 3, 2, 6, 15, tzinfo=timezone(timedelta(hours=1)))
+NIGHTS = tuple(datetime(2026, 3, day, 3, tzinfo=_FIRST_ADMISSION.tzinfo) for day in (10, 11))  # the ward is full
 _HTEST = {"system": "http://terminology.hl7.org/CodeSystem/v3-ActReason", "code": "HTEST"}
 _MEASURED_HOURS = 50
 _LABORATORY_DELAY = timedelta(minutes=40)  # between the sample and its result: effective and issued differ

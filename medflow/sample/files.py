@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,6 +25,7 @@ class SampleData:
     """Where the sample lies. All but ``reference`` (the FASTA that ``vcf`` refers to) are folders to be ingested.
 
     ``issuer_systems`` is what `Settings.issuer_systems` must be for pictures and records of one person to meet.
+    ``nights`` are two in a row on which many of the stays had begun and not ended.
     ``truth_ml`` holds, for each CT series by SeriesInstanceUID, its organs' true volumes in mL.
     """
 
@@ -36,6 +37,7 @@ class SampleData:
     reference: Path
     stays: tuple[cohort.Stay, ...]
     truth_ml: Mapping[str, Mapping[str, float]]
+    nights: tuple[datetime, ...] = cohort.NIGHTS
     issuer_systems: Mapping[str, str] = field(default_factory=lambda: dict(ISSUER_SYSTEMS))
 
 
