@@ -39,6 +39,19 @@ def stored(objects):
     return [path.rpartition("/")[2] for path in system.find(root)]
 
 
+def test_an_object_that_is_removed_is_gone_and_can_be_stored_again(objects):
+    digest = objects.put(b"weights")
+    assert objects.get(digest) == b"weights"
+
+    for _ in range(2):  # removing what is not there does nothing
+        objects.remove(digest)
+
+    assert (digest in objects, stored(objects)) == (False, [])
+    with pytest.raises(KeyError):
+        objects.get(digest)
+    assert objects.get(objects.put(b"weights")) == b"weights"
+
+
 def test_what_is_put_is_got_under_its_digest(objects):
     digest = objects.put(b"pixels")
 
