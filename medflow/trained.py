@@ -107,8 +107,8 @@ def _readable(base: RegisteredModel | None, row: TrainedVersion) -> ModelSpec:
     name = f"{row.model} {row.version}"
     if base is None:
         raise PluginBroken(
-            f"{name} is promoted, and the plugin that it was trained from ({row.model} {row.base_version}) is not "
-            f"installed: install it, or {_back(row.model)}"
+            f"the plugin that {name} was trained from, which brings {row.model} {row.base_version}, is not installed: "
+            f"install it, or {_back(row.model)}"
         )
     if base.spec.version != row.base_version:
         raise PluginBroken(

@@ -353,6 +353,20 @@ def test_a_worker_that_has_not_heard_of_a_promotion_is_not_asked(site, installed
 
 
 @ON_SQLITE
+def test_a_flow_without_the_plugin_has_a_promoted_version_scored_by_workers_that_serve_it(site, installed):
+    promote(site, installed, train(site.store))
+    theirs = now_served(site, installed).registry.get("leaning")
+    with site.store.writing() as connection:
+        workers.announce(connection, "w1", jobs.process_owner(), "cpu", {"leaning": theirs.digest})
+    here = now_served(site, Registry(models={}, broken=()))
+
+    found = steps.with_workers(here).registry
+
+    assert [plugin.entry_point for plugin in here.registry.broken] == ["leaning"]
+    assert (found.get("leaning").digest, found.broken) == (theirs.digest, ())
+
+
+@ON_SQLITE
 def test_at_a_terminal_versions_are_listed_read_promoted_and_removed(site, installed, monkeypatch):
     first, second = train(site.store, 0.5), train(site.store, 0.25)
     for module in (steps, cli):
