@@ -7,6 +7,7 @@ checked against their SHA-256 each time they are loaded, and are read as data (`
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -21,7 +22,8 @@ from medflow.config import Settings
 from medflow.errors import ConfigurationError, MedflowError, ObjectDamaged, ObjectsUnavailable, PluginBroken
 from medflow.inference.weights import read_weights
 from medflow.plugin import Model, ModelSpec, Weights
-from medflow.registry import BrokenPlugin, RegisteredModel, Registry, check_spec, load_spec, model_digest
+from medflow.records import digest_of
+from medflow.registry import BrokenPlugin, RegisteredModel, Registry, check_spec, dump_spec, load_spec
 from medflow.store import ObjectStore, Store
 from medflow.store import trained as versions
 from medflow.store.trained import TrainedVersion
@@ -87,7 +89,8 @@ def as_registered(
     spec = _readable(base, row)
     assert base is not None  # noqa: S101 - said by the line before
     name, distribution = f"{row.model} {row.version}", f"{base.distribution}, trained here"
-    digest = model_digest(base.factory, spec)
+    # by the plugin's digest as this process imported it: files on disk may be of a newer one by now
+    digest = digest_of(base.digest, json.dumps(dump_spec(spec), sort_keys=True))
     folder = settings.home / FOLDER / digest
     files = (*spec.weights, *([spec.reference] if spec.reference else []))
     factory = TrainedFactory(
