@@ -1,8 +1,9 @@
 """FHIR resources as received, and the rows derived from them: encounters, measurements, coded facts.
 
 A chunk of resources is written with a handful of bulk statements. Rows of a resource are replaced as a group, but for
-measurements that were known before (`medflow.store.corrections`); an older version never overwrites a newer one; a deleted resource loses its content and its rows, and leaves a tombstone so that
-what was deleted does not come back with the next load of old files.
+measurements that were known before (`medflow.store.corrections`); an older version never overwrites a newer one; a
+deleted resource loses its content and its rows, and leaves a tombstone so that what was deleted does not come back with
+the next load of old files.
 
 `medflow.store.packed` does per resource what needs no database, in any process; `ClinicalWriter` does the rest in the
 process that writes.
