@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from medflow.contributions import contributions_of
 from medflow.inference.explaining import Explanations, explained_series
+from medflow.inputs import unchanged
 from medflow.plugin import Case, ModelSpec, SeriesAttribution, TimeSeries, TimeSeriesInput
 from medflow.records import Contribution, Result
 from medflow.store import Store
@@ -29,7 +30,8 @@ class ExplainedCase:
 def told_of(store: Store, spec: ModelSpec, cases: Sequence[ExplainedCase]) -> list[Told]:
     """What contributed to each output of each case, in order; nothing of what is explained otherwise, as a picture is.
 
-    The measurements are looked up for all cases at once.
+    The measurements are looked up for all cases at once. Of a case whose records have changed meanwhile none are named:
+    the model may have been given others.
     """
     found = [_told(spec, item) for item in cases]
     wanted = next((item for item in spec.accepts if isinstance(item, TimeSeriesInput)), None)
@@ -40,12 +42,15 @@ def told_of(store: Store, spec: ModelSpec, cases: Sequence[ExplainedCase]) -> li
     channels = [channel for channel in wanted.channels if channel.name in names]
     with store.reading() as connection:
         behind = last_measurements(connection, wanted, channels, units)
+        same = unchanged(connection, spec, [item.job for item in cases])  # afterwards: what came in between is noticed
     return [
         {
-            output: tuple(replace(item, basis=its.get(item.name)) if item.kind == "channel" else item for item in told)
+            output: tuple(
+                replace(item, basis=its.get(item.name)) if is_same and item.kind == "channel" else item for item in told
+            )
             for output, told in one.items()
         }
-        for one, its in zip(found, behind, strict=True)
+        for one, its, is_same in zip(found, behind, same, strict=True)
     ]
 
 

@@ -15,7 +15,7 @@ from medflow.inference.loaded import LoadedModel
 from medflow.inference.resident import LoadedModels
 from medflow.inference.results import results_of
 from medflow.inference.runner import Outcome, Runner
-from medflow.inputs import check_unchanged, open_cases
+from medflow.inputs import open_cases, unchanged
 from medflow.records import Instant, Outgoing, Result
 from medflow.registry import RegisteredModel, Registry
 from medflow.store import Connection, Store, history, outbox, result_objects
@@ -88,7 +88,12 @@ def explain_done(
 
 def _again(store: Store, settings: Settings, view: JobView, ready: LoadedModel) -> Outcome:
     with store.reading() as connection:
-        check_unchanged(connection, ready.spec, view.job)
+        (same,) = unchanged(connection, ready.spec, [view.job])
+    if not same:
+        raise InputNotUsable(
+            "input-changed",
+            f"the records of {view.job.unit} changed after the job was made: the next selection makes another of them",
+        )
     runner = Runner(ready, threads=settings.threads, explain=True)
     (outcome,) = chain.from_iterable(runner.run(open_cases(store, ready.spec, [view.job])))
     if error := outcome.error or outcome.unexplained:

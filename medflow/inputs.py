@@ -25,7 +25,7 @@ from medflow.store.genomics import due_sequences, load_sequences
 from medflow.store.imaging import content_of, series_instances
 from medflow.store.jobs import Job
 from medflow.store.selection import chosen_series, due_series, due_studies, series_key, study_key
-from medflow.store.timeseries import due_encounters, input_key, load_time_series
+from medflow.store.timeseries import due_encounters, input_keys, load_time_series
 from medflow.store.units import UnitFacts, unit_facts
 
 CaseOpener = Callable[[], Case]
@@ -114,22 +114,16 @@ def image_instances(connection: Connection, spec: ModelSpec, job: Job) -> dict[s
     return found
 
 
-def check_unchanged(connection: Connection, spec: ModelSpec, job: Job) -> None:
-    """That a job's case would be read as it was when the job was made; of images `open_cases` sees to that.
+def unchanged(connection: Connection, spec: ModelSpec, jobs: Sequence[Job]) -> list[bool]:
+    """Of each job, whether its case would be read now as it was when the job was made.
 
-    Raises
-    ------
-    InputNotUsable
-        input-changed: a measurement came in late, say, or the encounter began at another time than was known.
+    Of a case that is no time series it is not looked at: `open_cases` sees to that for images, and sequences stay.
     """
     wanted = spec.accepts[0]
     if not isinstance(wanted, TimeSeriesInput):
-        return
-    if input_key(connection, wanted, job.unit.id, job.prediction_time) != job.input_key:
-        raise InputNotUsable(
-            "input-changed",
-            f"the records of {job.unit} changed after the job was made: the next selection makes another of them",
-        )
+        return [True] * len(jobs)
+    keys = input_keys(connection, wanted, [(job.unit.id, job.prediction_time) for job in jobs])
+    return [key == job.input_key for key, job in zip(keys, jobs, strict=True)]
 
 
 def job_facts(connection: Connection, spec: ModelSpec, jobs: Sequence[Job]) -> dict[int, UnitFacts]:

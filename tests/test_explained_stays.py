@@ -13,12 +13,12 @@ from PIL import Image
 
 from medflow import steps
 from medflow.config import load_settings
-from medflow.drawing import COLOURS
 from medflow.errors import ConfigurationError
 from medflow.pictures import picture_of
 from medflow.plugin import Channel, Coding
 from medflow.registry import Registry
 from medflow.sample import write_sample
+from medflow.stay_picture import LOWERED, RAISED
 from medflow.store import Store, history
 from tests.distributions import environment, medflow, write_distribution
 from tests.explaining_models import LinearStay
@@ -141,9 +141,10 @@ def test_show_tells_what_moved_an_answer_and_draws_it(delivered, tmp_path):
     assert "what moved death" in done.stdout and "log-odds" in done.stdout
     assert any(name in done.stdout for name in CHANNELS)
     drawn = np.asarray(Image.open(tmp_path / "stay.png").convert("RGB")).astype(int)
-    for colour in (COLOURS[0], COLOURS[4]):  # lowered, raised
+    for sign, colour in (("│ +", RAISED), ("│ -", LOWERED)):
         wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
-        assert (np.abs(drawn - wanted).max(axis=2) <= 8).sum() > 100
+        bars = (np.abs(drawn - wanted).max(axis=2) <= 8).sum()
+        assert bars > 500 * done.stdout.count(sign)
 
 
 # --- what is kept, and when it is paid for -------------------------------------------------------------------------

@@ -194,3 +194,20 @@ def test_an_answer_of_a_patient_who_is_named_otherwise_here_is_not_sent_twice(si
 
     assert refused.value.code == "patient-changed"
     assert sent(site) == before
+
+
+def test_no_measurement_is_named_of_records_that_changed_while_a_model_was_at_work(tmp_path):
+    class Slow(FourHours):
+        spec = replace(FourHours.spec, name="slow")
+
+        def explain(self, batch, predictions):
+            ingest(site, value("slow", 3, 150, RATE, of="p2"))
+            return super().explain(batch, predictions)
+
+    site = replace(site_at(tmp_path / "home"), registry=Registry(models={"slow": registered(Slow)}, broken=()))
+    ingest(site, *FIRST)
+
+    assert steps.score(site, explain=True).notes == {"explained": 1}
+
+    assert sent(site)[0][2] == []
+    assert result_of(site).contributions

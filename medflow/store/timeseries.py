@@ -94,12 +94,22 @@ def due_encounters(connection: Connection, spec: TimeSeriesInput, *, as_of: Inst
     return due
 
 
-def input_key(connection: Connection, spec: TimeSeriesInput, encounter_id: int, moment: Instant) -> str | None:
-    """The input_key that this encounter has now at a prediction time; None where there is nothing to be given."""
+def input_keys(connection: Connection, spec: TimeSeriesInput, units: Sequence[tuple[int, Instant]]) -> list[str | None]:
+    """The input_key that each of ``units`` has now; None where there is nothing to be given.
+
+    ``units`` are pairs of an encounter's id and the prediction time.
+    """
     wanted = wanted_of(connection, spec)
     fixed = wanted_of(connection, spec, static=True) if static_channels(spec) else None
-    stays = {row.id: _stay(spec, row) for row in connection.execute(_stays().where(EncounterRow.id == encounter_id))}
-    return _keys(connection, spec, wanted, fixed, stays, moment).get(encounter_id)
+    found: dict[tuple[int, Instant], str] = {}
+    for moment in {moment for _, moment in units}:
+        ids = sorted({encounter_id for encounter_id, its in units if its == moment})
+        for start in range(0, len(ids), CHUNK):
+            query = _stays().where(EncounterRow.id.in_(ids[start : start + CHUNK]))
+            stays = {row.id: _stay(spec, row) for row in connection.execute(query)}
+            keys = _keys(connection, spec, wanted, fixed, stays, moment)
+            found.update({(encounter_id, moment): key for encounter_id, key in keys.items()})
+    return [found.get(unit) for unit in units]
 
 
 def _keys(
