@@ -7,7 +7,8 @@ makes the grid for both.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -28,13 +29,16 @@ DESCRIPTORS = frozenset(("RecordID", "Age", "Gender", "ICUType"))
 class Cohort:
     """Stays in the order of their RecordID: ``values`` (n, 48, channels), ``statics`` (n, 6), ``died`` (n,) bool.
 
-    ``refused`` counts the stays left out because the model does not accept so few measurements.
+    ``other`` (n, 4) is what else the outcomes tell, NaN unknown: SAPS-I, SOFA, the logarithm of the days in hospital,
+    and whether the patient died later within a year. It may help to learn, and is no input. ``refused`` counts the
+    stays left out because the model does not accept so few measurements.
     """
 
     records: np.ndarray
     values: np.ndarray
     statics: np.ndarray
     died: np.ndarray
+    other: np.ndarray
     refused: int
 
 
@@ -50,7 +54,7 @@ def read_cohort(folder: Path, loinc: Path, *, limit: int | None = None) -> Cohor
     if outcomes is None:
         raise FileNotFoundError(f"{folder} holds no Outcomes-a.txt: name the folder that holds it and the stays")
     with outcomes.open(newline="") as file:
-        outcome = {int(row["RecordID"]): row["In-hospital_death"] == "1" for row in csv.DictReader(file)}
+        outcome = {int(row["RecordID"]): row for row in csv.DictReader(file)}
     paths = {int(path.stem): path for path in folder.rglob("*.txt") if path.stem.isdigit()}
     records = sorted(paths)[:limit]
     readings, fixed = _read([paths[record] for record in records], loinc)
@@ -61,9 +65,17 @@ def read_cohort(folder: Path, loinc: Path, *, limit: int | None = None) -> Cohor
         records=np.array(kept),
         values=cells.values[enough],
         statics=fixed[enough],
-        died=np.array([outcome[record] for record in kept]),
+        died=np.array([outcome[record]["In-hospital_death"] == "1" for record in kept]),
+        other=np.array([_other(outcome[record]) for record in kept], dtype=np.float32).reshape(-1, 4),
         refused=int((~enough).sum()),
     )
+
+
+def _other(row: Mapping[str, str]) -> tuple[float, ...]:
+    """As in `Cohort`; the challenge writes -1 for unknown, and for a patient not known to have died."""
+    saps, sofa, days, survival = (float(row[name]) for name in ("SAPS-I", "SOFA", "Length_of_stay", "Survival"))
+    known = [number if number >= 0 else math.nan for number in (saps, sofa)]
+    return *known, math.log(max(days, 1)) if days >= 0 else math.nan, float(0 < survival < 365)
 
 
 def _read(paths: Sequence[Path], loinc: Path) -> tuple[Readings, np.ndarray]:

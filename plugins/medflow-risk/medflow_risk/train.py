@@ -1,9 +1,12 @@
 """Training, from the challenge's published files to the weights in this package; seeded, on one CPU core.
 
-    python -m medflow_risk.train --set-a DIR --loinc CSV --out DIR
+    python -m medflow_risk.train --set-a DIR --loinc CSV --out DIR [--compare]
 
-Five stratified folds; the networks of a fold never see its stays, not for early stopping, standardisation or
-calibration either. Their out-of-fold answers are the cross-validation; all of them together are the released ensemble.
+Five stratified folds; nothing is learnt from the stays of a fold that its own member is judged on: not its scales, not
+its calibration, not its threshold. The training stays of each fold are dealt into five parts, and what is learnt from
+four of them answers for the fifth: on those answers the fold calibrates and chooses its threshold. The member joins the
+five ridge regressions and trees, and networks of the course of all its training stays. The released ensemble is the
+members of all folds.
 """
 
 from __future__ import annotations
@@ -14,273 +17,201 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from scipy.special import expit
 
-from medflow.plugin import Epoch, Examples, Fitted
+from medflow.evaluation.input_drift import reference_of
+from medflow.plugin import Epoch
+from medflow_risk.channels import SERIES
 from medflow_risk.data import Cohort, read_cohort
-from medflow_risk.features import series_features, static_features
-from medflow_risk.metrics import auroc, best_threshold, report
-from medflow_risk.network import Ensemble, MortalityNet
+from medflow_risk.fitting import (
+    Recipe,
+    Samples,
+    Told,
+    fit_course,
+    joined_members,
+    learn_wide,
+    parts_of,
+    platt,
+    read,
+    samples_of,
+    scaled,
+)
+from medflow_risk.metrics import auprc, auroc, best_threshold, decisions, report
+from medflow_risk.network import CORES, Course, Ensemble, Member, Reading
+from medflow_risk.plots import learning_curve, reliability
 
 FOLDS = 5
-SEEDS = 3  # networks a fold
-MEMBERS = 3  # networks for a site's own cohort
-EPOCHS = 10
-PENALTY = 0.1  # of the ridge regression, beside a mean loss
-BATCH = 64
-LEARNING_RATE = 2e-3
-HELD_BACK = 0.1  # of a fold's training stays, for early stopping
-HIDDEN_CHANNEL, HIDDEN_STATIC = 0.2, 0.1  # how often training hides a whole channel, or a static input, of a stay
+PARTS = 5  # of the training stays of a fold
+COURSES = 5  # networks of the course in a member
+COMPARED = 2  # networks of each core in a fold, when cores are compared
 WEIGHTS = "icu_mortality.safetensors"
+REFERENCE = "icu_mortality.reference.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samples:
-    """``series`` (n, 3, steps, channels), ``statics`` (n, 8), ``died`` (n,) of 0 and 1."""
+class Fold:
+    """What one fold came to: its member, and what it makes of the stays ``outside``.
 
-    series: Tensor
-    statics: Tensor
-    died: Tensor
+    ``logits`` are uncalibrated, of the whole member and of its parts; ``chance`` is calibrated and ``threshold`` was
+    chosen on the training stays; ``epochs`` is how its networks learnt, told of the stays outside for the plot alone.
+    """
+
+    seed: int
+    member: Member
+    outside: np.ndarray
+    logits: dict[str, np.ndarray]
+    chance: np.ndarray
+    threshold: float
+    epochs: list[Epoch]
 
 
-def samples_of(values: np.ndarray, statics: np.ndarray, died: np.ndarray) -> Samples:
-    """The features of stays as `Cohort` or `Examples` hold them."""
-    return Samples(
-        series=torch.from_numpy(np.moveaxis(series_features(values), 0, 1).copy()),
-        statics=torch.from_numpy(static_features(statics)),
-        died=torch.from_numpy(died.astype(np.float32)),
-    )
-
-
-def folds_of(died: np.ndarray, seed: int) -> np.ndarray:
-    """The fold of each stay, deaths dealt out evenly."""
+def dealt(died: np.ndarray, parts: int, seed: int) -> np.ndarray:
+    """The part (0 .. parts - 1) of each stay, deaths dealt out evenly."""
     rng = np.random.default_rng(seed)
-    fold = np.empty(len(died), dtype=np.int64)
+    part = np.empty(len(died), dtype=np.int64)
     for outcome in (True, False):
         stays = rng.permutation(np.flatnonzero(died == outcome))
-        fold[stays] = np.arange(len(stays)) % FOLDS
-    return fold
+        part[stays] = np.arange(len(stays)) % parts
+    return part
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How one network is fitted; the defaults are those of the release."""
-
-    hidden: int = 64
-    dropout: float = 0.3
-    learning_rate: float = LEARNING_RATE
-    epochs: int = EPOCHS
-
-
-def fit(
-    samples: Samples,
-    train: np.ndarray,
-    seed: int,
-    *,
-    held_back: np.ndarray | None = None,
-    recipe: Recipe | None = None,
-    device: str = "cpu",
-    report: Callable[[Epoch], None] = lambda _: None,
-    member: int = 0,
-) -> MortalityNet:
-    """One network from the stays ``train``; the epoch with the least loss on those held back is kept.
-
-    Without ``held_back`` a tenth of ``train`` is, by ``seed``.
-    """
-    recipe = recipe or Recipe()
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    train = rng.permutation(train)
-    if held_back is None:
-        held_back, train = np.split(train, [int(len(train) * HELD_BACK)])
-    net = MortalityNet(hidden=recipe.hidden, dropout=recipe.dropout)
-    net.standardise(samples.series[train, 0])
-    net.to(device)
-    batches = -(-len(train) // BATCH)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.learning_rate, total_steps=recipe.epochs * batches)
-    best, least = copy.deepcopy(net.state_dict()), np.inf
-    for epoch in range(1, recipe.epochs + 1):
-        net.train()
-        losses = []
-        for batch in np.array_split(rng.permutation(train), batches):
-            series, statics = _hidden(samples.series[batch], samples.statics[batch])
-            optimiser.zero_grad()
-            loss = _loss(net.deep(series.to(device), statics.to(device)), samples.died[batch].to(device))
-            loss.backward()
-            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
-            losses.append(float(loss.detach()))
-        net.eval()
-        answers = logits(net.deep, samples, held_back, device)
-        loss = float(_loss(torch.from_numpy(answers), samples.died[held_back]))
-        if loss < least:
-            best, least = copy.deepcopy(net.state_dict()), loss
-        died = samples.died[held_back].numpy() > 0
-        found = auroc(died, answers) if 0 < died.sum() < len(died) else None
-        report(
-            Epoch(number=epoch, training_loss=float(np.mean(losses)), validation_loss=loss, auroc=found, member=member)
-        )
-    net.load_state_dict(best)
-    net.cpu().eval()
-    with torch.inference_mode():
-        whole = net.summarise(samples.series[train], samples.statics[train])
-        partly = net.summarise(*_hidden(samples.series[train], samples.statics[train]))
-    weight, bias = ridge(torch.cat([whole, partly]).numpy(), samples.died[train].repeat(2).numpy())
-    net.wide_weight, net.wide_bias = torch.from_numpy(weight).float(), torch.tensor(bias, dtype=torch.float32)
-    return net
-
-
-def fit_ensemble(
-    training: Examples,
-    validation: Examples,
-    chosen: Mapping[str, Any],
-    *,
-    seed: int,
-    device: str,
-    report: Callable[[Epoch], None],
-) -> Fitted:
-    """An ensemble for a site's own cohort: `IcuMortality.fit`."""
-    samples = samples_of(
-        np.concatenate([training.values, validation.values]),
-        np.concatenate([training.statics, validation.statics]),
-        np.concatenate([training.outcome, validation.outcome]),
+def fit_fold(samples: Samples, inside: np.ndarray, outside: np.ndarray, recipe: Recipe, seed: int) -> Fold:
+    """Learn from the stays ``inside`` alone, and answer for those ``outside``."""
+    died = samples.died.numpy() > 0
+    part = dealt(died[inside], PARTS, seed)
+    scales = scaled(samples, inside)
+    reading = read(scales, samples)
+    answers, members = np.empty(len(inside)), []
+    epochs: list[Epoch] = []
+    for number in range(PARTS):
+        learnt, answered = inside[part != number], inside[part == number]
+        member = copy.deepcopy(scales)
+        learn_wide(member, reading, samples.died, learnt, recipe, seed + number)
+        member.courses.append(fit_course(samples, reading, learnt, recipe, seed + number, watched=answered))
+        answers[part == number] = parts_of(member, reading, answered)["joined"]
+        members.append(member)
+    slope, intercept = platt(answers, died[inside])
+    member = joined_members(members).eval()
+    member.courses = torch.nn.ModuleList(
+        _course(samples, reading, inside, recipe, seed, number, outside, epochs.append) for number in range(COURSES)
     )
-    inside, held_back = np.split(np.arange(len(training) + len(validation)), [len(training)])
-    recipe = Recipe(**{key: value for key, value in chosen.items() if key != "members"})
-    nets = [
-        fit(
-            samples,
-            inside,
-            seed * 1000 + member,
-            held_back=held_back,
-            recipe=recipe,
-            device=device,
-            report=report,
-            member=member,
-        )
-        for member in range(int(chosen.get("members", MEMBERS)))
+    logits = parts_of(member, reading, outside)
+    return Fold(
+        seed=seed,
+        member=member,
+        outside=outside,
+        logits=logits,
+        chance=expit(slope * logits["joined"] + intercept),
+        threshold=best_threshold(died[inside], expit(slope * answers + intercept)),
+        epochs=epochs,
+    )
+
+
+def _course(
+    samples: Samples,
+    reading: Reading,
+    inside: np.ndarray,
+    recipe: Recipe,
+    seed: int,
+    number: int,
+    outside: np.ndarray,
+    report: Told = lambda _: None,
+) -> Course:
+    """A network of the course of all stays inside; what is told of those outside is for the plot alone."""
+    own = seed + 2 * PARTS + number
+    return fit_course(samples, reading, inside, recipe, own, watched=outside, report=report, number=number)
+
+
+def cross_validate(samples: Samples, fold: np.ndarray, recipe: Recipe) -> list[Fold]:
+    """Every fold in turn."""
+    return [
+        fit_fold(samples, np.flatnonzero(fold != number), np.flatnonzero(fold == number), recipe, seed=100 * number)
+        for number in range(FOLDS)
     ]
-    answers = np.mean([logits(net, samples, held_back) for net in nets], axis=0)
-    ensemble = Ensemble(nets)
-    ensemble.platt[:] = torch.tensor(platt(answers, validation.outcome))
-    tensors = {name: tensor.numpy() for name, tensor in ensemble.state_dict().items()}
-    chance = 1 / (1 + np.exp(-(float(ensemble.platt[0]) * answers + float(ensemble.platt[1]))))
-    return Fitted(tensors={WEIGHTS: tensors}, threshold=best_threshold(validation.outcome > 0, chance))
 
 
-def _loss(logit: Tensor, died: Tensor) -> Tensor:
-    return nn.functional.binary_cross_entropy_with_logits(logit, died)
+def figures(folds: Sequence[Fold], died: np.ndarray) -> dict[str, object]:
+    """How good the out-of-fold answers are; decisions at the threshold that each fold chose on its training stays."""
+    chance, positive = np.empty(len(died)), np.empty(len(died), dtype=bool)
+    alone: dict[str, np.ndarray] = {}
+    for one in folds:
+        chance[one.outside] = one.chance
+        positive[one.outside] = one.chance >= one.threshold
+        for name, logit in one.logits.items():
+            alone.setdefault(name, np.empty(len(died)))[one.outside] = logit
+    return {
+        **report(died, chance),
+        "at_thresholds_of_training_folds": decisions(died, positive) | {"thresholds": [one.threshold for one in folds]},
+        "auroc_by_fold": [auroc(died[one.outside], one.chance) for one in folds],
+        "parts_alone": {
+            name: {"auroc": auroc(died, logit), "auprc": auprc(died, logit)} for name, logit in alone.items()
+        },
+    }
 
 
-def _hidden(series: Tensor, statics: Tensor) -> tuple[Tensor, Tensor]:
-    """Some channels and statics made unknown: a network must not need what another hospital does not measure."""
-    count, _, _, channels = series.shape
-    channel = (torch.rand(count, channels) < HIDDEN_CHANNEL)[:, None]
-    age, sex, kind = (torch.rand(count, 3) < HIDDEN_STATIC).unbind(1)
-    statics = statics.clone()
-    statics[:, :2][age] = 0
-    statics[:, 2:4][sex] = 0
-    statics[:, 4:][kind] = 0
-    filled, measured, since = series.unbind(1)
-    return torch.stack(
-        [
-            filled.masked_fill(channel, torch.nan),
-            measured.masked_fill(channel, 0),
-            since.masked_fill(channel, 1),
-        ],
-        dim=1,
-    ), statics
+def compare(samples: Samples, folds: Sequence[Fold], recipe: Recipe) -> dict[str, dict[str, float]]:
+    """Each core in the same folds, COMPARED networks a fold: alone, and beside the same ridge regression and trees."""
+    died = samples.died.numpy() > 0
+    found = {}
+    for core in CORES:
+        alone, joined = np.zeros(len(died)), np.zeros(len(died))
+        for one in folds:
+            member = copy.deepcopy(one.member)
+            reading = read(member, samples)
+            inside = np.setdiff1d(np.arange(len(died)), one.outside)
+            member.courses = torch.nn.ModuleList(
+                _course(samples, reading, inside, replace(recipe, core=core), one.seed, number, one.outside)
+                for number in range(COMPARED)
+            )
+            parts = parts_of(member, reading, one.outside)
+            alone[one.outside], joined[one.outside] = parts["course"], parts["joined"]
+        found[core] = {
+            "auroc_alone": auroc(died, alone),
+            "auprc_alone": auprc(died, alone),
+            "auroc": auroc(died, joined),
+            "auprc": auprc(died, joined),
+        }
+    return found
 
 
-def logits(
-    answer: Callable[[Tensor, Tensor], Tensor], samples: Samples, stays: np.ndarray, device: str = "cpu"
-) -> np.ndarray:
-    """What a network, or a part of one, makes of ``stays``."""
-    with torch.inference_mode():
-        return answer(samples.series[stays].to(device), samples.statics[stays].to(device)).cpu().numpy()
-
-
-def ridge(features: np.ndarray, died: np.ndarray, rounds: int = 15) -> tuple[np.ndarray, float]:
-    """Weights and bias of a logistic regression with a penalty on the weights of standardised features (Newton)."""
-    centre, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64) + 1e-6
-    design = np.column_stack([(features - centre) / scale, np.ones(len(features))])
-    penalty = np.append(np.full(features.shape[1], PENALTY), 0.0) * len(features)
-    weights = np.zeros(design.shape[1])
-    for _ in range(rounds):
-        chance = 1 / (1 + np.exp(-design @ weights))
-        curvature = design.T @ (design * (chance * (1 - chance))[:, None]) + np.diag(penalty)
-        weights -= np.linalg.solve(curvature, design.T @ (chance - died) + penalty * weights)
-    weight = weights[:-1] / scale
-    return weight, float(weights[-1] - weight @ centre)
-
-
-def platt(logit: np.ndarray, died: np.ndarray, rounds: int = 25) -> tuple[float, float]:
-    """Slope and intercept of a logistic regression of the outcome on the logit (Newton's method)."""
-    design = np.stack([logit, np.ones_like(logit)], axis=1).astype(np.float64)
-    weights = np.array([1.0, 0.0])
-    for _ in range(rounds):
-        chance = 1 / (1 + np.exp(-design @ weights))
-        curvature = design.T @ (design * (chance * (1 - chance))[:, None])
-        weights = weights - np.linalg.solve(curvature, design.T @ (chance - died))
-    return float(weights[0]), float(weights[1])
-
-
-def cross_validate(samples: Samples, fold: np.ndarray) -> tuple[list[MortalityNet], np.ndarray]:
-    """The networks of all folds, and the out-of-fold mean logit of each stay."""
-    nets: list[MortalityNet] = []
-    answers = np.empty(len(fold))
-    for number in range(FOLDS):
-        inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-        mine = [fit(samples, inside, seed=100 * number + seed) for seed in range(SEEDS)]
-        answers[outside] = np.mean([logits(net, samples, outside) for net in mine], axis=0)
-        nets += mine
-    return nets, answers
-
-
-def calibrated(answers: np.ndarray, died: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """Out-of-fold probabilities, each fold calibrated on the others."""
-    chance = np.empty(len(fold))
-    for number in range(FOLDS):
-        outside = fold == number
-        slope, intercept = platt(answers[~outside], died[~outside])
-        chance[outside] = 1 / (1 + np.exp(-(slope * answers[outside] + intercept)))
-    return chance
-
-
-def train(cohort: Cohort, out: Path) -> dict[str, object]:
-    """Write the weights and the out-of-fold predictions to ``out``; returns the metrics."""
-    samples = samples_of(cohort.values, cohort.statics, cohort.died)
-    records, died = cohort.records, cohort.died
-    fold = folds_of(died, seed=0)
-    nets, answers = cross_validate(samples, fold)
-    chance = calibrated(answers, died, fold)
-    ensemble = Ensemble(nets)
-    ensemble.platt[:] = torch.tensor(platt(answers, died))
+def train(cohort: Cohort, out: Path, recipe: Recipe, seed: int = 0) -> tuple[dict[str, object], list[Fold], Samples]:
+    """Write weights, reference, plots and the out-of-fold predictions to ``out``; the metrics, and what gave them."""
+    samples = samples_of(cohort.values, cohort.statics, cohort.died, cohort.other)
+    died = cohort.died
+    fold = dealt(died, FOLDS, seed)
+    folds = cross_validate(samples, fold, recipe)
+    logit, chance = np.empty(len(died)), np.empty(len(died))
+    for one in folds:
+        logit[one.outside], chance[one.outside] = one.logits["joined"], one.chance
+    ensemble = Ensemble([one.member for one in folds])
+    ensemble.platt[:] = torch.tensor(platt(logit, died))
     out.mkdir(parents=True, exist_ok=True)
     save_file(ensemble.state_dict(), out / WEIGHTS)
+    reference = json.dumps(reference_of(cohort.values, cohort.statics, SERIES), indent=1)
+    (out / REFERENCE).write_text(reference + "\n")
+    (out / "icu_mortality.learning-curve.png").write_bytes(learning_curve([one.epochs for one in folds]))
+    (out / "icu_mortality.reliability.png").write_bytes(reliability(died, chance))
     with (out / "out_of_fold.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["RecordID", "fold", "p"])
-        rows.writerows(zip(records.tolist(), fold.tolist(), chance.tolist(), strict=True))
-    by_fold = [report(died[fold == number], chance[fold == number])["auroc"] for number in range(FOLDS)]
-    return {
+        rows.writerows(zip(cohort.records.tolist(), fold.tolist(), chance.tolist(), strict=True))
+    calibrated = expit(float(ensemble.platt[0]) * logit + float(ensemble.platt[1]))
+    metrics = {
         "refused": cohort.refused,
-        "cross_validation": report(died, chance),
-        "auroc_by_fold": by_fold,
+        "cross_validation": figures(folds, died),
         "platt": ensemble.platt.tolist(),
-        "sha256": sha256((out / WEIGHTS).read_bytes()).hexdigest(),
+        "threshold": best_threshold(died, calibrated),
+        "sha256": {name: sha256((out / name).read_bytes()).hexdigest() for name in (WEIGHTS, REFERENCE)},
     }
+    return metrics, folds, samples
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -290,14 +221,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--loinc", type=Path, required=True, help="CSV: parameter, system, code, unit_ucum")
     parser.add_argument("--out", type=Path, default=Path("trained"), help="where weights and predictions are written")
     parser.add_argument("--limit", type=int, help="only the first stays")
+    parser.add_argument("--core", choices=CORES, default="lstm", help="of the networks of the course")
+    parser.add_argument("--folds-seed", type=int, default=0, help="another deal of the stays into folds")
+    parser.add_argument("--compare", action="store_true", help="every core in the same folds")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    recipe = Recipe(core=options.core)
     started = time.monotonic()
     cohort = read_cohort(options.set_a, options.loinc, limit=options.limit)
     reading_s = time.monotonic() - started
-    metrics = train(cohort, options.out)
+    metrics, folds, samples = train(cohort, options.out, recipe, options.folds_seed)
     metrics |= {"reading_s": reading_s, "training_s": time.monotonic() - started - reading_s}
+    if options.compare:
+        metrics["cores"] = compare(samples, folds, recipe)
     sys.stdout.write(json.dumps(metrics, indent=2) + "\n")
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medflow_risk.channels import CHANNELS
-from medflow_risk.features import series_features, static_features
+from medflow_risk.channels import CHANNELS, STATICS
+from medflow_risk.features import COLUMNS, NAMES, STEPS, WIDTH, sequence_features, summary_features
 
-NAMES = [channel.name for channel in CHANNELS]
+STATIC = np.array([65, 1, 0, 0, 1, 0], dtype=np.float32)
 
 
 def random_values(seed: int) -> np.ndarray:
@@ -19,39 +19,72 @@ def random_values(seed: int) -> np.ndarray:
     return values
 
 
-@given(seed=st.integers(0, 1000), hour=st.integers(1, 47))
-def test_an_hours_features_do_not_depend_on_later_hours(seed: int, hour: int) -> None:
+def empty() -> np.ndarray:
+    return np.full((48, len(CHANNELS)), np.nan, dtype=np.float32)
+
+
+def summary(values: np.ndarray, name: str, statistic: str, start: int = 0) -> float:
+    (place,) = [
+        place
+        for place, column in enumerate(COLUMNS)
+        if (column.name, column.statistic, column.start) == (name, statistic, start)
+    ]
+    return float(summary_features(values, STATIC)[place])
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 1000), step=st.integers(1, STEPS - 1))
+def test_a_steps_features_do_not_depend_on_later_hours(seed: int, step: int) -> None:
     values = random_values(seed)
     changed = values.copy()
-    changed[hour:] = random_values(seed + 1)[hour:]
+    changed[2 * step :] = random_values(seed + 1)[2 * step :]
 
-    np.testing.assert_array_equal(series_features(values)[:, :hour], series_features(changed)[:, :hour])
+    np.testing.assert_array_equal(sequence_features(values)[:, :step], sequence_features(changed)[:, :step])
 
 
 def test_values_are_carried_forward_with_their_age() -> None:
-    values = np.full((48, len(CHANNELS)), np.nan, dtype=np.float32)
-    column = NAMES.index("HR")
-    values[2, column], values[5, column] = 70, 90
+    values = empty()
+    values[4, NAMES.index("HR")], values[5, NAMES.index("HR")], values[10, NAMES.index("HR")] = 70, 80, 90
 
-    filled, measured, age = series_features(values)[..., column]
+    filled, measured, age = sequence_features(values)[..., NAMES.index("HR")]
 
-    np.testing.assert_array_equal(filled[:7], [np.nan, np.nan, 70, 70, 70, 90, 90])
+    np.testing.assert_array_equal(filled[:7], [np.nan, np.nan, 75, 75, 75, 90, 90])
     np.testing.assert_array_equal(measured[:7], [0, 0, 1, 0, 0, 1, 0])
-    np.testing.assert_allclose(age[:7] * 48, [48, 48, 0, 1, 2, 0, 1], atol=1e-5)
+    np.testing.assert_allclose(age[:7] * STEPS, [STEPS, STEPS, 0, 1, 2, 0, 1], atol=1e-5)
 
 
 def test_many_stays_at_once_give_what_each_gives_alone() -> None:
-    values = np.stack([random_values(seed) for seed in range(3)])
+    values, statics = np.stack([random_values(seed) for seed in range(3)]), np.stack([STATIC] * 3)
 
-    together = series_features(values)
+    sequence, columns = sequence_features(values), summary_features(values, statics)
 
+    assert sequence.shape == (3, 3, STEPS, WIDTH)
     for number in range(3):
-        np.testing.assert_array_equal(together[:, number], series_features(values[number]))
+        np.testing.assert_array_equal(sequence[:, number], sequence_features(values[number]))
+        np.testing.assert_allclose(columns[number], summary_features(values[number], STATIC), rtol=1e-5, atol=1e-5)
 
 
-def test_an_unknown_static_is_absent_and_not_zero() -> None:
-    known = static_features(np.array([65.0, 1, 0, 0, 1, 0]))
-    unknown = static_features(np.array([np.nan, np.nan, 0, 0, 0, 0]))
+def test_the_summary_says_what_was_measured() -> None:
+    values = empty()
+    values[[3, 10, 30], NAMES.index("Temp")] = [36, 39, 37]
+    values[5, NAMES.index("SysABP")], values[5:7, NAMES.index("NISysABP")] = 120, [90, 100]
+    values[5:7, NAMES.index("HR")] = 60
+    values[40, NAMES.index("Urine")], values[2, NAMES.index("Weight")] = 160, 80
 
-    np.testing.assert_array_equal(known, [0, 1, 1, 1, 0, 0, 1, 0])
-    np.testing.assert_array_equal(unknown, np.zeros(8))
+    found = {statistic: summary(values, "Temp", statistic) for statistic in ("first", "last", "lowest", "highest")}
+
+    assert found == {"first": 36, "last": 37, "lowest": 36, "highest": 39}
+    assert summary(values, "Temp", "since") == 17
+    assert summary(values, "Temp", "mean", start=24) == 37
+    assert summary(values, "SBP", "first") == 120  # the invasive one goes first
+    assert summary(values, "SBP", "last") == 100
+    np.testing.assert_allclose(summary(values, "shock index", "highest"), 0.6, rtol=1e-6)
+    np.testing.assert_allclose(summary(values, "urine per kg", "total", start=24), np.log1p(2), rtol=1e-6)
+
+
+def test_what_was_not_measured_is_unknown_and_not_zero() -> None:
+    columns = summary_features(empty(), np.full(len(STATICS), np.nan, dtype=np.float32))
+
+    counted = np.array([column.statistic in ("count", "since") for column in COLUMNS])
+    assert np.isnan(columns[~counted]).all()
+    assert np.isfinite(columns[counted]).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,11 @@ def examples(count: int, seed: int) -> Examples:
 def fitted(**chosen: Any) -> tuple[Mapping[str, np.ndarray], float | None, list[Epoch]]:
     torch.set_num_threads(1)
     told: list[Epoch] = []
-    choices = {item.name: item.default for item in IcuMortality.hyperparameters} | {"hidden": 32, "epochs": 2} | chosen
+    choices = (
+        {item.name: item.default for item in IcuMortality.hyperparameters}
+        | {"hidden": 8, "epochs": 2, "trees": 20}
+        | chosen
+    )
     found = IcuMortality.fit(examples(80, 0), examples(40, 1), choices, seed=7, device="cpu", report=told.append)
     return found.tensors["icu_mortality.safetensors"], found.threshold, told
 
@@ -60,13 +65,11 @@ def test_the_search_may_stop_it() -> None:
 
     with pytest.raises(TrialStopped):
         IcuMortality.fit(
-            examples(30, 0), examples(20, 1), {"members": 1, "epochs": 2}, seed=1, device="cpu", report=report
+            examples(30, 0), examples(20, 1), {"members": 1, "trees": 5}, seed=1, device="cpu", report=report
         )
 
 
 def test_a_version_trained_here_is_served_from_its_own_folder(small: tuple, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     tensors, threshold, _ = small
     save_file(dict(tensors), tmp_path / "icu_mortality.safetensors")
     digest = sha256((tmp_path / "icu_mortality.safetensors").read_bytes()).hexdigest()

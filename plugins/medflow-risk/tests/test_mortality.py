@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from medflow.plugin import Case, TimeSeries, Unit, UnitKind
+from medflow.plugin import Case, SeriesAttribution, TimeSeries, Unit, UnitKind
 from medflow.testing import check_model
 from medflow_risk.channels import CHANNELS, STATICS
 from medflow_risk.data import read_cohort
@@ -73,6 +74,24 @@ def test_an_unknown_static_moves_a_risk_but_does_not_break_it(model: IcuMortalit
     known, partly = predicted(model, [model.prepare(stay(**WELL)), model.prepare(stay(**WELL, **unknown))])
 
     assert abs(known - partly) < 0.15
+
+
+def test_an_explanation_adds_up_to_the_risk(model: IcuMortality) -> None:
+    nothing = np.full((48, len(CHANNELS)), np.nan, dtype=np.float32)
+    unknown = replace(stay(), inputs={"series": TimeSeries(values=nothing, statics=np.full(6, np.nan, np.float32))})
+    ready = [model.prepare(case) for case in (unknown, stay(age=85, **GRAVE), stay(**WELL))]
+    base, *risks = (np.log(risk / (1 - risk)) for risk in predicted(model, ready))
+
+    _, grave, well = model.explain(ready, model.predict(ready))
+
+    for risk, shares in zip(risks, (grave, well), strict=True):
+        found = shares["in-hospital-death"]
+        assert isinstance(found, SeriesAttribution)
+        assert found.values.sum() + found.statics.sum() == pytest.approx(risk - base, abs=0.1)
+    worst = grave["in-hospital-death"].values.sum(0)  # type: ignore[union-attr]
+    assert worst[NAMES.index("GCS")] > 0.2
+    assert worst[NAMES.index("BUN")] > 0.1
+    assert grave["in-hospital-death"].statics[0] > 0.1  # type: ignore[union-attr]
 
 
 @pytest.mark.realdata

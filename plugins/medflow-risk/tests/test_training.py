@@ -7,12 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from scipy.special import ndtri
+from sklearn.ensemble import HistGradientBoostingClassifier
 
-from medflow_risk.channels import CHANNELS, STATICS
+from medflow.evaluation.reference import read_reference
+from medflow_risk.channels import CHANNELS, SERIES, STATICS
 from medflow_risk.data import Cohort, read_cohort
-from medflow_risk.metrics import auprc, auroc, event_1
-from medflow_risk.train import FOLDS, Samples, fit, folds_of, platt, samples_of, train
+from medflow_risk.features import COLUMNS, STEPS, WIDTH
+from medflow_risk.fitting import Recipe, normal_scores, platt, samples_of, trees_of
+from medflow_risk.metrics import auprc, auroc, best_threshold, calibration_error, decisions, event_1
+from medflow_risk.network import CORES, DEPTH, Core, Course, Ensemble, Member
+from medflow_risk.train import FOLDS, Fold, compare, dealt, fit_fold, train
 
+SMALL = Recipe(hidden=8, epochs=1, trees=5)
 LOINC = """parameter,system,code,display,unit_ucum,value_kind,note
 HR,http://loinc.org,8867-4,Heart rate,/min,quantity,
 Urine,http://loinc.org,9187-6,Urine output,mL,quantity,
@@ -56,11 +64,10 @@ def cohort_of(count: int, seed: int = 0) -> Cohort:
     values = np.full((count, 48, len(CHANNELS)), np.nan, dtype=np.float32)
     values[:, :, 14] = (80 + 40 * died + rng.normal(0, 10, count))[:, None]
     statics = np.tile(np.array([60, 1, 1, 0, 0, 0], dtype=np.float32), (count, 1))
-    return Cohort(records=np.arange(count), values=values, statics=statics, died=died, refused=0)
-
-
-def samples(cohort: Cohort) -> Samples:
-    return samples_of(cohort.values, cohort.statics, cohort.died)
+    other = np.full((count, 4), np.nan, dtype=np.float32)
+    other[:, 1] = 5 * died
+    other[:, 3] = 0
+    return Cohort(records=np.arange(count), values=values, statics=statics, died=died, other=other, refused=0)
 
 
 def test_the_published_text_becomes_the_models_grid(tmp_path: Path) -> None:
@@ -72,6 +79,7 @@ def test_the_published_text_becomes_the_models_grid(tmp_path: Path) -> None:
     assert cohort.records.tolist() == [7]  # stay 8 has seven measurements, ten are needed
     assert cohort.refused == 1
     assert cohort.died.tolist() == [True]
+    np.testing.assert_allclose(cohort.other, [[1, 1, 0, 0]])
     hourly = {channel.name: cohort.values[0, :, column] for column, channel in enumerate(CHANNELS)}
     assert hourly["HR"][0] == 80  # the mean of its hour
     assert hourly["HR"][47] == 60  # 48:00 is after the window
@@ -86,42 +94,86 @@ def test_the_published_text_becomes_the_models_grid(tmp_path: Path) -> None:
 def test_folds_are_disjoint_and_stratified() -> None:
     died = np.random.default_rng(0).random(503) < 0.14
 
-    fold = folds_of(died, seed=1)
+    fold = dealt(died, FOLDS, seed=1)
 
     deaths = [int(died[fold == number].sum()) for number in range(FOLDS)]
     assert max(deaths) - min(deaths) <= 1
     assert sorted(set(fold.tolist())) == list(range(FOLDS))
 
 
-def test_the_same_seed_gives_the_same_network() -> None:
+def learnt(cohort: Cohort) -> Fold:
     torch.set_num_threads(1)
-    stays = samples(cohort_of(60))
+    stays = samples_of(cohort.values, cohort.statics, cohort.died, cohort.other)
+    return fit_fold(stays, np.arange(60), np.arange(60, 75), SMALL, seed=3)
 
-    first, second = (fit(stays, np.arange(60), seed=3).state_dict() for _ in range(2))
 
+def test_a_stay_outside_the_fold_leaves_no_trace_and_the_same_seed_gives_the_same_member() -> None:
+    cohort = cohort_of(75)
+    before = learnt(cohort)
+
+    cohort.values[60:] = 1.0
+    cohort.died[60:] = ~cohort.died[60:]
+    cohort.other[60:] = 7.0
+
+    after = learnt(cohort)
+    first, second = before.member.state_dict(), after.member.state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_a_stay_outside_the_fold_leaves_no_trace() -> None:
-    torch.set_num_threads(1)
-    cohort, inside = cohort_of(60), np.arange(50)
-    before = fit(samples(cohort), inside, seed=3).state_dict()
-
-    cohort.values[50:] = 1.0
-    cohort.died[50:] = ~cohort.died[50:]
-
-    after = fit(samples(cohort), inside, seed=3).state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert before.threshold == after.threshold
 
 
 def test_training_learns_and_writes_what_it_says(tmp_path: Path) -> None:
     torch.set_num_threads(1)
+    cohort = cohort_of(150)
 
-    metrics = train(cohort_of(150), tmp_path)
+    metrics, folds, samples = train(cohort, tmp_path, SMALL)
 
-    assert metrics["cross_validation"]["auroc"] > 0.9  # type: ignore[index]
-    assert (tmp_path / "icu_mortality.safetensors").stat().st_size < 5_000_000
+    found = metrics["cross_validation"]
+    assert found["auroc"] > 0.9  # type: ignore[index]
+    assert found["at_thresholds_of_training_folds"]["event_1"] > 0.8  # type: ignore[index]
     assert len((tmp_path / "out_of_fold.csv").read_text().splitlines()) == 151
+    for plot in ("reliability", "learning-curve"):
+        assert (tmp_path / f"icu_mortality.{plot}.png").read_bytes().startswith(b"\x89PNG")
+    read_reference((tmp_path / "icu_mortality.reference.json").read_bytes(), SERIES)
+    ensemble = Ensemble.of(load_file(tmp_path / "icu_mortality.safetensors"))
+    chance = ensemble(samples.sequence, samples.summary).detach().numpy()
+    assert auroc(cohort.died, chance) > 0.9
+    assert [member.courses[0].core for member in ensemble.members] == ["lstm"] * FOLDS  # type: ignore[union-attr]
+    assert set(compare(samples, folds[:1], SMALL)) == {"lstm", "gru", "transformer"}
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_the_tensors_tell_which_core_they_are_of(core: Core) -> None:
+    made = Ensemble([Member([Course(core, 12), Course(core, 12)], knots=5, trees=2).eval()])
+    made.members[0].knots[:] = torch.arange(5.0)  # type: ignore[union-attr, index]
+    batch = torch.rand(2, 3, STEPS, WIDTH), torch.rand(2, len(COLUMNS))
+
+    again = Ensemble.of(made.state_dict())
+
+    assert torch.equal(made(*batch), again(*batch))
+
+
+def test_trees_as_tensors_answer_as_the_trees_they_are_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(300, 6))
+    scores[rng.random(scores.shape) < 0.3] = np.nan
+    died = np.nan_to_num(scores[:, 0]) + np.isnan(scores[:, 1]) + rng.normal(0, 0.3, 300) > 0.3
+    grown = HistGradientBoostingClassifier(max_depth=DEPTH, max_iter=20, max_leaf_nodes=None).fit(scores, died)
+    monkeypatch.setattr("medflow_risk.network.EDGE", 1e-6)  # edges as sharp as theirs
+
+    known = torch.from_numpy(~np.isnan(scores)).double()
+    found = trees_of(grown, np.arange(6)).double()(torch.from_numpy(np.nan_to_num(scores)), known)
+
+    np.testing.assert_allclose(found.numpy(), grown.decision_function(scores), atol=1e-4)
+
+
+def test_normal_scores_are_of_ranks_and_ties_share_theirs() -> None:
+    column = np.array([np.nan] * 10 + [0.0] * 50 + list(range(1, 51)))
+
+    knots, normal = normal_scores(column[:, None])
+
+    assert (np.diff(knots.numpy()[0]) > 0).all()
+    assert normal[0, 0] == pytest.approx(ndtri(0.25), abs=0.06)  # half of them are 0
+    assert normal[0].max() == pytest.approx(ndtri(0.99))
 
 
 def test_platt_scaling_undoes_a_known_distortion() -> None:
@@ -139,3 +191,6 @@ def test_metrics_agree_with_hand_counts() -> None:
     assert auroc(event, score) == pytest.approx((1 + 1 + 1 + 0.5 + 1 + 1) / 6)
     assert auprc(event, score) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
     assert event_1(event, score) == pytest.approx(2 / 3)
+    assert best_threshold(event, score) == 0.8
+    assert decisions(event, score >= 0.8)["event_1"] == pytest.approx(2 / 3)
+    assert calibration_error(event, score) == pytest.approx((0.1 + 0.6 + 0.2 + 0.1) / 5)
