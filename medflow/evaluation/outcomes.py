@@ -10,7 +10,8 @@ from medflow.config import Settings
 from medflow.evaluation.join import Units, by_label
 from medflow.evaluation.labels import Labels
 from medflow.evaluation.observed import Found, check_observable, observe
-from medflow.plugin import Classification, ModelSpec, Risk
+from medflow.plugin import Classification, Risk
+from medflow.records import UnitKind
 from medflow.store import Connection
 from medflow.store.ledger import now_us
 from medflow.store.outcomes import Asked, Moment
@@ -23,9 +24,9 @@ NOT_OVER = "horizon-not-over"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """What is asked: one output of a model; ``table`` None: the records are to tell."""
+    """What is asked: one output of a model of each ``unit``; ``table`` None: the records are to tell."""
 
-    spec: ModelSpec
+    unit: UnitKind
     output: Risk | Classification
     table: Labels | None = None
 
@@ -64,12 +65,12 @@ def outcomes_of(
     ConfigurationError
         There is no way to know this output's outcomes, or the table is of other units.
     """
-    spec, facts = question.spec, unit_facts(connection, question.spec.unit, [item.unit_id for item in asked])
+    facts = unit_facts(connection, question.unit, [item.unit_id for item in asked])
     patients: Mapping[int, int | None] = {unit: fact.patient_id for unit, fact in facts.items()}
     if question.table is not None:
-        units = Units(kind=spec.unit, patients=patients, source=settings.source)
+        units = Units(kind=question.unit, patients=patients, source=settings.source)
         return by_label(connection, question.table, units, asked, question.horizon)
-    risk = check_observable(question.output, spec.unit)
+    risk = check_observable(question.output, question.unit)
     found = observe(connection, risk, asked, patients, settings.zone)
     if risk.horizon is None:
         return found, 0

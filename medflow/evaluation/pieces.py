@@ -19,7 +19,7 @@ NAMES = {
 }
 COLUMNS = {**NAMES, "recall": "Recall", "precision": "Precision", "brier": "Brier", "ece": "ECE"}
 DRIFT = "Drift of the inputs"
-DRIFT_ALT = "PSI of each input, a bar each; the section on drift has the figures as a table."
+DRIFT_ALT = "The PSI that moved most of each input, a bar each; the section on drift has the figures as a table."
 SOURCES = {"labels": "a table of labels", "store": "the records that came later"}
 PLOTS = {
     "roc": "ROC curve",

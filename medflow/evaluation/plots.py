@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from medflow.drawing import COLOURS, FAINT, INK, figure, png
-from medflow.evaluation.result import Curve, Evaluation, InputDrift
+from medflow.evaluation.result import Curve, Drift, Evaluation, InputDrift, Stability
 
 SIDE_IN = 4.2
 DRAWN = 30  # inputs at most: those that moved most
 SEVERITY = {"shifted": COLOURS[4], "some": COLOURS[1], "unclear": FAINT, "steady": COLOURS[0], "too-few": FAINT}
+SEVERE = tuple(SEVERITY)
 
 
 def plots(evaluation: Evaluation) -> dict[str, bytes]:
@@ -60,22 +61,36 @@ def _square(axes, x: str, y: str, title: str) -> None:  # noqa: ANN001 - matplot
 
 
 def drift_bars(drift: InputDrift) -> bytes:
-    """The PSI of each input's values, of those that moved most, with what chance would give and the rule of thumb."""
-    known = sorted((item for item in drift.columns if item.values is not None), key=lambda item: item.psi or 0.0)
-    shown = known[-DRAWN:]
+    """The PSI that speaks most of each input, of those that moved most, with what chance would give."""
+    told = [(item, *_loudest(item)) for item in drift.columns if item.verdict != "too-few"]
+    shown = sorted(told, key=lambda each: each[2].psi)[-DRAWN:]
     drawn = figure(1.6 * SIDE_IN, 0.22 * len(shown) + 1.2)
     axes = drawn.add_subplot()
     places = range(len(shown))
-    axes.barh(places, [item.psi or 0.0 for item in shown], color=[SEVERITY[item.verdict] for item in shown])
-    chances = [item.values.chance for item in shown if item.values is not None]
-    axes.plot(chances, places, linestyle="", marker="|", markersize=9, color=INK, label="by chance")
+    axes.barh(places, [said.psi for _, _, said in shown], color=[SEVERITY[said.verdict] for _, _, said in shown])
+    axes.plot(
+        [said.chance for _, _, said in shown],
+        places,
+        linestyle="",
+        marker="|",
+        markersize=9,
+        color=INK,
+        label="by chance",
+    )
     for limit in (0.1, 0.25):
         axes.axvline(limit, color=FAINT, linestyle="--", linewidth=1)
-    axes.set_yticks(places, [f"{item.name}: {item.verdict}" for item in shown], fontsize=8)
-    axes.set_xlabel("PSI of the values (0.1 some, 0.25 shifted)")
+    axes.set_yticks(places, [f"{item.name}{what}: {said.verdict}" for item, what, said in shown], fontsize=8)
+    axes.set_xlabel("PSI (0.1 some, 0.25 shifted)")
     axes.set_title("Drift of the inputs", color=INK, fontsize=11)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if shown:
         axes.legend(frameon=False, fontsize=8, loc="lower right")
     return png(drawn)
+
+
+def _loudest(item: Drift) -> tuple[str, Stability]:
+    """What of an input moved most: its values (not named), whether there are any, or how many."""
+    each = ((" (any)", item.missing), (" (how often)", item.readings), ("", item.values))
+    told = [(what, said) for what, said in each if said is not None]
+    return max(told, key=lambda both: (-SEVERE.index(both[1].verdict), both[1].psi))

@@ -57,7 +57,7 @@ def evaluate(
             )
         facts = unit_facts(connection, model.spec.unit, [item.unit_id for item in scored])
         patients = {unit: fact.patient_id for unit, fact in facts.items()}
-        question = Question(spec=model.spec, output=chosen, table=table)
+        question = Question(unit=model.spec.unit, output=chosen, table=table)
         outcomes, unmatched = outcomes_of(connection, settings, question, scored)
         who = people(connection, [patient for patient in patients.values() if patient is not None])
         inputs = _inputs(connection, model, scored)

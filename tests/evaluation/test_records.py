@@ -88,7 +88,7 @@ class Records:
         with self.store.reading() as connection:
             names = {unit: name for _, name, unit in unit_names(connection, UnitKind.ENCOUNTER, range(1, 100))}
             asked = [Moment(unit_id=unit, time_us=ASKED) for unit in names]
-            found, _ = outcomes_of(connection, settings, Question(spec=HeartRisk.spec, output=output), asked)
+            found, _ = outcomes_of(connection, settings, Question(unit=UnitKind.ENCOUNTER, output=output), asked)
         return dict(zip(names.values(), found, strict=True))
 
 

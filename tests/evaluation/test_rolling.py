@@ -11,7 +11,7 @@ from medflow.config import LabelTable
 from medflow.errors import ConfigurationError
 from medflow.evaluation.outcomes import Moment, Question, outcomes_of
 from medflow.plugin import SNOMED, Coding
-from medflow.records import Instant
+from medflow.records import Instant, UnitKind
 from medflow.registry import Registry
 from tests.evaluation.test_run import registered
 from tests.stays import HeartRisk, Stay, write_stays
@@ -151,7 +151,7 @@ def test_intervals_draw_patients_and_groups_are_of_ten_patients(site, tmp_path):
 def test_no_outcome_counts_before_its_horizon_is_over(site, tmp_path):
     site = three_nights(site, tmp_path)
     take(site, tmp_path / "c.ndjson", [condition(STAYS[0], "2026-01-02T12:00:00Z")])
-    question = Question(spec=NextDay.spec, output=NextDay.spec.outputs[0])
+    question = Question(unit=UnitKind.ENCOUNTER, output=NextDay.spec.outputs[0])
     asked = [Moment(unit_id=unit, time_us=Instant.of(NIGHTS[1]).utc_us) for unit in (1, 2)]
 
     with site.store.reading() as connection:
