@@ -17,7 +17,10 @@ FETCHED = 10_000  # rows in memory at once, beside what is made of them
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stay:
-    """One encounter whose start and patient are known. ``revision`` grows with whatever belongs to either."""
+    """One encounter whose start and patient are known. ``revision`` grows with whatever belongs to either.
+
+    ``latest_us`` is when the last of the patient's values became known.
+    """
 
     encounter_id: int
     patient_id: int
@@ -28,6 +31,7 @@ class Stay:
     types: tuple[str, ...]
     birth_date: date | None
     sex: str | None
+    latest_us: int
     revision: int
 
 
@@ -36,7 +40,7 @@ def stays(connection: Connection, *, since_us: int | None = None, until_us: int 
     query = _within(
         select(EncounterRow.id, EncounterRow.patient_id, EncounterRow.start_us, EncounterRow.start_offset)
         .add_columns(EncounterRow.end_us, EncounterRow.status, EncounterRow.encounter_class, EncounterRow.types)
-        .add_columns(PatientRow.birth_date, PatientRow.sex, REVISION.label("revision"))
+        .add_columns(PatientRow.birth_date, PatientRow.sex, PatientRow.latest_us, REVISION.label("revision"))
         .join(PatientRow, PatientRow.id == EncounterRow.patient_id)
         .where(EncounterRow.start_us.is_not(None)),
         since_us,
@@ -54,6 +58,7 @@ def stays(connection: Connection, *, since_us: int | None = None, until_us: int 
                 types=tuple(row.types),
                 birth_date=row.birth_date,
                 sex=row.sex,
+                latest_us=row.latest_us,
                 revision=row.revision,
             )
 

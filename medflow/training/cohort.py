@@ -14,9 +14,9 @@ from datetime import date, datetime, timedelta
 import numpy as np
 
 from medflow.config import Cohort, LabelTable, Settings
-from medflow.evaluation.join import Units, by_label
 from medflow.evaluation.labels import read_labels
-from medflow.evaluation.observed import Found, check_observable, observe
+from medflow.evaluation.observed import Found
+from medflow.evaluation.outcomes import Question, outcomes_of
 from medflow.plugin import Risk, TimeSeriesInput
 from medflow.records import Instant, UnitKind
 from medflow.store import Store
@@ -117,17 +117,8 @@ def find(
             people[stay.patient_id] = Person(sex=stay.sex, birth_date=stay.birth_date)
         left_out["outside-the-period"] += everything - within
         left_out["without-a-patient"] += within - seen
-        units = Units(
-            kind=UnitKind.ENCOUNTER,
-            patients={item.encounter_id: item.patient_id for item in moments},
-            source=settings.source,
-        )
-        unmatched = 0
-        if table is None:
-            risk = check_observable(output, UnitKind.ENCOUNTER)
-            outcomes = observe(connection, risk, moments, units.patients, settings.zone)
-        else:
-            outcomes, unmatched = by_label(connection, table, units, moments, output.horizon)
+        question = Question(unit=UnitKind.ENCOUNTER, output=output, table=table)
+        outcomes, unmatched = outcomes_of(connection, settings, question, moments, until_us=now.utc_us)
     return _members(
         moments,
         outcomes,
@@ -194,7 +185,10 @@ def _outside_ages(born: date | None, admitted: date, cohort: Cohort) -> str | No
 
 
 def _times(stay: Stay, cohort: Cohort, spec: TimeSeriesInput, now_us: int) -> Iterator[int]:
-    """When a model would have been asked: what selection asks of a stay, for moments that have passed."""
+    """When a model would have been asked: what selection asks of a stay, for moments that have passed.
+
+    A stay is asked about as long as something became known since the time before: an encounter may stay open for good.
+    """
     start_us, end_us = stay.start.utc_us, stay.end_us
     if spec.anchor == "admission":
         time_us = start_us + spec.window // timedelta(microseconds=1)
@@ -202,7 +196,8 @@ def _times(stay: Stay, cohort: Cohort, spec: TimeSeriesInput, now_us: int) -> It
             yield time_us
         return
     time_us, step_us = start_us, max(1, round(cohort.every * HOUR_US))
-    while (time_us := time_us + step_us) <= now_us and (end_us is None or time_us < end_us):
+    until_us = min(now_us, stay.latest_us + step_us - 1)
+    while (time_us := time_us + step_us) <= until_us and (end_us is None or time_us < end_us):
         yield time_us
 
 

@@ -90,13 +90,20 @@ def test_a_stay_that_was_over_before_the_window_or_has_not_lasted_it_does_not_co
     assert early.left_out == {"too-short": 4}
 
 
-def test_a_model_asked_again_and_again_has_several_moments_of_a_stay(store, settings, tmp_path):
-    found = of(taken(store, settings, tmp_path), spec=HOURLY, output=replace(RISK, horizon=timedelta(days=2)))
+def test_a_model_asked_again_and_again_has_several_moments_of_a_stay_until_nothing_new_is_known(
+    store, settings, tmp_path
+):
+    """Stays 1 and 2 are measured until the third day; the open stay 4 is not asked about for ever."""
+    more = [measured(who, who, 100, "2026-01-03T12:00:00Z") for who in (1, 2)]
+    site = taken(store, settings, tmp_path, more=more)
+
+    found = of(site, spec=HOURLY, output=replace(RISK, horizon=timedelta(days=2)))
 
     hours = [(item.encounter_id, (item.time_us - NOW.utc_us) / 3.6e9 + 59 * 24) for item in found.moments]
     assert [hour for encounter, hour in hours if encounter == hours[0][0]] == [24, 48]  # home: after day 2 unknown
     assert [hour for encounter, hour in hours if encounter == hours[-1][0]] == [24, 48, 72]
     assert found.outcome.tolist() == [0, 0, 0, 1, 1]
+    assert found.left_out == {"outcome-unknown": 3}  # of stay 1 within the horizon of day 3, and of stays 3 and 4
 
 
 def test_labels_are_of_the_cohorts_stays_and_say_when_they_became_known(store, settings, tmp_path):
