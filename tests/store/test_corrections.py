@@ -488,7 +488,7 @@ def test_what_the_encounter_says_of_itself_is_one_nought_or_unknown(store: Store
 def test_too_little_is_refused_and_says_what_was_lacking(store: Store, asked: dict, code: str, words: str) -> None:
     items = [Version(), Version(id="o2", hour=1.5), Version(id="o3", hour=3, code=URINE, value=5, unit="mL")]
     items += [Version(id="o4", unit="Cel"), Version(id="o5", value=900)]
-    required = asked.pop("required", None)
+    asked, required = {name: asked[name] for name in asked.keys() - {"required"}}, asked.get("required")
 
     def asking(item: Any) -> Any:
         return replace(item, required=item.name == required) if isinstance(item, Channel) else item
