@@ -71,6 +71,9 @@ SPEC = ModelSpec(
             file="early_warning.safetensors", sha256="4b561afb4726a1528aa0df60d3d93b5458fe52148d473b614176d4d918228bb9"
         ),
     ),
+    reference=Weights(
+        file="early_warning.reference.json", sha256="2e82965b270b732baa653d760d67ac3f450b978b581cd7e1112087807320bca5"
+    ),
     batch_size=128,
     memory_mib=256,
     card=ModelCard(

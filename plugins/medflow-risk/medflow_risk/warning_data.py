@@ -32,7 +32,8 @@ class Nights:
     """Cases row by row: ``values`` (n, HOURS, channels), ``statics`` (n, 6), ``event`` (n,) bool.
 
     ``record`` is the stay of each row, ``hour`` its prediction time in hours after admission. ``left_out`` counts the
-    cases that are none, by reason.
+    cases that are none, by reason. ``silent`` are those that the model is given and does not answer for, hypotensive
+    already: their ``record``, ``values`` and ``statics``.
     """
 
     record: np.ndarray
@@ -41,6 +42,7 @@ class Nights:
     statics: np.ndarray
     event: np.ndarray
     left_out: dict[str, int]
+    silent: tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def read_nights(folder: Path, loinc: Path, *, limit: int | None = None) -> Nights:
@@ -66,6 +68,7 @@ def nights_of(whole: np.ndarray, statics: np.ndarray, record: np.ndarray) -> Nig
     low = sustained_low(arterial_pressure(whole))
     known: np.ndarray = ~np.isnan(arterial_pressure(whole))
     parts: list[tuple[np.ndarray, ...]] = []
+    silent: list[tuple[np.ndarray, ...]] = []
     left_out: dict[str, int] = dict.fromkeys(REASONS, 0)
     for hour in AT_HOURS:
         start = max(0, hour - HOURS)
@@ -76,6 +79,8 @@ def nights_of(whole: np.ndarray, statics: np.ndarray, record: np.ndarray) -> Nig
         unknown: np.ndarray = ~np.any(known[:, start:hour], axis=1)
         unobserved: np.ndarray = ~np.any(known[:, after], axis=1)
         reasons = (~_covered(window), unknown, hypotensive, unobserved)
+        quiet = ~reasons[0] & ~unknown & hypotensive
+        silent.append((record[quiet], window[quiet], statics[quiet]))
         kept = np.ones(len(whole), dtype=bool)
         for name, out in zip(left_out, reasons, strict=True):
             left_out[name] += int((kept & out).sum())
@@ -84,7 +89,8 @@ def nights_of(whole: np.ndarray, statics: np.ndarray, record: np.ndarray) -> Nig
         parts.append((record[kept], hours, window[kept], statics[kept], np.any(low[kept, after], axis=1)))
     names = ("record", "hour", "values", "statics", "event")
     columns = dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
-    return Nights(**columns, left_out=left_out)
+    records, values, fixed = map(np.concatenate, zip(*silent, strict=True))
+    return Nights(**columns, left_out=left_out, silent=(records, values, fixed))
 
 
 def _covered(window: np.ndarray) -> np.ndarray:

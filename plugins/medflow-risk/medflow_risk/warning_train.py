@@ -28,9 +28,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, brier_score_loss, precision_score, recall_score, roc_auc_score
 from torch import Tensor, nn
 
+from medflow.evaluation.input_drift import reference_of
 from medflow.plugin import Epoch, Examples, Fitted
 from medflow_risk.warning_data import Nights, read_nights
-from medflow_risk.warning_features import arterial_pressure, series_features, static_features, sustained_low
+from medflow_risk.warning_features import SERIES, arterial_pressure, series_features, static_features, sustained_low
 from medflow_risk.warning_network import WarningEnsemble, WarningNet
 
 FOLDS = 5
@@ -42,6 +43,7 @@ HELD_BACK = 0.1  # of a fold's training stays, for early stopping
 HIDDEN_CHANNEL, HIDDEN_STATIC = 0.1, 0.1  # how often training hides a whole channel, or a static input, of a case
 SENSITIVITY = 0.6  # what the threshold is chosen for, on training folds
 WEIGHTS = "early_warning.safetensors"
+REFERENCE = "early_warning.reference.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,8 +307,21 @@ def report(event: np.ndarray, chance: np.ndarray, alert: np.ndarray) -> dict[str
     }
 
 
+def write_reference(nights: Nights, out: Path) -> str:
+    """Write what the windows were like that the model is given, one of each stay; returns the file's SHA-256."""
+    records, values, statics = nights.silent
+    found = reference_of(
+        np.concatenate([nights.values, values]),
+        np.concatenate([nights.statics, statics]),
+        SERIES,
+        patients=np.concatenate([nights.record, records]),
+    )
+    (out / REFERENCE).write_text(json.dumps(found, indent=1) + "\n")
+    return sha256((out / REFERENCE).read_bytes()).hexdigest()
+
+
 def train(nights: Nights, out: Path) -> dict[str, object]:
-    """Write the weights and the out-of-fold predictions to ``out``; returns the figures of the model card."""
+    """Write weights, reference and out-of-fold predictions to ``out``; returns the figures of the model card."""
     samples = samples_of(nights.values, nights.statics, nights.event)
     fold = folds_of(nights.record, nights.event, seed=0)
     nets, answers = cross_validate(samples, nights.record, fold)
@@ -336,6 +351,7 @@ def train(nights: Nights, out: Path) -> dict[str, object]:
         "platt": [slope, intercept],
         "threshold": threshold_of(nights.event, whole),
         "sha256": sha256((out / WEIGHTS).read_bytes()).hexdigest(),
+        "reference_sha256": write_reference(nights, out),
     }
 
 
