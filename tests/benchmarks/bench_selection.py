@@ -115,8 +115,8 @@ def _model(connection: Connection, anchor: str) -> int:
     return register_model(connection, name=anchor, version="1", digest=anchor, distribution="bench", spec={})
 
 
-def _admit(connection: Connection, count: int, *, open_ones: int) -> list[int]:
-    """``count`` patients with a stay of EACH measurements, the last of them discharged; returns the encounters."""
+def _admit(connection: Connection, count: int, *, open_ones: int, each: int = EACH) -> list[int]:
+    """``count`` patients with a stay of ``each`` measurements, the last discharged; returns the encounters."""
     made: list[int] = []
     concepts = list(connection.scalars(select(ConceptRow.id)))
     while len(made) < count:
@@ -138,7 +138,7 @@ def _admit(connection: Connection, count: int, *, open_ones: int) -> list[int]:
             ],
         ).all()
         pairs = list(zip(patients, encounters, strict=True))
-        _measure(connection, pairs, [ADMITTED_US + place * HOUR_US // 10 for place in range(EACH)], concepts)
+        _measure(connection, pairs, [ADMITTED_US + place * HOUR_US // 10 for place in range(each)], concepts)
         made.extend(encounters)
     return made
 
