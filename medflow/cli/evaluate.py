@@ -67,10 +67,10 @@ def drift(
 
 def _show_drift(found: InputDrift, steady: int) -> None:
     """A line for each input that is not steady, and for the first of those that are."""
-    from medflow.evaluation.pieces import DRIFT_HEAD, VERDICTS, drift_rows
+    from medflow.evaluation.pieces import DRIFT_HEAD, drift_rows, summary_of_drift
 
     out.print(
-        f"inputs: {found.cases} patients beside the {found.trained_on} of the training: {VERDICTS[found.verdict]}",
+        f"inputs: {found.cases} patients beside the {found.trained_on} of the training: {summary_of_drift(found)}",
         markup=False,
     )
     moved = sum(column.verdict != "steady" for column in found.columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -31,7 +32,7 @@ DRIFT_HEAD = ("input", "verdict", "PSI", "by chance", "without a value", "PSI of
 VERDICTS = {
     "shifted": "shifted",
     "some": "some drift",
-    "unclear": "unclear: so few cases give as much by chance",
+    "unclear": "unclear",
     "steady": "steady",
     "too-few": "too few cases",
 }
@@ -112,8 +113,9 @@ def drift_section(drift: InputDrift) -> Section:
         heading=DRIFT,
         paragraphs=[
             f"The inputs of {drift.cases} predictions, one a patient, beside the {drift.trained_on} cases that the "
-            f"model was trained on: {VERDICTS[drift.verdict]}.{unusable} PSI is the population stability index; below "
-            "0.1 is steady, above 0.25 shifted, where it is more than chance would give once in ten thousand times.",
+            f"model was trained on: {summary_of_drift(drift)}.{unusable} PSI is the population stability index; below "
+            "0.1 is steady, above 0.25 shifted. Where so few cases give as much by chance (once in ten thousand times), "
+            "it is unclear.",
         ],
         tables=[
             Table(
@@ -125,14 +127,20 @@ def drift_section(drift: InputDrift) -> Section:
     )
 
 
+def summary_of_drift(drift: InputDrift) -> str:
+    """How many inputs have which verdict, the worst first."""
+    counts = Counter(item.verdict for item in drift.columns)
+    return ", ".join(f"{counts[verdict]} {word}" for verdict, word in VERDICTS.items() if counts[verdict])
+
+
 def drift_rows(drift: InputDrift) -> list[list[str]]:
     """One row a channel or static, what moved most first."""
     order = list(VERDICTS)
     columns = sorted(drift.columns, key=lambda item: (order.index(item.verdict), -(item.psi or 0.0)))
     return [
         [
-            item.name if item.unit is None else f"{item.name} ({item.unit})",
-            VERDICTS[item.verdict].partition(":")[0] + ("" if item.direction is None else f", {item.direction}"),
+            f"{item.name} ({item.unit})" if item.unit else item.name,
+            VERDICTS[item.verdict] + ("" if item.direction is None else f", {item.direction}"),
             _psi(item.values),
             "" if item.values is None else f"{item.values.chance:.2f}",
             f"{item.missing_then:.0%} then, {item.missing_now:.0%} now",

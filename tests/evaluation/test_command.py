@@ -139,7 +139,7 @@ def test_drift_is_shown_before_any_outcome_is_known(scored, tmp_path):
     done = medflow(env, "drift", "heart-risk", "--days", 1, "--report", path)
 
     assert done.returncode == 0, done.stderr
-    assert "60 patients beside the 400 of the training: shifted" in done.stdout
+    assert "60 patients beside the 400 of the training: 1 shifted" in done.stdout
     assert re.search(r"HR \(/min\)\W+shifted, higher", done.stdout)
     assert len(Page(path.read_text()).of("img")) == 1
 
