@@ -322,14 +322,15 @@ def _marks(
     connection: Connection, encounters: Mapping[int, Any], seen: ColumnElement[bool]
 ) -> dict[int, tuple[int, int, int]]:
     """What identifies the measurements of each encounter that are seen; in the order of their ids."""
-    query = (
-        select(EncounterRow.id, func.count())
-        .add_columns(func.sum(MeasurementRow.mark_1), func.sum(MeasurementRow.mark_2))
-        .join(MeasurementRow, seen)
-        .where(EncounterRow.id.in_(list(encounters)))
-        .group_by(EncounterRow.id)
-        .order_by(EncounterRow.id)
-    )
+    sums = func.count(), func.sum(MeasurementRow.mark_1), func.sum(MeasurementRow.mark_2)
+    if connection.dialect.name == "postgresql":
+        # encounter by encounter: left to join them, it reads the measurements of everybody where a window has no start
+        each = select(*(one.label(f"mark_{place}") for place, one in enumerate(sums))).where(seen)
+        marks = each.correlate(EncounterRow).lateral("marks")
+        query = select(EncounterRow.id, *marks.c).join(marks, marks.c.mark_0 > 0)
+    else:
+        query = select(EncounterRow.id, *sums).join(MeasurementRow, seen).group_by(EncounterRow.id)
+    query = query.where(EncounterRow.id.in_(list(encounters))).order_by(EncounterRow.id)
     # PostgreSQL's sum of bigint is numeric: a Decimal, which would print otherwise than SQLite's
     return {key: (count, int(one), int(other)) for key, count, one, other in connection.execute(query)}
 
