@@ -27,13 +27,10 @@ def explain(ensemble: Ensemble, values: np.ndarray, statics: np.ndarray, device:
     """The shares of each stay; ``values`` (n, hours, channels) and ``statics`` (n, k), NaN unknown."""
     stays = _read_by(values, statics, device)
     nothing = _read_by(np.full_like(values[:1], np.nan), np.full_like(statics[:1], np.nan), device)
-    course, columns = 0.0, 0.0
-    for member in ensemble.members:
-        reading, empty = member.read(*stays), member.read(*nothing)
-        shares = _integrated(member, reading, empty)
-        course = course + shares.course.sum(1)
-        columns = columns + shares.scores + shares.known
-    slope = float(ensemble.platt[0]) / len(ensemble.members)
+    each = [_integrated(member, member.read(*stays), member.read(*nothing)) for member in ensemble.each]
+    course = torch.stack([shares.course.sum(1) for shares in each]).sum(0)
+    columns = torch.stack([shares.scores + shares.known for shares in each]).sum(0)
+    slope = float(ensemble.platt[0]) / len(each)
     cells = _cells_of_course(_doubles(course, slope), values)
     fixed = np.zeros(statics.shape)
     for column, share in zip(COLUMNS, _doubles(columns, slope).T, strict=True):

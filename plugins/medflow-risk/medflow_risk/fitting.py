@@ -178,7 +178,7 @@ def parts_of(member: Member, reading: Reading, stays: np.ndarray) -> dict[str, n
             for name, logit in member.parts(Reading(*(part[some] for part in reading))).items():
                 found.setdefault(name, []).append(logit.double().numpy())
     parts = {name: np.concatenate(logits) for name, logits in found.items()}
-    return parts | {"joined": sum(share * parts[name] for name, share in SHARES.items())}
+    return parts | {"joined": np.sum([share * parts[name] for name, share in SHARES.items()], axis=0)}
 
 
 def normal_scores(columns: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -234,17 +234,18 @@ def platt(logit: np.ndarray, died: np.ndarray, rounds: int = 25) -> tuple[float,
 def boosted(scores: np.ndarray, died: np.ndarray, recipe: Recipe, seed: int) -> Trees:
     """Gradient-boosted trees, NaN unknown, as tensors."""
     used = np.flatnonzero([len(np.unique(column[~np.isnan(column)])) > 1 for column in scores.T])
-    fitted = HistGradientBoostingClassifier(
-        learning_rate=recipe.tree_rate,
-        max_iter=recipe.trees,
-        max_depth=DEPTH,
-        max_leaf_nodes=None,
-        min_samples_leaf=20,
-        l2_regularization=5.0,
-        max_features=0.15,
-        early_stopping=False,
-        random_state=seed,
-    ).fit(scores[:, used], died)
+    settings: dict[str, Any] = {
+        "learning_rate": recipe.tree_rate,
+        "max_iter": recipe.trees,
+        "max_depth": DEPTH,
+        "max_leaf_nodes": None,
+        "min_samples_leaf": 20,
+        "l2_regularization": 5.0,
+        "max_features": 0.15,
+        "early_stopping": False,
+        "random_state": seed,
+    }
+    fitted = HistGradientBoostingClassifier(**settings).fit(scores[:, used], died)
     return trees_of(fitted, used)
 
 

@@ -6,7 +6,7 @@ a fold know nothing of the patients they were not shown. Every part has gradient
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -201,9 +201,14 @@ class Ensemble(nn.Module):
         ensemble.load_state_dict(tensors)
         return ensemble.eval()
 
+    @property
+    def each(self) -> list[Member]:
+        """The members."""
+        return cast(list[Member], list(self.members))
+
     def forward(self, sequence: Tensor, summary: Tensor) -> Tensor:
         """Probabilities (batch,); inputs as `Member.read`."""
-        logit = torch.stack([member(*member.read(sequence, summary)) for member in self.members]).mean(0)
+        logit = torch.stack([member(*member.read(sequence, summary)) for member in self.each]).mean(0)
         return torch.sigmoid(self.platt[0] * logit + self.platt[1])
 
 

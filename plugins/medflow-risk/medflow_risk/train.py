@@ -69,7 +69,7 @@ class Fold:
     outside: np.ndarray
     logits: dict[str, np.ndarray]
     chance: np.ndarray
-    threshold: float
+    threshold: float | None
     epochs: list[Epoch]
 
 
@@ -144,7 +144,7 @@ def figures(folds: Sequence[Fold], died: np.ndarray) -> dict[str, object]:
     alone: dict[str, np.ndarray] = {}
     for one in folds:
         chance[one.outside] = one.chance
-        positive[one.outside] = one.chance >= one.threshold
+        positive[one.outside] = one.chance >= (2.0 if one.threshold is None else one.threshold)
         for name, logit in one.logits.items():
             alone.setdefault(name, np.empty(len(died)))[one.outside] = logit
     return {
