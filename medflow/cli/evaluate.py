@@ -73,11 +73,12 @@ def _show_drift(found: InputDrift, steady: int) -> None:
         f"inputs: {found.cases} patients beside the {found.trained_on} of the training: {summary_of_drift(found)}",
         markup=False,
     )
-    moved = sum(column.verdict != "steady" for column in found.columns)
+    moved = sum(column.verdict not in ("steady", "too-few") for column in found.columns)
     rows = drift_rows(found)[: moved + steady]
-    show_table(DRIFT_HEAD, rows)
+    if rows:
+        show_table(DRIFT_HEAD, rows)
     if len(rows) < len(found.columns):
-        out.print(f"  {len(found.columns) - len(rows)} more are steady")
+        out.print(f"  {len(found.columns) - len(rows)} more are steady, or of too few cases")
 
 
 def label_table(settings: Settings, given: str | None) -> LabelTable | None:
