@@ -118,15 +118,21 @@ def fit_network(
         report(Epoch(number=epoch, training_loss=training_loss, validation_loss=missed, auroc=found, member=member))
     net.load_state_dict(best)
     net.cpu().eval()
-    _fit_wide(net, samples, inside)
+    _fit_wide(net, samples, inside, seed)
     return net
 
 
-def _fit_wide(net: WarningNet, samples: Samples, inside: np.ndarray) -> None:
-    """The logistic regression on the summary."""
+def _fit_wide(net: WarningNet, samples: Samples, inside: np.ndarray, seed: int) -> None:
+    """The logistic regression on the summary: of the cases as they are, and of the same with inputs hidden.
+
+    Without these, what is almost always known (the sex, say) would get a weight that means nothing where it is not.
+    """
+    torch.manual_seed(seed)
+    series, statics = samples.series[inside], samples.statics[inside]
     with torch.inference_mode():
-        summary = net.summarise(samples.series[inside], samples.statics[inside]).double().numpy()
-    event = samples.event[inside].numpy() > 0
+        parts = [net.summarise(series, statics), net.summarise(*_hidden(series, statics))]
+    summary = torch.cat(parts).double().numpy()
+    event = np.tile(samples.event[inside].numpy() > 0, 2)
     if not 0 < event.sum() < len(event):
         return
     centre, scale = summary.mean(0), summary.std(0) + 1e-3

@@ -100,6 +100,16 @@ def test_a_child_is_out_of_scope(model: EarlyWarning) -> None:
     assert answer.out_of_scope == "the model knows no patient under 15 years"
 
 
+@pytest.mark.parametrize("unknown", [0, 1])
+def test_an_unknown_static_moves_a_risk_but_little(model: EarlyWarning, unknown: int) -> None:
+    partly = window(**CALM)
+    partly.series.statics[unknown] = np.nan
+
+    known, moved = risks(model, window(**CALM), partly)
+
+    assert 0.7 < moved / known < 1.4
+
+
 def test_shares_add_up_to_what_moved_the_risk_and_name_the_pressure(model: EarlyWarning) -> None:
     import torch
 
