@@ -6,6 +6,7 @@ import csv
 import shutil
 import subprocess
 import time
+from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 
@@ -165,3 +166,13 @@ def _resources(sample) -> list[dict]:
     ]
     bundle = orjson.loads((sample.fhir / "bundle.json").read_bytes())
     return listed + [entry["resource"] for entry in bundle["entry"]]
+
+
+def test_on_two_nights_in_a_row_the_ward_is_full(sample):
+    first, second = (
+        {stay.number for stay in sample.stays if stay.admitted < night < stay.admitted + timedelta(hours=stay.hours)}
+        for night in sample.nights
+    )
+
+    assert sample.nights[1] - sample.nights[0] == timedelta(days=1)
+    assert len(first & second) >= 5
