@@ -62,7 +62,11 @@ def test_the_wheel_has_every_package_of_the_tree(wheel: Path) -> None:
 
 def test_the_wheel_has_what_is_not_python(wheel: Path) -> None:
     names = set(ZipFile(wheel).namelist())
-    assert {"medflow/py.typed", "medflow/store/migrations/script.py.mako"} <= names
+    assert {
+        "medflow/py.typed",
+        "medflow/store/migrations/script.py.mako",
+        "medflow/evaluation/report.html.jinja",
+    } <= names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     data = [path for path in (ROOT / "medflow").rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}]
     assert {path.relative_to(ROOT).as_posix() for path in data} <= names

@@ -114,7 +114,7 @@ def drift_section(drift: InputDrift) -> Section:
         paragraphs=[
             f"The inputs of {drift.cases} predictions, one a patient, beside the {drift.trained_on} cases that the "
             f"model was trained on: {summary_of_drift(drift)}.{unusable} PSI is the population stability index; below "
-            "0.1 is steady, above 0.25 shifted. What so few cases give by chance once in ten thousand times is unclear.",
+            "0.1 is steady, above 0.25 shifted. What so few cases give by chance (once in ten thousand) is unclear.",
         ],
         tables=[
             Table(
