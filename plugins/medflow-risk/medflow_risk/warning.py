@@ -68,7 +68,7 @@ SPEC = ModelSpec(
     ),
     weights=(
         Weights(
-            file="early_warning.safetensors", sha256="35efca230b2ad46baf44a3261f0bab7e6b1014143103e7731222d69ea854293f"
+            file="early_warning.safetensors", sha256="3943c981107a13b74adbe5c8b7679fa9b10e30b7bc506f7a1b41e3a05871ad60"
         ),
     ),
     reference=Weights(
