@@ -276,7 +276,7 @@ def _validate(lines: list[bytes]) -> tuple[int, float]:
     return len(lines), time.process_time() - started
 
 
-def bare_model(set_a: Path, loinc: Path, limit: int | None) -> tuple[dict[str, float], float, float]:
+def bare_model(set_a: Path, loinc: Path, limit: int | None) -> tuple[dict[int, float], float, float]:
     """The plugin without medflow: the risk by RecordID, seconds of forward passes alone, and of preparing alone."""
     import torch
 
