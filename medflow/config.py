@@ -127,7 +127,7 @@ class Settings(LogSettings):
     )
     dask_address: str | None = Field(None, description="Address of the Dask scheduler; a local cluster otherwise.")
     worker_wait_s: int = Field(300, ge=1, description="How long a run waits for a worker that serves its model.")
-    chunk_size: int = Field(256, ge=1, le=4096, description="Cases in one leased chunk.")
+    chunk_size: int = Field(1024, ge=1, le=4096, description="The most cases in one leased chunk.")
     lease_seconds: int = Field(900, ge=10, description="How long a chunk may take before others may have it.")
     max_attempts: int = Field(5, ge=1, description="Tries of a job or delivery before it is dead.")
     pictures: bool = Field(False, description="Show pictures in Prefect, whose database then has them.")

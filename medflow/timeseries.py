@@ -191,7 +191,7 @@ def _taken(channels: Sequence[Channel], readings: Readings, inside: np.ndarray) 
         answer = readings.answer[row]
         coded = answer >= 0
         value = np.where(coded, _meanings(channels, readings.answers)[channel, answer], value)
-    slope, intercept = _conversions(channels, readings.units)
+    slope, intercept = _conversions(channels, readings.units, channel[~coded], unit[~coded])
     with np.errstate(over="ignore", invalid="ignore"):  # infinite is out of range
         converted = np.where(coded, value, value * slope[channel, unit] + intercept[channel, unit])
     low, high = _ranges(channels)
@@ -273,13 +273,19 @@ def conversion_of(channel: Channel, unit: str | None) -> Conversion | None:
     return None if channel.unit is None else conversion(unit, channel.unit, channel.molar_mass_g_mol)
 
 
-def _conversions(channels: Sequence[Channel], units: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
-    """Slopes and intercepts, (channels, units) each; NaN for a unit that a channel does not take."""
-    refused = Conversion(np.nan, np.nan)
-    table = [[conversion_of(channel, unit) or refused for unit in units] for channel in channels]
-    shape = (len(channels), len(units))
-    slope = np.array([one.slope for line in table for one in line], dtype=np.float64).reshape(shape)
-    intercept = np.array([one.intercept for line in table for one in line], dtype=np.float64).reshape(shape)
+def _conversions(
+    channels: Sequence[Channel], units: Sequence[str | None], channel: np.ndarray, unit: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes and intercepts, (channels, units) each, of the pairs that occur; NaN for what a channel does not take.
+
+    Only of these, as the first unit that is not the channel's own has UCUM's library read, which takes a second.
+    """
+    slope, intercept = np.full((2, len(channels), len(units)), np.nan)
+    for place in np.unique(channel * len(units) + unit).tolist():
+        one, other = divmod(place, len(units))
+        found = conversion_of(channels[one], units[other])
+        if found is not None:
+            slope[one, other], intercept[one, other] = found.slope, found.intercept
     return slope, intercept
 
 

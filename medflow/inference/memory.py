@@ -9,6 +9,8 @@ from medflow.plugin import ModelSpec
 
 MIB = 1 << 20
 LARGEST_GROWTH = 64  # times spec.batch_size
+CHUNK = 256  # cases that are leased at once, or
+BATCHES = 8  # so many batches where these are more: what reads ahead of the device begins anew with each chunk
 
 
 class DeviceMemory:
@@ -41,18 +43,23 @@ class DeviceMemory:
         return min((self.limit_mib or math.inf) - taken, free + held - taken, free)
 
 
-def largest_batch(spec: ModelSpec, chunk: int) -> int:
-    """The largest batch that a model may get in chunks of ``chunk`` cases; every batch that it does get divides it."""
-    size = spec.batch_size
+def chunk_of(spec: ModelSpec, most: int) -> int:
+    """How many cases of a model are leased at once, where a site allows ``most``."""
+    return min(most, max(CHUNK, BATCHES * spec.batch_size))
+
+
+def largest_batch(spec: ModelSpec, most: int) -> int:
+    """The largest batch that a model may get in chunks of ``most`` cases; every batch that it does get divides it."""
+    size, chunk = spec.batch_size, chunk_of(spec, most)
     if spec.batch_grows:
         while size * 2 <= min(chunk, spec.batch_size * LARGEST_GROWTH):
             size *= 2
     return size
 
 
-def batch_that_fits(spec: ModelSpec, chunk: int, room_mib: float) -> int:
+def batch_that_fits(spec: ModelSpec, most: int, room_mib: float) -> int:
     """``spec.batch_size``, doubled while the model allows it and a device with this much room has memory for it."""
-    largest, size = largest_batch(spec, chunk), spec.batch_size
+    largest, size = largest_batch(spec, most), spec.batch_size
     while size * 2 <= largest and size * 2 // spec.batch_size * spec.memory_mib <= room_mib:
         size *= 2
     return size
