@@ -42,11 +42,11 @@ DeliverTo = Annotated[
 
 
 @task(task_run_name="select {model}", retry_condition_fn=only_transient, **TASK)
-def select_cases(model: str, as_of: datetime | None) -> tuple[int, float]:
-    """Make jobs of what is new to a model; returns how many are new, and the seconds it took."""
+def select_cases(model: str, as_of: datetime | None, run_id: int) -> tuple[int, float, dict[str, int]]:
+    """Make jobs of what is new to a model; returns how many are new, the seconds it took, and its notes."""
     here = scoring_site()
-    tally = steps.select(here, here.registry.get(model), as_of=instant(as_of))
-    return tally.selected, tally.seconds["select"]
+    tally = steps.select(here, here.registry.get(model), as_of=instant(as_of), run_id=run_id)
+    return tally.selected, tally.seconds["select"], dict(tally.notes)
 
 
 def instant(moment: datetime | None) -> Instant | None:
@@ -67,13 +67,14 @@ def run_models(models: list[str] | None, as_of: datetime | None, *, explain: boo
     if not models:
         total.broken.update({plugin.entry_point: plugin.error for plugin in here.registry.broken})
     with steps.recorded(here, "score") as run:
-        selected = {model.name: select_cases(model.name, as_of) for model in chosen}
+        selected = {model.name: select_cases(model.name, as_of, run.id) for model in chosen}
         given_up = score_chunks(here, run, chosen, explain=explain)
         tallies = steps.scored(here, run)
         by_model: dict[str, Any] = {}
         for model in chosen:
             tally = tallies.get(model.name, ScoreTally())
-            tally.selected, tally.seconds["select"] = selected[model.name]
+            tally.selected, tally.seconds["select"], notes = selected[model.name]
+            tally.notes.update(notes)
             if error := given_up.get(model.name):
                 tally.broken[model.name] = error.message
             steps.note_held(here, model, tally)

@@ -18,7 +18,7 @@ from medflow.inference.runner import Outcome, Runner
 from medflow.inputs import open_cases, unchanged
 from medflow.records import Instant, Outgoing, Result
 from medflow.registry import RegisteredModel, Registry
-from medflow.store import Connection, Store, history, outbox, result_objects
+from medflow.store import Connection, Store, history, jobs, outbox, result_objects
 from medflow.store.history import JobView
 from medflow.store.ledger import now_us
 from medflow.store.predictions import write_results
@@ -74,6 +74,8 @@ def explain_done(
     (told,) = told_of(store, model.spec, [explained])
     results = with_contributions(view.results, told)
     with store.writing() as connection:
+        if not jobs.is_live(connection, view.job.id):  # what is queued now would undo what was told of it
+            raise InputNotUsable("input-changed", f"job {view.job.id} was superseded or withdrawn meanwhile")
         others = [item for item in result_objects.of_job(connection, view.job.id) if item.kind != "heat-map"]
         about = read_about(connection, settings, model, [view.job])
         context = context_of(identity_of(model), settings, view.job, about, issued, [*others, *made])

@@ -26,15 +26,16 @@ from medflow.evidence import ExplainedCase, Told, told_of, with_contributions, w
 from medflow.fhir.write import catalog_resources, result_resources
 from medflow.heat_maps import are_drawn, keep_heat_maps
 from medflow.inference.loaded import LoadedModel
-from medflow.inference.memory import largest_batch
+from medflow.inference.memory import chunk_of, largest_batch
 from medflow.inference.resident import LoadedModels
 from medflow.inference.results import results_of
 from medflow.inference.runner import Outcome, Runner
 from medflow.inputs import due_units, open_cases
+from medflow.plugin import TimeSeriesInput
 from medflow.records import Instant, Outgoing, Result, ResultObject
 from medflow.registry import RegisteredModel, dump_spec
 from medflow.segmentations import has_segments, keep_segmentations
-from medflow.store import Connection, Store, chunks, outbox, result_objects, trained
+from medflow.store import Connection, Store, chunks, outbox, result_objects, trained, withdrawal
 from medflow.store import jobs as queue
 from medflow.store.jobs import Job
 from medflow.store.ledger import now_us
@@ -99,8 +100,10 @@ class ScoreTally:
         }
 
 
-def select(store: Store, model: RegisteredModel, *, as_of: Instant) -> ScoreTally:
+def select(store: Store, model: RegisteredModel, *, as_of: Instant, run_id: int | None = None) -> ScoreTally:
     """Make jobs of the units whose input has no job of this model yet, and queue the model's own resources.
+
+    Results that no longer stand, and that no new job is about to replace, are taken back.
 
     Raises
     ------
@@ -121,8 +124,24 @@ def select(store: Store, model: RegisteredModel, *, as_of: Instant) -> ScoreTall
     for start in range(0, len(due), SELECTED_AT_ONCE):
         with store.writing() as connection:
             tally.selected += queue.enqueue(connection, model_id, due[start : start + SELECTED_AT_ONCE])
+    if isinstance(spec.accepts[0], TimeSeriesInput):
+        _note_withdrawn(tally, _take_back(store, spec.accepts[0], model_id, run_id))
     tally.seconds["select"] = time.perf_counter() - started
     return tally
+
+
+def _take_back(store: Store, spec: TimeSeriesInput, model_id: int, run_id: int | None) -> int:
+    with store.reading() as connection:
+        verdicts = withdrawal.judge(connection, spec, model_id)
+    if not any((verdicts.withdrawn, verdicts.lost, verdicts.standing)):
+        return 0
+    with store.writing() as connection:
+        return withdrawal.carry_out(connection, verdicts, run_id)
+
+
+def _note_withdrawn(tally: ScoreTally, count: int) -> None:
+    if count:
+        tally.notes["withdrawn"] += count
 
 
 def model_id(store: Store, model: RegisteredModel) -> int:
@@ -178,7 +197,7 @@ def score_asked(
 def chunk_cases(settings: Settings, model: RegisteredModel) -> int:
     """Cases in a chunk: whole batches, so that they are the same wherever an interrupted run is taken up."""
     batch = largest_batch(model.spec, settings.chunk_size)
-    return max(batch, settings.chunk_size // batch * batch)
+    return max(batch, chunk_of(model.spec, settings.chunk_size) // batch * batch)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -407,7 +426,11 @@ class _Chunk:
             if older := queue.supersede_older(connection, list(done)):
                 outbox.supersede(connection, older, "amended")
             outbox.queue_many(connection, {job_id: item.outgoing for job_id, item in done.items()})
-            ends = [self._fail(connection, job_id, error) for job_id, error in self.failures.items() if job_id in held]
+            failed = {job_id: error for job_id, error in self.failures.items() if job_id in held}
+            ends = [self._fail(connection, job_id, error) for job_id, error in failed.items()]
+            refused = [job_id for job_id, error in failed.items() if _tells_of_the_data(error)]
+            contradicted = withdrawal.contradicted(connection, refused)
+            _note_withdrawn(self.tally, withdrawal.withdraw(connection, contradicted, self.terms.run_id))
             for job_id in (*self.finished, *self.failures):
                 del self.open[job_id]
             queue.renew(connection, self.owner, list(self.open), seconds=self.settings.lease_seconds)
@@ -456,6 +479,11 @@ def _code_of(error: MedflowError) -> str:
     if code := error.fields.get("code"):
         return str(code)
     return "out-of-memory" if isinstance(error, DeviceExhausted) else "transient"
+
+
+def _tells_of_the_data(error: MedflowError) -> bool:
+    """Whether the case was judged, and its data refused: of one that changed meanwhile the next selection tells."""
+    return isinstance(error, CaseError) and _code_of(error) != "input-changed"
 
 
 def _register(connection: Connection, model: RegisteredModel) -> int:

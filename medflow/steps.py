@@ -125,10 +125,12 @@ def _take(site: Site, source: Source, run_id: int, progress: Progress | None) ->
     return tally
 
 
-def select(site: Site, model: RegisteredModel, *, as_of: Instant | None = None) -> ScoreTally:
+def select(
+    site: Site, model: RegisteredModel, *, as_of: Instant | None = None, run_id: int | None = None
+) -> ScoreTally:
     """Make jobs of what is new to a model; ``as_of`` stands for the present where it is given."""
     with _sealed():
-        return scoring.select(site.store, model, as_of=as_of or Instant(utc_us=now_us()))
+        return scoring.select(site.store, model, as_of=as_of or Instant(utc_us=now_us()), run_id=run_id)
 
 
 def explain_selection(
@@ -184,7 +186,7 @@ def _score_model(
     def advance(count: int) -> None:
         progress(model.name, count, cases)
 
-    total = select(site, model, as_of=as_of)
+    total = select(site, model, as_of=as_of, run_id=run_id)
     cases, _ = scoring.waiting(site.store, model)
     progress(model.name, 0, cases)
     while (chunk := score_chunk(site, model, loaded, run_id=run_id, explain=explain, progress=advance)).leased:

@@ -20,7 +20,8 @@ from medflow.config import Settings, load_settings
 from medflow.dicom import seg
 from medflow.dicom.plan import plan_volume
 from medflow.dicom.volume import read_image
-from medflow.plugin import ImagingInput, LabelMask, Mask, Prediction
+from medflow.errors import InputNotUsable
+from medflow.plugin import Case, ImagingInput, LabelMask, Mask, Prediction
 from medflow.records import ResultObject
 from medflow.registry import Registry
 from medflow.sample import LABELS
@@ -309,6 +310,29 @@ def test_a_late_slice_supersedes_the_mask_that_was_not_sent_yet(
         "preliminary",
         "preliminary",
     ]
+
+
+def test_a_late_slice_that_makes_the_series_unusable_takes_the_mask_and_its_result_back(
+    local: Store, settings: Settings, tmp_path: Path
+) -> None:
+    class Short(Bright):
+        def prepare(self, case: Case) -> np.ndarray:
+            if len(case.image.array) > 4:
+                raise InputNotUsable("too-long", "more than four slices")
+            return super().prepare(case)
+
+    site = site_of(local, settings, Short)
+    take(site, tmp_path / "in", slices=4)
+    steps.score(site)
+    take(site, tmp_path / "more", slices=5)
+
+    tally = steps.score(site)
+
+    assert (tally.dead, tally.notes) == (1, {"withdrawn": 1})
+    steps.deliver(site, str(tmp_path / "late"))
+    lines = (tmp_path / "late" / "Observation.ndjson").read_bytes().splitlines()
+    assert {orjson.loads(line)["status"] for line in lines} == {"entered-in-error"}
+    assert not (tmp_path / "late" / "dicom").exists()
 
 
 def files(folder: Path) -> set[str]:

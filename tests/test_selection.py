@@ -226,7 +226,7 @@ def test_the_command_explains_and_then_selects(env: dict[str, str]) -> None:
     assert not any(secret in words.stdout + json.dumps(told) for secret in ("Doe", "Jane", "P1", "1.2.826"))
     assert (told["unit"], told["verdicts"], told["more"]) == ("study", {"due": 1}, 0)
     assert sorted(part["verdict"] for part in told["units"][0]["series"]) == ["not-taken", "taken", "taken"]
-    assert json.loads(made.stdout) == {"selected": 1, "models": {"enhancement": 1}, "broken": {}}
+    assert json.loads(made.stdout) == {"selected": 1, "models": {"enhancement": 1}, "notes": {}, "broken": {}}
     assert "0 selected" in again.stdout
 
 

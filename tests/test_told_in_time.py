@@ -196,6 +196,25 @@ def test_an_answer_of_a_patient_who_is_named_otherwise_here_is_not_sent_twice(si
     assert sent(site) == before
 
 
+def test_an_answer_that_is_withdrawn_while_it_is_explained_stays_withdrawn(tmp_path):
+    class Slow(FourHours):
+        spec = replace(FourHours.spec, name="slow")
+
+        def explain(self, batch, predictions):
+            ingest(site, *(value(item["id"], 0, of="p2", version=2, status="entered-in-error") for item in FIRST[2:]))
+            assert steps.score(site).notes == {"withdrawn": 1}
+            return super().explain(batch, predictions)
+
+    site = replace(site_at(tmp_path / "home"), registry=Registry(models={"slow": registered(Slow)}, broken=()))
+    ingest(site, *FIRST)
+    steps.score(site)
+
+    with pytest.raises(InputNotUsable, match="withdrawn meanwhile"):
+        steps.explain(site, 1)
+
+    assert [status for status, *_ in sent(site)] == ["entered-in-error"]
+
+
 def test_no_measurement_is_named_of_records_that_changed_while_a_model_was_at_work(tmp_path):
     class Slow(FourHours):
         spec = replace(FourHours.spec, name="slow")

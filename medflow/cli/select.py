@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -33,9 +34,12 @@ def select(
     if series is not None:
         raise ConfigurationError("--series goes with --explain: a selection looks at all that is stored")
     with steps.recorded(site, "select") as run:
-        made = {one.name: steps.select(site, one, as_of=moment).selected for one in site.registry.choose(model or ())}
+        chosen = site.registry.choose(model or ())
+        tallies = {one.name: steps.select(site, one, as_of=moment, run_id=run.id) for one in chosen}
+        made = {name: tally.selected for name, tally in tallies.items()}
+        notes = sum((tally.notes for tally in tallies.values()), Counter())
         broken = {} if model else {plugin.entry_point: plugin.error for plugin in site.registry.broken}
-        run.counts = {"selected": sum(made.values()), "models": made, "broken": broken}
+        run.counts = {"selected": sum(made.values()), "models": made, "notes": dict(notes), "broken": broken}
     if not as_json:
         show_table(["model", "new cases"], list(made.items()))
     finish(run.counts, as_json=as_json, title="select")

@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, select, update
+from sqlalchemy import Connection, bindparam, delete, or_, select, update
 
-from medflow.store.tables import MeasurementRow
+from medflow.records import UnitKind
+from medflow.store.jobs import TAKEN_BACK
+from medflow.store.tables import EncounterRow, JobRow, MeasurementRow, ModelRow
 
 CHUNK = 2000  # resources in one statement
 
@@ -31,6 +33,8 @@ class Newer:
 
 def retire(connection: Connection, newer: Mapping[int, Newer]) -> set[tuple[int, int | None]]:
     """Take back the measurements of earlier versions of these resources (by id), from when each newer one was known.
+
+    The results that may have been made of what was never true are marked, for the next selection to judge.
 
     Returns
     -------
@@ -47,6 +51,7 @@ def retire(connection: Connection, newer: Mapping[int, Newer]) -> set[tuple[int,
         for row in connection.execute(query.where(table.resource_id.in_(ids[start : start + CHUNK]))):
             rows[row.resource_id].append(row)
             concerned.add((row.patient_id, row.encounter_id))
+        _mark_results(connection, [key for key, its in rows.items() if _never_true(its, newer[key])])
         _write(connection, [_Parted.of(its, newer[key]) for key, its in rows.items()])
     return concerned
 
@@ -118,6 +123,32 @@ class _Parted:
             new = ordinal if row.ordinal >= 0 else row.ordinal
             parted.kept.append({**key, "new_ordinal": new, "new_until_us": until})
         return parted
+
+
+def _never_true(rows: list[Any], newer: Newer) -> bool:
+    """Whether the newer version leaves any of these rows without another in its place."""
+    return newer.known_us is None or any(row.patient_id != newer.patient_id for row in rows)
+
+
+def _mark_results(connection: Connection, resource_ids: list[int]) -> None:
+    """Mark the results of encounters of whom these resources' values were known at the prediction time."""
+    if not resource_ids:
+        return
+    row, of_these = MeasurementRow, MeasurementRow.resource_id.in_(resource_ids)
+    theirs = select(EncounterRow.id).join(row, row.patient_id == EncounterRow.patient_id)
+    known = theirs.where(
+        of_these,
+        EncounterRow.id == JobRow.unit_id,
+        row.available_us <= JobRow.prediction_time_us,
+        or_(row.until_us.is_(None), row.until_us > JobRow.prediction_time_us),
+    )
+    connection.execute(
+        update(JobRow)
+        .where(JobRow.model_id.in_(select(ModelRow.id)), JobRow.unit_kind == str(UnitKind.ENCOUNTER))
+        .where(JobRow.unit_id.in_(theirs.where(of_these).scalar_subquery()), known.correlate(JobRow).exists())
+        .where(JobRow.state.in_(("done", "leased")), ~JobRow.superseded)
+        .values(unit_revision=TAKEN_BACK)
+    )
 
 
 def _write(connection: Connection, parts: list[_Parted]) -> None:

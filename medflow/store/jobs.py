@@ -27,6 +27,9 @@ SECOND_US = 1_000_000
 BACK_OFF_S = 30  # first wait after an infrastructure error; doubles with every attempt
 IN_LIST = 5000
 _LEFT = ("ready", "failed", "dead")  # what an earlier version of a model leaves behind
+# in the place of a revision (no unit has one below zero): a value that a result may be made of was taken back,
+TAKEN_BACK = -2
+LOST = -3  # and it was made of it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -294,6 +297,12 @@ def held(connection: Connection, owner: str, job_ids: Sequence[int]) -> set[int]
         query = select(JobRow.id).where(JobRow.id.in_(part), JobRow.lease_owner == owner, JobRow.state == "leased")
         found.update(connection.execute(query.where(~JobRow.superseded).with_for_update()).scalars())
     return found
+
+
+def is_live(connection: Connection, job_id: int) -> bool:
+    """Whether a done job's answer still stands; it does until the transaction ends."""
+    query = select(JobRow.id).where(JobRow.id == job_id, JobRow.state == "done", ~JobRow.superseded)
+    return connection.execute(query.with_for_update()).first() is not None
 
 
 def complete(connection: Connection, results: dict[int, Sequence[Result]]) -> None:

@@ -1,0 +1,177 @@
+"""Results that no longer stand: what they were made of was taken back, and no other result takes their place.
+
+A result that a later one replaces is superseded (`jobs.supersede_older`). Here are those that nothing replaces: the
+encounter shows nothing any more, or never was; or its data changed, and the new job was refused because of them. A
+value that is corrected later, or that only came late, takes nothing back: the result was right at its time.
+
+`corrections` marks the results that a value which was taken back may have gone into (`TAKEN_BACK`). The next selection
+compares what such a result was made of with what its prediction time shows now: the mark is removed, or becomes `LOST`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, and_, case, exists, func, or_, select, update
+
+from medflow.plugin import TimeSeriesInput
+from medflow.records import Instant, UnitKind
+from medflow.store import outbox
+from medflow.store.jobs import IN_LIST, LOST, TAKEN_BACK
+from medflow.store.ledger import record_audit
+from medflow.store.tables import EncounterRow, JobRow, ModelRow, PatientRow
+from medflow.store.timeseries import REVISION, VOID_ENCOUNTER, input_keys
+
+PENDING = ("ready", "leased", "failed")
+STATUS = "entered-in-error"
+
+
+def withdraw(connection: Connection, job_ids: Sequence[int], run_id: int | None) -> int:
+    """Take back the results of these jobs, of those that are done and live; returns how many."""
+    count = 0
+    for ids in _parts(job_ids):
+        live = JobRow.id.in_(ids), JobRow.state == "done", ~JobRow.superseded
+        gone = connection.execute(update(JobRow).where(*live).values(superseded=True).returning(JobRow.id))
+        withdrawn = sorted(gone.scalars())
+        if withdrawn:
+            outbox.supersede(connection, withdrawn, STATUS)
+        for job_id in withdrawn:
+            record_audit(connection, run_id, "withdraw", f"job {job_id}")
+        count += len(withdrawn)
+    return count
+
+
+def contradicted(connection: Connection, job_ids: Sequence[int]) -> list[int]:
+    """The live results that jobs which their data made dead tell to be wrong.
+
+    Those of the same unit and prediction time that were made of other data; and those that are `LOST`, whatever their
+    time. What another version of the model was given is comparable only of a series: its content is the input.
+    """
+    found: list[int] = []
+    old, dead = JobRow.__table__.alias("old"), JobRow.__table__.alias("dead")
+    old_model, dead_model = ModelRow.__table__.alias("old_model"), ModelRow.__table__.alias("dead_model")
+    comparable = or_(old.c.model_id == dead.c.model_id, old.c.unit_kind == str(UnitKind.SERIES))
+    other_data = and_(
+        old.c.prediction_time_us == dead.c.prediction_time_us, old.c.input_key != dead.c.input_key, comparable
+    )
+    for ids in _parts(job_ids):
+        query = (
+            select(old.c.id)
+            .join(old_model, old_model.c.id == old.c.model_id)
+            .join(dead_model, dead_model.c.name == old_model.c.name)
+            .join(
+                dead,
+                and_(
+                    dead.c.model_id == dead_model.c.id,
+                    dead.c.unit_kind == old.c.unit_kind,
+                    dead.c.unit_id == old.c.unit_id,
+                ),
+            )
+            .where(dead.c.id.in_(ids), dead.c.state == "dead", ~dead.c.superseded)
+            .where(old.c.state == "done", ~old.c.superseded, or_(other_data, old.c.unit_revision == LOST))
+        )
+        found += connection.execute(query.distinct()).scalars()
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdicts:
+    """Which results (by job) are to be taken back, which are lost but about to be replaced, which stand after all."""
+
+    withdrawn: Sequence[int]
+    lost: Sequence[int]
+    standing: Mapping[int, int]  # with the encounter's present revision
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Doubtful:
+    job_id: int
+    encounter_id: int
+    moment: Instant
+    input_key: str
+    own: bool  # of this very version of the model
+    marked: bool
+    void: bool
+    pending: bool
+    revision: int
+
+
+def judge(connection: Connection, spec: TimeSeriesInput, model_id: int) -> Verdicts:
+    """Judge the live results of a model whose encounter is void, or changed so that they may have lost their ground.
+
+    To be called when the selection has made its jobs: a result that one of them is about to replace is left to it.
+    """
+    doubtful = list(_doubtful(connection, spec, model_id))
+    comparable = [item for item in doubtful if item.own and not item.void]
+    # anchored at admission the window is the encounter's, whatever the moment: one for all of them is one query
+    now = max((item.moment for item in comparable), default=Instant(utc_us=0))
+    admission = spec.anchor == "admission"
+    units = [(item.encounter_id, now if admission else item.moment) for item in comparable]
+    keys = {item.job_id: key for item, key in zip(comparable, input_keys(connection, spec, units), strict=True)}
+    withdrawn, lost, standing = [], [], {}
+    for item in doubtful:
+        key = keys.get(item.job_id)
+        if item.marked and key == item.input_key:
+            standing[item.job_id] = item.revision
+        elif item.void or (not item.pending and (item.marked or key is None)):
+            withdrawn.append(item.job_id)
+        elif item.marked:
+            lost.append(item.job_id)
+    return Verdicts(withdrawn=withdrawn, lost=lost, standing=standing)
+
+
+def carry_out(connection: Connection, verdicts: Verdicts, run_id: int | None) -> int:
+    """Take back what is withdrawn, and note the rest for later; returns how many were taken back."""
+    for ids in _parts(verdicts.lost):
+        connection.execute(update(JobRow).where(JobRow.id.in_(ids)).values(unit_revision=LOST))
+    for job_id, revision in verdicts.standing.items():
+        connection.execute(update(JobRow).where(JobRow.id == job_id).values(unit_revision=revision))
+    return withdraw(connection, verdicts.withdrawn, run_id)
+
+
+def _doubtful(connection: Connection, spec: TimeSeriesInput, model_id: int) -> Iterator[_Doubtful]:
+    others = JobRow.__table__.alias("others")
+    pending = exists(
+        select(others.c.id).where(
+            others.c.model_id == model_id,
+            others.c.unit_kind == str(UnitKind.ENCOUNTER),
+            others.c.unit_id == JobRow.unit_id,
+            others.c.state.in_(PENDING),
+            ~others.c.superseded,
+        )
+    )
+    void = or_(EncounterRow.status.is_(None), EncounterRow.status.in_(VOID_ENCOUNTER))  # None: it was deleted
+    marked = JobRow.unit_revision.in_((TAKEN_BACK, LOST))
+    ground = or_(void, marked)
+    revision = func.coalesce(REVISION, -1)  # its patient is not known any more
+    if spec.anchor == "admission":
+        ground = or_(ground, and_(JobRow.model_id == model_id, JobRow.unit_revision != revision))
+    name = select(ModelRow.name).where(ModelRow.id == model_id).scalar_subquery()
+    query = (
+        select(JobRow.id, JobRow.model_id, JobRow.unit_id, JobRow.prediction_time_us, JobRow.prediction_time_offset)
+        .add_columns(JobRow.input_key, revision.label("revision"))
+        .add_columns(*(case((one, 1), else_=0).label(label) for one, label in ((marked, "marked"), (void, "void"))))
+        .add_columns(case((pending, 1), else_=0).label("pending"))
+        .join(EncounterRow, EncounterRow.id == JobRow.unit_id)
+        .outerjoin(PatientRow, PatientRow.id == EncounterRow.patient_id)
+        .where(JobRow.model_id.in_(select(ModelRow.id).where(ModelRow.name == name)))
+        .where(JobRow.unit_kind == str(UnitKind.ENCOUNTER), JobRow.state == "done", ~JobRow.superseded, ground)
+        .order_by(JobRow.id)
+    )
+    for row in connection.execute(query):
+        yield _Doubtful(
+            job_id=row.id,
+            encounter_id=row.unit_id,
+            moment=Instant(utc_us=row.prediction_time_us, offset_min=row.prediction_time_offset),
+            input_key=row.input_key,
+            own=row.model_id == model_id,
+            marked=bool(row.marked),
+            void=bool(row.void),
+            pending=bool(row.pending),
+            revision=row.revision,
+        )
+
+
+def _parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (ids[start : start + IN_LIST] for start in range(0, len(ids), IN_LIST))
