@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from medflow.cli.output import show_table
 from tests.distributions import environment, medflow, write_distribution
 
 GC = "from tests import models\n\nclass GcContent(models.GcContent):\n    pass\n"
@@ -77,6 +78,12 @@ def test_models_lists_what_is_installed_and_what_is_broken(env, tmp_path):
     assert model["distribution"] == "gc-plugin 1.0"
     assert len(model["digest"]) == 64
     assert "no_such_package" in found["broken"][0]["error"]
+
+
+def test_a_unit_in_brackets_is_no_markup_of_a_table(capsys):
+    show_table(("input",), [("pH ([pH])",)])
+
+    assert "pH ([pH])" in capsys.readouterr().out
 
 
 def test_an_unknown_model_names_those_that_are_installed(env):

@@ -11,10 +11,11 @@ import pytest
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from medflow import promotion, steps, trained
+from medflow import promotion, scoring, steps, trained
 from medflow.cli import models as cli
 from medflow.errors import ConfigurationError, PluginBroken, UnknownModel
 from medflow.flows import worker as worker_module
+from medflow.inputs import due_units
 from medflow.records import Instant
 from medflow.registry import Registry, dump_spec
 from medflow.scoring import LoadedModels
@@ -114,6 +115,36 @@ def test_what_the_version_before_is_scoring_meanwhile_takes_no_place(site, insta
     assert (tally.leased, tally.done) == (3, 0)
     assert values(site) == []
     assert steps.score(now_served(site, installed)).done == 3
+
+
+def test_a_version_promoted_while_another_selects_is_not_answered_over(site, installed, monkeypatch):
+    first, version = site.registry.get("leaning"), train(site.store)
+
+    def slowly(*arguments, **options):
+        promote(site, installed, version)
+        return due_units(*arguments, **options)
+
+    monkeypatch.setattr(scoring, "due_units", slowly)
+    with pytest.raises(PluginBroken, match="was promoted meanwhile"):
+        steps.select(site, first, as_of=NOW)
+
+    with site.store.reading() as connection:
+        assert jobs.count_jobs(connection) == {}
+
+
+@ON_SQLITE
+def test_of_two_who_promote_at_once_the_second_is_told_to_look_again(site, installed, monkeypatch):
+    one, other = train(site.store, 0.5), train(site.store, 0.75)
+
+    def slowly(row, served):
+        monkeypatch.undo()
+        promote(site, installed, one)
+
+    monkeypatch.setattr(promotion, "_refuse_worse", slowly)
+    with pytest.raises(ConfigurationError, match="was promoted meanwhile"):
+        promote(site, installed, other)
+
+    assert now_served(site, installed).registry.get("leaning").spec.version == one
 
 
 @ON_SQLITE
@@ -263,7 +294,7 @@ def test_a_model_and_a_version_that_are_not_there_are_answered_with_those_that_a
     with pytest.raises(ConfigurationError, match="no version of leaning was trained here"):
         promote(site, installed, "1")
     version = train(site.store)
-    with pytest.raises(ConfigurationError, match=version.replace("+", r"\+")):
+    with pytest.raises(ConfigurationError, match=version.replace("+", r"\+") + ".*'installed'"):
         promote(site, installed, "1")
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
+from rich.text import Text
 
 from medflow import logs
 from medflow.config import load_log_settings
@@ -68,7 +69,8 @@ def say(counts: Mapping[str, Any], title: str) -> None:
     for name, value in counts.items():
         if isinstance(value, Mapping) and value and name not in PARTS:
             for reason, count in sorted(value.items(), key=lambda item: (-_weight(item[1]), item[0])):
-                out.print(f"  {name}: {reason} - {count}" if name == "broken" else f"  {count} {reason}")
+                line = f"  {name}: {reason} - {count}" if name == "broken" else f"  {count} {reason}"
+                out.print(line, markup=False)
 
 
 def _weight(value: object) -> float:
@@ -76,10 +78,10 @@ def _weight(value: object) -> float:
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
-    """A table on stdout; cells wrap, nothing is cut."""
+    """A table on stdout; cells wrap, are shown as they are, and nothing is cut."""
     table = Table(*(Column(name, overflow="fold") for name in columns), title=title, title_justify="left")
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))  # [pH] is a unit, no markup
     out.print(table)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from medflow.channel_rule import rule_of
 from medflow.cli.output import PROBLEMS, out
@@ -67,10 +68,10 @@ def check(
         typer.echo(json.dumps({"passed": passed, "models": reports, "broken": [asdict(item) for item in broken]}))
     else:
         for plugin in broken:
-            out.print(f"[red]broken[/] {plugin.entry_point}: {plugin.error}")
+            out.print(f"[red]broken[/] {escape(f'{plugin.entry_point}: {plugin.error}')}")
         for model, items in checks.items():
             out.print(f"[bold]{model}[/]")
             for item in items:
                 verdict = "[green]kept[/]  " if item.passed else "[red]BROKEN[/]"
-                out.print(f"  {verdict} {item.name} {item.detail}".rstrip())
+                out.print(f"  {verdict} {escape(f'{item.name} {item.detail}'.rstrip())}")
     raise typer.Exit(0 if passed else PROBLEMS)

@@ -1,7 +1,8 @@
 """What became of a patient, from the records that came later: the outcome a `Risk` speaks of, or why it is unknown.
 
 Nothing is taken from silence about a life: survival needs a discharge, a later death, or a record that says so. For
-any other outcome, a stay that has ended (or lasted to the horizon) without its Condition counts as without it.
+any other outcome, a stay that has ended (or lasted to the horizon) without its Condition counts as without it, if
+such Conditions are written here at all.
 What was known at the prediction time already is no outcome of the prediction.
 """
 
@@ -18,7 +19,7 @@ from medflow.fhir.vital import Span, vital_of
 from medflow.plugin import SNOMED, Coding, OutputSpec, Risk
 from medflow.records import UnitKind
 from medflow.store import Connection
-from medflow.store.outcomes import Asked, ConditionSeen, StayEnd, conditions, records, stay_ends
+from medflow.store.outcomes import Asked, ConditionSeen, StayEnd, conditions, is_recorded, records, stay_ends
 
 UNKNOWN = "outcome-unknown"
 KNOWN_BEFORE = "known-before-the-prediction"
@@ -79,6 +80,8 @@ def observe(
             )
             for item in asked
         ]
+    if not is_recorded(connection, output.outcome):
+        return [UNKNOWN] * len(asked)
     seen: defaultdict[int, list[ConditionSeen]] = defaultdict(list)
     for condition in conditions(connection, known, output.outcome):
         seen[condition.patient_id].append(condition)

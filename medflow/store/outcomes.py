@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, and_, exists, select
 
 from medflow.records import Coding, Identifier, UnitKind
 from medflow.store.tables import (
@@ -172,8 +172,7 @@ def conditions(connection: Connection, patient_ids: Iterable[int], code: Coding)
     """The Conditions of these patients that have this code, those refuted left out."""
     query = (
         select(CodedFactRow.patient_id, CodedFactRow.encounter_id, CodedFactRow.start_us, CodedFactRow.recorded_us)
-        .join(ConceptRow, ConceptRow.id == CodedFactRow.concept_id)
-        .where(CodedFactRow.kind == "condition", ConceptRow.system == code.system, ConceptRow.code == code.code)
+        .where(_is_condition(code))
         .where(CodedFactRow.status.is_(None) | CodedFactRow.status.not_in(("refuted", "entered-in-error")))
     )
     return [
@@ -185,6 +184,16 @@ def conditions(connection: Connection, patient_ids: Iterable[int], code: Coding)
         )
         for row in _rows(connection, query, CodedFactRow.patient_id, patient_ids)
     ]
+
+
+def is_recorded(connection: Connection, code: Coding) -> bool:
+    """Whether anybody has a Condition of this code, if only a refuted one: where nobody has, nobody may write them."""
+    return bool(connection.scalar(select(exists().where(_is_condition(code)))))
+
+
+def _is_condition(code: Coding) -> Any:
+    concept = select(ConceptRow.id).where(ConceptRow.system == code.system, ConceptRow.code == code.code)
+    return and_(CodedFactRow.kind == "condition", CodedFactRow.concept_id.in_(concept))
 
 
 def records(connection: Connection, kind: str, patient_ids: Iterable[int]) -> Iterator[StoredRecord]:

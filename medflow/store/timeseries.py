@@ -207,24 +207,31 @@ def _reason(
 ) -> InputNotUsable:
     if not known:
         return InputNotUsable("encounter-incomplete", "the encounter's start or patient is no longer known")
-    wrong, outside = cells.wrong_unit[place], cells.out_of_range[place]
-    refused = f"refused were {wrong} in another unit and {outside} out of range"
-    if cells.unknown_answer[place]:
-        refused += f", and {cells.unknown_answer[place]} coded answers that stand for no number"
-    taken, filled = int(cells.taken[place]), int(channels.sum())
+    taken, filled, refused = int(cells.taken[place]), int(channels.sum()), _also(cells, place)
     if taken < spec.min_measurements:
-        reason = f"{taken} measurements in the window, {spec.min_measurements} needed; {refused}"
+        reason = f"{taken} measurements in the window, {spec.min_measurements} needed{refused}"
         return InputNotUsable("too-few-measurements", reason)
     if lacking[place].any():
         named = [*spec.channels, *spec.statics]
         names = [
             item.name for item, lacks in zip(named, lacking[place], strict=True) if lacks and not isinstance(item, str)
         ]
-        return InputNotUsable("channel-missing", f"no value of {', '.join(names)}, which is required; {refused}")
+        return InputNotUsable("channel-missing", f"no value of {', '.join(names)}, which is required{refused}")
     if filled < spec.min_channels:
-        reason = f"values of {filled} channels in the window, {spec.min_channels} needed; {refused}"
+        reason = f"values of {filled} channels in the window, {spec.min_channels} needed{refused}"
         return InputNotUsable("too-few-channels", reason)
-    return InputNotUsable("too-few-steps", f"values in {steps} steps of the window, {spec.min_steps} needed; {refused}")
+    return InputNotUsable("too-few-steps", f"values in {steps} steps of the window, {spec.min_steps} needed{refused}")
+
+
+def _also(cells: Grid, place: int) -> str:
+    """What else there was in the window of a case, and counted for nothing; empty where that is nothing."""
+    counted = (
+        (cells.wrong_unit[place], "in another unit"),
+        (cells.out_of_range[place], "out of range"),
+        (cells.unknown_answer[place], "as a coded answer that stands for no number"),
+    )
+    said = " and ".join(f"{count} {why}" for count, why in counted if count)
+    return f"; refused were {said}" if said else ""
 
 
 # --- encounters --------------------------------------------------------------------------------------------------

@@ -127,7 +127,9 @@ def one(connection: Connection, model: str, version: str) -> TrainedVersion:
         if item.version == version:
             return item
     listed = ", ".join(item.version for item in known) or "none"
-    raise ConfigurationError(f"no version {version} of {model} was trained here; there are: {listed}")
+    raise ConfigurationError(
+        f"no version {version} of {model} was trained here; there are: {listed}; what the plugin brings is 'installed'"
+    )
 
 
 def promoted(connection: Connection) -> list[TrainedVersion]:
@@ -147,6 +149,13 @@ def is_served(connection: Connection, model: str, version: str) -> bool:
     query = select(TrainedModelRow.version, TrainedModelRow.state).where(TrainedModelRow.model == model)
     states = {row.version: row.state for row in connection.execute(query)}
     return states.get(version) == PROMOTED or (PROMOTED not in states.values() and version not in states)
+
+
+def stays_served(connection: Connection, model: str, version: str) -> bool:
+    """Whether this version of a model may answer now, and does until the transaction ends."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": TRAINED_LOCK})
+    return is_served(connection, model, version)
 
 
 def promote(connection: Connection, model: str, version: str | None) -> TrainedVersion | None:

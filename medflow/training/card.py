@@ -76,8 +76,9 @@ def markdown(trained: Trained, pictures: Mapping[str, str]) -> str:
     spec = trained.spec
     parts = [
         f"# {spec.title}: {spec.name} {spec.version}",
-        f"Trained here from version {trained.base_version}. It is a candidate: nothing serves it until "
-        f"`medflow models promote {spec.name} {spec.version}`.",
+        f"Trained here from version {trained.base_version}. Nothing serves it but after "
+        f"`medflow models promote {spec.name} {spec.version}`; what answers now is told by "
+        f"`medflow models versions {spec.name}`.",
         "## Intended use",
         spec.card.intended_use,
         "## Data",
@@ -164,10 +165,14 @@ def _training(trained: Trained) -> Iterable[str]:
         f"least log loss on the validation part ({found.loss:.4f}). The first has the model's own defaults."
     )
     if found.best.chosen:
-        yield _table(["hyperparameter", "value"], [[name, f"{value}"] for name, value in found.best.chosen.items()])
+        yield _table(["hyperparameter", "value"], [[name, _brief(value)] for name, value in found.best.chosen.items()])
     made = ", ".join(f"{name} {version}" for name, version in trained.versions.items())
     weights = ", ".join(f"`{name}` {digest}" for name, digest in trained.weights_sha256.items())
     yield f"Made with {made}. Weights (SHA-256): {weights}."
+
+
+def _brief(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _groups(evaluation: Evaluation) -> str:

@@ -345,7 +345,8 @@ def _part(members: Members, rows: np.ndarray) -> Part:
 
 
 def _versions(base: RegisteredModel) -> Mapping[str, str]:
-    found = {"python": platform.python_version(), base.distribution.partition(" ")[0]: base.spec.version}
+    distribution, _, number = base.distribution.partition(" ")
+    found = {"python": platform.python_version(), distribution: number}
     for library in LIBRARIES:
         try:
             found[library] = version(library)

@@ -1,5 +1,6 @@
 """Outcomes as the records tell them, through the real ingest: deaths, discharges, diagnoses, and what contradicts."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import orjson
@@ -181,6 +182,12 @@ def diagnoses(tmp_path_factory):
     )
     yield records
     records.store.close()
+
+
+def test_where_nobody_has_such_a_condition_its_absence_tells_nothing(diagnoses):
+    other = Coding(system=SNOMED, code="45007003")
+
+    assert set(diagnoses.said(replace(RISK, outcome=other)).values()) == {UNKNOWN}
 
 
 @pytest.mark.parametrize("name", CONDITIONS)

@@ -401,7 +401,7 @@ def test_a_coded_answer_stands_for_its_number_or_is_refused_and_told(store: Stor
 
     assert isinstance(refused, InputNotUsable)
     assert "1 measurements in the window, 2 needed" in refused.message
-    assert "1 coded answers that stand for no number" in refused.message
+    assert "refused were 1 as a coded answer that stands for no number" in refused.message
 
 
 def test_a_limit_is_refused_unless_the_channel_takes_it(store: Store) -> None:

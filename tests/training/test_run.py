@@ -122,6 +122,7 @@ def test_the_card_tells_whoever_decides_and_names_no_patient(site, first):
         "![Learning curve](learning-curve.png)",
         "![Reliability](reliability.png)",
         first.weights_sha256[WEIGHTS],
+        ", tests 1, medflow ",
     ):
         assert words in text
     for group in first.test.groups:
