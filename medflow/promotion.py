@@ -6,7 +6,7 @@ version that answers now, unless they say that they know.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -93,6 +93,7 @@ def promote(
         _refuse_worse(row, before)
     with store.writing() as connection:
         was = versions.promote(connection, name, version)
+        _check_unchanged(name, was, promoted)
         let_go = _register(connection, after) if after else 0
         made = Promotion(
             model=name,
@@ -165,6 +166,15 @@ def _to_serve(
     if isinstance(made.factory, TrainedFactory):
         made.factory.bring()
     return made
+
+
+def _check_unchanged(name: str, was: TrainedVersion | None, seen: Sequence[TrainedVersion]) -> None:
+    """What was compared must be what answered until now: else a worse one could follow a better unnoticed."""
+    found = next((item.version for item in seen if item.model == name), None)
+    if (was.version if was else None) != found:
+        raise ConfigurationError(
+            f"another version of {name} was promoted meanwhile: see `medflow models versions {name}` and decide again"
+        )
 
 
 def _refuse_worse(row: TrainedVersion, served: RegisteredModel | None) -> None:

@@ -112,10 +112,7 @@ def select(store: Store, model: RegisteredModel, *, as_of: Instant, run_id: int 
     """
     spec, started = model.spec, time.perf_counter()
     with store.writing() as connection:
-        if not trained.is_served(connection, model.name, spec.version):
-            raise PluginBroken(
-                f"another version of {model.name} than {spec.version} was promoted meanwhile: run the same again"
-            )
+        _check_served(connection, model)
         model_id = _register(connection, model)
         outbox.queue(connection, None, catalog_resources(identity_of(model)))
     with store.reading() as connection:
@@ -123,11 +120,19 @@ def select(store: Store, model: RegisteredModel, *, as_of: Instant, run_id: int 
     tally = ScoreTally()
     for start in range(0, len(due), SELECTED_AT_ONCE):
         with store.writing() as connection:
+            _check_served(connection, model)  # a promotion lets go of the jobs that there are, not of these
             tally.selected += queue.enqueue(connection, model_id, due[start : start + SELECTED_AT_ONCE])
     if isinstance(spec.accepts[0], TimeSeriesInput):
         _note_withdrawn(tally, _take_back(store, spec.accepts[0], model_id, run_id))
     tally.seconds["select"] = time.perf_counter() - started
     return tally
+
+
+def _check_served(connection: Connection, model: RegisteredModel) -> None:
+    if not trained.stays_served(connection, model.name, model.spec.version):
+        raise PluginBroken(
+            f"another version of {model.name} than {model.spec.version} was promoted meanwhile: run the same again"
+        )
 
 
 def _take_back(store: Store, spec: TimeSeriesInput, model_id: int, run_id: int | None) -> int:
