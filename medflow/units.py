@@ -2,8 +2,9 @@
 
 UCUM (https://ucum.org/ucum) is parsed by ucumvert and calculated by pint. Where they are more generous than a patient
 can afford, this module is stricter: arbitrary units (``[IU]``) stand for themselves alone (UCUM 24), equivalents and
-osmoles are no moles while nobody says the valence, 53 mmol/mol of HbA1c are not 5.3 %, and a unit that is nothing but
-an annotation (``{score}``) equals its own text only. What cannot be decided is refused.
+osmoles are no moles while nobody says the valence, 53 mmol/mol of HbA1c are not 5.3 %, units that are annotated each by
+something else are not alike, and a unit that is nothing but an annotation (``{score}``) equals its own text only. What
+cannot be decided is refused.
 
 Loading the library takes a second or more, so it waits until two units differ.
 """
@@ -36,6 +37,8 @@ APART = {
     "By": ("information", 1),
     **dict.fromkeys(("rad", "deg", "gon", "circ"), ("angle", 1)),
     **dict.fromkeys(("sr", "sph"), ("angle", 2)),
+    **dict.fromkeys(("Sv", "REM"), ("equivalent dose", 1)),
+    **dict.fromkeys(("Bq", "Ci"), ("activity", 1)),
     "[iU]": ("[IU]", 1),
 }
 # what may cancel within a unit, by its dimension: of a ratio it matters of what
@@ -73,6 +76,8 @@ def conversion(unit: str, to: str, molar_mass_g_mol: float | None = None) -> Con
     """
     if unit == to:
         return SAME
+    if _of_different_things(unit, to):
+        return None
     one, other = _read(unit), _read(to)
     if one is None or other is None or one.kinds != other.kinds:
         return None
@@ -87,6 +92,12 @@ def conversion(unit: str, to: str, molar_mass_g_mol: float | None = None) -> Con
             return None
         slope *= (molar_mass_g_mol / 1000) ** -moles  # pint's base units are the kilogram and the mole
     return Conversion(_rounded(slope)) if math.isfinite(slope) and slope > 0 else None
+
+
+def _of_different_things(unit: str, to: str) -> bool:
+    """Whether both are annotated, and by nothing in common: to UCUM ng/mL{FEU} is ng/mL{DDU}, of which it is half."""
+    notes, others = (set(ANNOTATION.findall(text)) for text in (unit, to))
+    return bool(notes and others) and notes.isdisjoint(others)
 
 
 def is_unit(text: str) -> bool:
