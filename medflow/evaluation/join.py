@@ -96,13 +96,13 @@ def _said(line: Label | str, time_us: int, horizon: timedelta | None, *, timed: 
         return line
     if line.outcome is None:
         return UNKNOWN
+    if line.known_us is not None and line.known_us <= time_us:
+        return KNOWN_BEFORE  # though it says to have happened later: whoever asked could know
     if line.outcome and line.happened_us is not None:
         if line.happened_us <= time_us:
             return KNOWN_BEFORE
         within = horizon is None or line.happened_us - time_us <= horizon // timedelta(microseconds=1)
         return line.outcome if within else 0
-    if line.known_us is not None and line.known_us <= time_us:
-        return KNOWN_BEFORE
     return UNKNOWN if line.outcome and timed else line.outcome
 
 

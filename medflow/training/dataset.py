@@ -90,12 +90,26 @@ def read_dataset(
     progress: Callable[[int], None] = lambda _count: None,
 ) -> Dataset:
     """The input of every member, from ``folder`` where it was read before; who has none is left out and counted."""
-    if not (folder / REFUSED).exists():
+    found = _found(folder, spec, len(members.moments))
+    if found is None:
+        remove_dataset(folder)
         _read(store, spec, members, folder, progress)
-    refused = {int(row): code for row, code in json.loads((folder / REFUSED).read_text("utf-8")).items()}
+        found = _found(folder, spec, len(members.moments))
+        assert found is not None  # noqa: S101 - it was written just now
+    values, statics, refused = found
     kept = np.setdiff1d(np.arange(len(members.moments)), np.fromiter(refused, dtype=np.int64, count=len(refused)))
-    values, statics = np.load(folder / VALUES, mmap_mode="r"), np.load(folder / STATICS, mmap_mode="r")
     return Dataset(members=members.without(refused), rows=kept, stored_values=values, stored_statics=statics)
+
+
+def _found(folder: Path, spec: TimeSeriesInput, count: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]] | None:
+    """Values, statics and who was refused, as `_read` left them; None where they are not there, or not whole."""
+    try:
+        refused = {int(row): code for row, code in json.loads((folder / REFUSED).read_text("utf-8")).items()}
+        values, statics = np.load(folder / VALUES, mmap_mode="r"), np.load(folder / STATICS, mmap_mode="r")
+    except (OSError, ValueError):
+        return None
+    shapes = (count, steps_of(spec), len(spec.channels)), (count, len(spec.statics))
+    return (values, statics, refused) if (values.shape, statics.shape) == shapes else None
 
 
 def remove_dataset(folder: Path) -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def keep(folder: Path, kept: Kept) -> None:
     about = {
         "number": kept.number,
         "chosen": dict(kept.chosen),
-        "files": list(kept.files),
+        "files": {name: sha256(data).hexdigest() for name, data in kept.files.items()},
         "threshold": kept.threshold,
         "epochs": [asdict(epoch) for epoch in kept.epochs],
     }
@@ -106,17 +107,18 @@ def keep(folder: Path, kept: Kept) -> None:
 
 
 def kept(folder: Path, number: int) -> Kept | None:
-    """The fit of trial ``number``, where it is the one that was kept."""
+    """The fit of trial ``number``, where it is the one that was kept, and whole; else it is fitted again."""
     try:
         about = json.loads((folder / BEST / "about.json").read_text("utf-8"))
-    except FileNotFoundError:
+        files = {name: (folder / BEST / name).read_bytes() for name in about["files"]}
+    except (OSError, ValueError):
         return None
-    if about["number"] != number:
+    if about["number"] != number or about["files"] != {name: sha256(data).hexdigest() for name, data in files.items()}:
         return None
     return Kept(
         number=number,
         chosen=about["chosen"],
-        files={name: (folder / BEST / name).read_bytes() for name in about["files"]},
+        files=files,
         threshold=about["threshold"],
         epochs=tuple(Epoch(**epoch) for epoch in about["epochs"]),
     )

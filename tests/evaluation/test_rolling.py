@@ -109,6 +109,19 @@ def test_a_table_says_when_it_happened(site, tmp_path):
 
 
 @ON_SQLITE
+def test_what_a_table_says_was_known_before_is_no_outcome_though_it_happened_later(site, tmp_path):
+    site = three_nights(site, tmp_path)
+    path = tmp_path / "labels.csv"
+    lines = ["e0,1,2026-01-01T12:00:00Z,2025-12-30T00:00:00Z", *(f"e{number},0,," for number in range(1, 12))]
+    path.write_text("encounter,outcome,happened_at,known_at\n" + "\n".join(lines) + "\n")
+
+    found = steps.evaluate(site, "heart-risk", labels=LabelTable(path=path))
+
+    assert found.left_out == {"known-before-the-prediction": 3}
+    assert found.events == {"no": 33, "yes": 0}
+
+
+@ON_SQLITE
 def test_a_table_that_does_not_say_when_is_refused(site, tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text("encounter,outcome\ne0,1\n")

@@ -170,6 +170,16 @@ def test_who_has_no_usable_input_is_counted_and_the_array_is_read_once(store, se
     assert again.values.tolist() == data.values.tolist()
 
 
+@pytest.mark.parametrize("name", ["values.npy", "statics.npy", "refused.json"])
+def test_an_array_that_was_damaged_is_read_again(store, settings, tmp_path, name):
+    site = taken(store, settings, tmp_path)
+    members = of(site)
+    whole = read_dataset(store, SERIES, members, tmp_path).values
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
+
+    assert read_dataset(store, SERIES, members, tmp_path).values.tolist() == whole.tolist()
+
+
 class _Unreachable:
     """A store that is away."""
 

@@ -15,7 +15,7 @@ from medflow.plugin import Epoch, Examples, Fitted
 from medflow.training import study
 from medflow.training.asked import Plan
 from medflow.training.search import Search, seed_of
-from tests.trained_stays import HeartFit
+from tests.trained_stays import WEIGHTS, HeartFit
 
 
 @pytest.fixture
@@ -102,6 +102,15 @@ def test_a_search_that_was_killed_ends_as_it_would_have(tmp_path):
 def test_a_kept_fit_that_was_lost_is_fitted_again(folder):
     once = search(folder)
     (folder / study.BEST / "about.json").unlink()
+
+    assert search(folder) == once
+
+
+@pytest.mark.parametrize("name", ["about.json", WEIGHTS])
+def test_a_kept_fit_that_was_damaged_is_fitted_again(folder, name):
+    once = search(folder)
+    path = folder / study.BEST / name
+    path.write_bytes(path.read_bytes()[:-1] + b"~")
 
     assert search(folder) == once
 
