@@ -82,6 +82,8 @@ def scored_sentence(counts: Counts) -> str:
         return f"**Nothing was scored**: {_stopped(counts)}." if counts else ""
     ends = ("failed", "failed, to be tried again"), ("dead", "cannot be scored")
     wrong = [f"**{counts[name]} {said}**" for name, said in ends if counts.get(name)]
+    if withdrawn := counts.get("notes", {}).get("withdrawn"):
+        wrong.append(f"**{_of(withdrawn, 'earlier result')} withdrawn**")
     if counts.get("broken"):
         wrong.append(f"**{_of(len(counts['broken']), 'model')} could not be run**")
     if not counts["done"] and not wrong:

@@ -132,6 +132,12 @@ def test_a_step_that_the_infrastructure_stopped_is_said_with_its_error():
     assert "5 resources delivered." in page
 
 
+def test_results_that_were_withdrawn_are_said_first_though_nothing_was_new():
+    page = pages.step("What was scored", {"selected": 0, "done": 0, "notes": {"withdrawn": 2}})
+
+    assert "0 cases scored, **2 earlier results withdrawn**." in page
+
+
 def test_counts_of_another_flow_become_plain_tables():
     first, second = tables(pages.step("Evaluated", {"cases": 4, "auc": {"gc": 0.91}}))
 
