@@ -16,6 +16,7 @@ from pydantic import create_model
 
 from medflow.config import Settings
 from medflow.registry import Registry
+from medflow.training.asked import is_trainable
 
 # The zone may not be left out: hospitals keep local time, and servers often do not.
 ZONED = r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:\d{2})$"
@@ -26,13 +27,18 @@ def form(flow: Flow[..., Any], settings: Settings, registry: Registry) -> Parame
     """The flow's parameters as JSON schema: titles, descriptions, defaults, and the names there are to choose from."""
     properties, required = _signature(flow)
     models = {name: f"{model.spec.title} ({model.spec.version})" for name, model in sorted(registry.models.items())}
+    fitted = {name: said for name, said in models.items() if is_trainable(registry.models[name])}
     sources = {name: source.kind for name, source in sorted(settings.sources.items())}
     targets = dict.fromkeys(sorted(settings.targets), "")
     labels = dict.fromkeys(sorted(settings.labels), "")
     cohorts = {"all": "every stay in the store"} | dict.fromkeys(sorted(settings.cohorts), "")
     shapes: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         "models": lambda shown: _several(shown, models, "No model is installed."),
-        "model": lambda shown: _one(shown, models, "No model is installed."),
+        "model": lambda shown: (
+            _one(shown, fitted, "No model that can be trained is installed.")
+            if flow.name == "train"
+            else _one(shown, models, "No model is installed.")
+        ),
         "sources": lambda shown: _several(shown, sources, "No source is configured (MEDFLOW_SOURCES)."),
         "target": lambda shown: _one(shown, targets, "No target is configured by name (MEDFLOW_TARGETS)."),
         "deliver_to": lambda shown: _one(shown, targets, "No target is configured by name (MEDFLOW_TARGETS)."),

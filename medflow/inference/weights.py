@@ -72,7 +72,9 @@ def dump_weights(tensors: Mapping[str, np.ndarray]) -> bytes:
     arrays: dict[str, np.ndarray] = {}
     for name, tensor in sorted(tensors.items()):
         if not isinstance(tensor, np.ndarray) or tensor.dtype.kind not in "fiub":
-            raise PluginBroken(f"the tensor {name} is no numpy array of numbers")
+            raise PluginBroken(
+                f"the tensor {name} is a {type(tensor).__name__}, no numpy array of numbers: give np.asarray of it"
+            )
         if tensor.dtype.kind == "f" and np.isnan(tensor).any():
             raise PluginBroken(f"the tensor {name} holds what is no number (NaN)")
         arrays[name] = np.ascontiguousarray(tensor).reshape(tensor.shape)  # a scalar stays one

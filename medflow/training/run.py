@@ -27,7 +27,7 @@ from medflow.registry import RegisteredModel, Registry, dump_spec
 from medflow.store import Store, ledger, trained
 from medflow.store.ledger import now_us
 from medflow.training import study
-from medflow.training.asked import Asked, Plan, check_asked
+from medflow.training.asked import Asked, Plan, check_asked, trainable
 from medflow.training.card import card_of, markdown
 from medflow.training.cohort import Members, find
 from medflow.training.dataset import Dataset, digest_of_members, read_dataset, remove_dataset
@@ -106,31 +106,6 @@ def train(
     training = _prepared(store, settings, installed, name, asked, progress)
     with quiet():
         return _train(training, served, run_id)
-
-
-def trainable(installed: Registry, name: str) -> type[Trainable[Any]]:
-    """The class of a model that can be trained.
-
-    Raises
-    ------
-    ConfigurationError
-        It cannot; the message names those that can.
-    """
-    found = _class_of(installed.get(name))
-    if found is not None:
-        return found
-    able = ", ".join(item.name for item in installed.choose() if _class_of(item) is not None) or "none"
-    raise ConfigurationError(
-        f"{name} cannot be trained: it has no way to be fitted; installed models that have: {able}"
-    )
-
-
-def _class_of(model: RegisteredModel) -> type[Trainable[Any]] | None:
-    try:
-        kind = model.factory if isinstance(model.factory, type) else type(model.factory())
-    except Exception:  # noqa: BLE001 - a plugin's code; what cannot be made cannot be trained
-        return None
-    return kind if issubclass(kind, Trainable) else None
 
 
 def _prepared(

@@ -247,6 +247,7 @@ def test_no_path_reaches_prefect(first, env, pages):
         ("ingest/ingest", {"sources": ["pacs"]}, "is not one of"),
         ("deliver/deliver", {"target": "http://127.0.0.1/fhir"}, "is not one of"),
         ("evaluate/evaluate", {}, "required"),
+        ("train/train", {"model": "splice-site"}, "'splice-site' is not one of"),  # it cannot be trained
         ("train/train", {"model": "icu-mortality", "cohort": "nobody"}, "is not one of"),
         ("train/train", {"model": "icu-mortality", "trials": -1}, "is less than the minimum"),
     ],
