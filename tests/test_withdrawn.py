@@ -241,6 +241,21 @@ def test_a_night_made_of_what_was_taken_back_is_amended_where_the_next_one_is_an
     assert sent(ward) == [("amended", 50.0), ("preliminary", 60.0)]
 
 
+def test_a_withdrawn_night_stays_so_when_the_same_input_is_scored_again_and_superseded_later(ward: Ward) -> None:
+    admitted(ward, (1,))
+    ward.night(1)
+    ward.take(taken_back(1, "02-28T20:00"))
+    ward.score("2026-03-01T04:00:00+01:00")
+    ward.take(pulse(1, "02-28T20:00", 40.0))
+    ward.score("2026-03-01T05:00:00+01:00")
+    again = sent(ward)
+    ward.take(pulse(1, "03-01T05:30", 60.0))
+    ward.score("2026-03-01T06:00:00+01:00")
+
+    assert again == [("entered-in-error", 40.0), ("preliminary", 40.0)]
+    assert sent(ward) == [("entered-in-error", 40.0), ("amended", 40.0), ("preliminary", 50.0)]
+
+
 LATER = {
     "a correction issued later": pulse(1, "02-28T20:00", 90.0, issued="03-01T12:00"),
     "a value that came late": pulse(1, "02-28T23:00", 90.0),

@@ -130,7 +130,8 @@ def supersede(connection: Connection, job_ids: Sequence[int], status: str) -> in
         query = query.where(OutboxRow.job_id.in_(part), OutboxRow.type != WITHDRAWN)
         for row in connection.execute(query.with_for_update()):
             resource = orjson.loads(row.body)
-            if resource.get("status", status) != status:  # Provenance has none, and tells what happened either way
+            # Provenance has none, and tells what happened either way; what was never right is not amended later
+            if resource.get("status", status) not in (status, "entered-in-error"):
                 body = orjson.dumps({**resource, "status": status}, option=orjson.OPT_SORT_KEYS)
                 changed.append({"key": row.id, "new_body": body, "new_sha256": digest_of(row.sha256, status)})
     if changed:
