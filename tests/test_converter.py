@@ -76,7 +76,7 @@ def test_the_challenges_stays_are_taken_whole(
     realdata: Callable[[str], Path], tmp_path: Path, store: Store, settings
 ) -> None:
     files = sorted(path.parent for path in realdata("set-a").rglob("132539.txt"))[0]
-    example("challenge_to_csv").extract(files, realdata("loinc.csv"), tmp_path / "extract", limit=3)
+    example("challenge_to_csv").extract(files, EXAMPLES / "challenge_loinc.csv", tmp_path / "extract", limit=3)
     extract = converter.Extract(system="urn:t", ward_system="urn:t:icu-type", zone=ZoneInfo("UTC"))
     tables = [tmp_path / "extract" / f"{name}.csv" for name in ("stays", "values", "codes")]
 

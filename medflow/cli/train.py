@@ -23,7 +23,9 @@ def train(
         typer.Option(help="A CSV file of outcomes, or a name in MEDFLOW_LABELS; otherwise the store's records."),
     ] = None,
     output: Annotated[str | None, typer.Option(help="Which risk, where the model has several.")] = None,
-    trials: Annotated[int, typer.Option(help="Choices of hyperparameters to try; 0: only the model's own.")] = 0,
+    trials: Annotated[
+        int, typer.Option(help="Choices of hyperparameters to try, the model's own first; 0 or 1: only that.")
+    ] = 0,
     sampler: Annotated[Sampler, typer.Option(help="How choices are proposed.")] = "bayesian",
     seed: Annotated[int, typer.Option(help="Of the parts, the search and the fits.")] = 0,
     device: Annotated[

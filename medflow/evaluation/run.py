@@ -140,4 +140,7 @@ def _too_few(
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
     beside = f"; {unmatched} lines of the label table name no prediction" if unmatched else ""
     many = "none has" if not cases else f"those of fewer than {SMALLEST} patients have"
-    return f"of {found} predictions of {output.name} by {model.name}, {many} a known outcome ({reasons}{beside})"
+    told = f"of {found} predictions of {output.name} by {model.name}, {many} a known outcome ({reasons}{beside})"
+    if unmatched and "no-label" in left_out:
+        told += ": a line names its unit by FHIR id, UID or name, or by system|value of an identifier"
+    return told
