@@ -16,10 +16,9 @@ from medflow.errors import ConfigurationError, PluginBroken, place_of
 
 GROUP = "medflow.commands"
 KNOWN = {"bundle": "medflow-monai"}  # who brings a command that is not installed
-ORDER = """
-demo ingest score deliver nightly rejects jobs retry show explain select volume
-models evaluate drift train plugin receive deploy serve worker status metrics db
-""".split()
+PATH = ("demo", "ingest", "score", "deliver", "nightly", "rejects", "jobs", "retry")
+LOOK = ("show", "explain", "select", "volume", "models", "evaluate", "drift", "train", "plugin")
+OPERATE = ("receive", "deploy", "serve", "worker", "status", "metrics", "db")
 
 
 class CommandsOfPlugins(TyperGroup):
@@ -28,7 +27,7 @@ class CommandsOfPlugins(TyperGroup):
     def list_commands(self, ctx: typer.Context) -> list[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The names, for help: in the order in which somebody new needs them, and those of plugins last."""
         built_in = super().list_commands(ctx)
-        first = [name for name in ORDER if name in built_in]
+        first = [name for name in (*PATH, *LOOK, *OPERATE) if name in built_in]
         return [*first, *(name for name in built_in if name not in first), *sorted(set(_points()) - set(built_in))]
 
     def get_command(self, ctx: typer.Context, cmd_name: str):  # noqa: ANN201 - Typer keeps its Command private
