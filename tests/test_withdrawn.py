@@ -9,7 +9,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from medflow import steps
+from medflow import scoring, steps
+from medflow.inputs import due_units
 from medflow.records import Instant
 from medflow.registry import Registry
 from tests.models import registered
@@ -254,6 +255,24 @@ def test_a_withdrawn_night_stays_so_when_the_same_input_is_scored_again_and_supe
 
     assert again == [("entered-in-error", 40.0), ("preliminary", 40.0)]
     assert sent(ward) == [("entered-in-error", 40.0), ("amended", 40.0), ("preliminary", 50.0)]
+
+
+def test_what_is_taken_back_while_a_selection_is_at_work_is_not_forgotten(ward: Ward, monkeypatch) -> None:
+    admitted(ward, (1,))
+    ward.night(1)
+    ward.take(*stay(1, ended="2026-03-01T10:00:00+01:00"))
+
+    def slowly(*arguments, **options):
+        found = due_units(*arguments, **options)
+        monkeypatch.undo()
+        ward.take(taken_back(1, "02-28T20:00"))
+        return found
+
+    monkeypatch.setattr(scoring, "due_units", slowly)
+    ward.score("2026-03-01T04:00:00+01:00")
+
+    ward.night(2)
+    assert sent(ward) == [("entered-in-error", 40.0)]
 
 
 LATER = {

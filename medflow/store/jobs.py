@@ -128,9 +128,12 @@ def enqueue(connection: Connection, model_id: int, due: Sequence[DueUnit]) -> in
         name: case((unanswered, statement.excluded[name]), else_=getattr(JobRow, name))
         for name in ("prediction_time_us", "prediction_time_offset")
     }
+    # a mark stays until it is judged: what was read for this selection may be older than what set it
+    marked = and_(~JobRow.superseded, or_(*(JobRow.unit_revision == mark for mark in (TAKEN_BACK, LOST))))
+    revision = case((marked, JobRow.unit_revision), else_=statement.excluded.unit_revision)
     statement = statement.on_conflict_do_update(
         index_elements=["model_id", "unit_kind", "unit_id", "input_key"],
-        set_={"unit_revision": statement.excluded.unit_revision, **moment},
+        set_={"unit_revision": revision, **moment},
     )
     connection.execute(statement, rows)
     for part in _parts(due, IN_LIST // 6):

@@ -126,7 +126,10 @@ def carry_out(connection: Connection, verdicts: Verdicts, run_id: int | None) ->
     for ids in _parts(verdicts.lost):
         connection.execute(update(JobRow).where(JobRow.id.in_(ids)).values(unit_revision=LOST))
     for job_id, revision in verdicts.standing.items():
-        connection.execute(update(JobRow).where(JobRow.id == job_id).values(unit_revision=revision))
+        same = select(EncounterRow.id).join(PatientRow, PatientRow.id == EncounterRow.patient_id)
+        same = same.where(EncounterRow.id == JobRow.unit_id, REVISION.in_((revision,)))  # else it may be marked again
+        still = same.correlate(JobRow).exists()
+        connection.execute(update(JobRow).where(JobRow.id == job_id, still).values(unit_revision=revision))
     return withdraw(connection, verdicts.withdrawn, run_id)
 
 
