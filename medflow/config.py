@@ -232,7 +232,7 @@ class Settings(LogSettings):
             None is; the message lists those that are configured.
         """
         if name == "all" and name not in self.cohorts:
-            return Cohort()
+            return Cohort.model_validate({})
         if name not in self.cohorts:
             known = ", ".join(["all", *sorted(self.cohorts)])
             raise ConfigurationError(f"no cohort is called {name!r}; MEDFLOW_COHORTS has: {known}")
