@@ -104,7 +104,7 @@ def test_shares_are_parts_of_all_that_spoke(numbers):
     assert len(contributions) <= MOST
     assert all(LEAST_SHARE <= item.share <= 1 for item in contributions)
     assert sum(item.share for item in contributions) <= 1.01
-    assert [abs(item.value) for item in contributions] == sorted((abs(item.value) for item in contributions))[::-1]
+    assert [abs(item.value) for item in contributions] == sorted(abs(item.value) for item in contributions)[::-1]
 
 
 def test_what_the_last_digits_of_a_device_say_changes_nothing():

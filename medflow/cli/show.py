@@ -40,7 +40,8 @@ def show(
     out.print(f"{picture.title}: {picture.answer}", markup=False, soft_wrap=True)
     if picture.explained is not None:
         rows = [
-            (label(item), f"{item.value:+#.3g}", f"{100 * item.share:.0f} %") for item in picture.explained.contributions
+            (label(item), f"{item.value:+#.3g}", f"{100 * item.share:.0f} %")
+            for item in picture.explained.contributions
         ]
         show_table((f"what moved {picture.explained.output}", picture.scale, "of all"), rows)
     out.print(f"written to {path}", markup=False, soft_wrap=True)

@@ -67,7 +67,9 @@ class Pages:
     def choices(self, title: str) -> "playwright.Locator":
         """Open a parameter's list by its arrow; gives what it offers."""
         field_ = self.page.locator(".schema-form-property").filter(has=self.page.get_by_text(title, exact=True)).last
-        box = field_.locator(".p-select-button__control").bounding_box()
+        control = field_.locator(".p-select-button__control")
+        control.scroll_into_view_if_needed()  # the mouse clicks where it is on the screen
+        box = control.bounding_box()
         assert box
         self.page.mouse.click(box["x"] + box["width"] + 7, box["y"] + box["height"] / 2)
         options = self.page.locator(".p-select-option")
@@ -164,9 +166,9 @@ def host_of(url: str) -> str:
 def test_the_deployments_are_listed_with_their_tags(pages):
     pages.open("/deployments")
 
-    for name in ("nightly", "ingest", "score", "deliver", "evaluate"):
+    for name in ("nightly", "ingest", "score", "deliver", "evaluate", "train"):
         expect(pages.page.get_by_role("link", name=name, exact=True).first).to_be_visible()
-    expect(pages.page.get_by_text("medflow", exact=True)).to_have_count(5)
+    expect(pages.page.get_by_text("medflow", exact=True)).to_have_count(6)
     pages.picture("deployments")
 
 
