@@ -136,7 +136,7 @@ def test_drift_is_shown_before_any_outcome_is_known(scored, tmp_path):
     env, _, _ = scored
     path = tmp_path / "drift.html"
 
-    done = medflow(env, "drift", "heart-risk", "--days", 1, "--report", path)
+    done = medflow({**env, "COLUMNS": "200"}, "drift", "heart-risk", "--days", 1, "--report", path)
 
     assert done.returncode == 0, done.stderr
     assert "60 patients beside the 400 of the training: 1 shifted" in done.stdout

@@ -3,6 +3,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from hashlib import sha256
 from uuid import uuid4
 
@@ -206,10 +207,11 @@ def test_a_database_on_a_full_disk_says_what_to_do(small_disk):
     from medflow.config import load_settings
     from medflow.store import Store, ledger
 
-    store = Store(load_settings(home=small_disk)).open()
     reject = ledger.Reject(kind="dicom", source="local", origin="x", code="empty", reason="r" * 4000)
 
-    with pytest.raises(ConfigurationError, match="disk is full"):
+    opened = closing(Store(load_settings(home=small_disk)).open())  # else the disk stays in use
+
+    with opened as store, pytest.raises(ConfigurationError, match="disk is full"):
         for number in range(1000):
             with store.writing() as connection:
                 ledger.record_rejects(connection, None, [ledger.Reject(**{**_fields(reject), "origin": f"x{number}"})])
