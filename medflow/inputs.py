@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from threading import Lock
@@ -25,14 +28,16 @@ from medflow.store.genomics import due_sequences, load_sequences
 from medflow.store.imaging import content_of, series_instances
 from medflow.store.jobs import Job
 from medflow.store.selection import chosen_series, due_series, due_studies, series_key, study_key
-from medflow.store.timeseries import due_encounters, input_keys, load_time_series
+from medflow.store.timeseries import SeriesBlock, due_encounters, input_keys, load_series
 from medflow.store.units import UnitFacts, unit_facts
 
 CaseOpener = Callable[[], Case]
+_Inputs = Sequence[CaseInput | InputNotUsable]
+_Read = Callable[[int], _Inputs]
 
 
-def due_units(connection: Connection, spec: ModelSpec, *, as_of: Instant, model_id: int) -> list[DueUnit]:
-    """The units whose input may be new to this model, one set-based query whatever is stored."""
+def due_units(connection: Connection, spec: ModelSpec, *, as_of: Instant, model_id: int) -> Iterable[DueUnit]:
+    """The units whose input may be new to this model; of records a thousand are read when they are asked for."""
     wanted = spec.accepts[0]
     if spec.unit is UnitKind.STUDY:
         return due_studies(connection, imaging_inputs(spec), as_of=as_of, model_id=model_id)
@@ -57,16 +62,21 @@ def open_cases(store: Store, spec: ModelSpec, jobs: Sequence[Job], *, workers: i
         return [partial(_open_images, store, spec, job, workers) for job in jobs]
     assert isinstance(wanted, (TimeSeriesInput, SequenceInput))  # noqa: S101 - the registry admits no other
     batches = [jobs[start : start + spec.batch_size] for start in range(0, len(jobs), spec.batch_size)]
-    return [opener for batch in batches for opener in _RecordBatch(store, wanted, batch).openers()]
+    if isinstance(wanted, TimeSeriesInput):
+        read: _Read = _SeriesReading(store, wanted, batches).read
+    else:
+        read = partial(_read_windows, store, wanted, batches)
+    opened = [_RecordBatch(wanted.name, batch, partial(read, number)) for number, batch in enumerate(batches)]
+    return [opener for batch in opened for opener in batch.openers()]
 
 
 class _RecordBatch:
     """The cases of one batch, read together by whichever thread first asks for one of them."""
 
-    def __init__(self, store: Store, wanted: TimeSeriesInput | SequenceInput, jobs: Sequence[Job]) -> None:
-        self._store, self._wanted, self._jobs = store, wanted, jobs
+    def __init__(self, name: str, jobs: Sequence[Job], read: Callable[[], _Inputs]) -> None:
+        self._name, self._jobs, self._read = name, jobs, read
         self._lock = Lock()
-        self._found: Sequence[CaseInput | InputNotUsable] | None = None
+        self._found: _Inputs | None = None
 
     def openers(self) -> list[CaseOpener]:
         return [partial(self._open, place) for place in range(len(self._jobs))]
@@ -78,14 +88,34 @@ class _RecordBatch:
         found = self._found[place]
         if isinstance(found, InputNotUsable):
             raise found
-        return _case(self._jobs[place], {self._wanted.name: found})
+        return _case(self._jobs[place], {self._name: found})
 
-    def _read(self) -> Sequence[CaseInput | InputNotUsable]:
+
+class _SeriesReading:
+    """Time series, batch by batch: of many by the store's processes, which are asked ahead, or else right here."""
+
+    def __init__(self, store: Store, wanted: TimeSeriesInput, batches: Sequence[Sequence[Job]]) -> None:
+        self._store, self._wanted = store, wanted
+        self._units = [[(job.unit.id, job.prediction_time) for job in batch] for batch in batches]
+        self._asked: dict[int, Future[SeriesBlock]] = {}
+        self._lock = Lock()
+        store.readers.start(sum(map(len, batches)))
+
+    def read(self, number: int) -> _Inputs:
+        self._ask_from(number)
+        if (asked := self._asked.pop(number, None)) is not None:
+            with suppress(BrokenProcessPool):
+                return asked.result().cases()
         with self._store.reading() as connection:
-            if isinstance(self._wanted, SequenceInput):
-                return _windows(connection, self._wanted, self._jobs)
-            units = [(job.unit.id, job.prediction_time) for job in self._jobs]
-            return load_time_series(connection, self._wanted, units)
+            return load_series(connection, self._wanted, self._units[number]).cases()
+
+    def _ask_from(self, number: int) -> None:
+        with self._lock:
+            for ahead in range(number, min(number + self._store.readers.ahead, len(self._units))):
+                if ahead not in self._asked:
+                    asked = self._store.readers.load(self._wanted, self._units[ahead])
+                    if asked is not None:
+                        self._asked[ahead] = asked
 
 
 def image_instances(connection: Connection, spec: ModelSpec, job: Job) -> dict[str, list[Instance]]:
@@ -163,10 +193,10 @@ def _case(job: Job, inputs: Mapping[str, CaseInput]) -> Case:
     return Case(unit=job.unit, prediction_time=job.prediction_time.datetime(), inputs=inputs)
 
 
-def _windows(
-    connection: Connection, wanted: SequenceInput, jobs: Sequence[Job]
-) -> list[SequenceWindow | InputNotUsable]:
-    bases = load_sequences(connection, [job.unit.id for job in jobs])
+def _read_windows(store: Store, wanted: SequenceInput, batches: Sequence[Sequence[Job]], number: int) -> _Inputs:
+    jobs = batches[number]
+    with store.reading() as connection:
+        bases = load_sequences(connection, [job.unit.id for job in jobs])
     windows: list[SequenceWindow | InputNotUsable] = []
     for job in jobs:
         if job.unit.id not in bases:

@@ -17,12 +17,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 def digest_of(*parts: object) -> str:
     """SHA-256 (hex) over the parts, unambiguous: each part is length-prefixed before it is hashed."""
-    total = sha256()
-    for part in parts:
-        data = part if isinstance(part, bytes) else str(part).encode()
-        total.update(len(data).to_bytes(8, "big"))
-        total.update(data)
-    return total.hexdigest()
+    pieces = [part if isinstance(part, bytes) else str(part).encode() for part in parts]
+    return sha256(b"".join([piece for data in pieces for piece in (len(data).to_bytes(8, "big"), data)])).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 
 from medflow.config import Settings
 from medflow.contexts import About, context_of, identity_of, maker_of, read_about
@@ -24,14 +25,15 @@ from medflow.errors import (
 )
 from medflow.evidence import ExplainedCase, Told, told_of, with_contributions, without_contributions
 from medflow.fhir.write import catalog_resources, result_resources
+from medflow.garbage import seldom_collected
 from medflow.heat_maps import are_drawn, keep_heat_maps
 from medflow.inference.loaded import LoadedModel
 from medflow.inference.memory import chunk_of, largest_batch
 from medflow.inference.resident import LoadedModels
 from medflow.inference.results import results_of
 from medflow.inference.runner import Outcome, Runner
-from medflow.inputs import due_units, open_cases
-from medflow.plugin import TimeSeriesInput
+from medflow.inputs import CaseOpener, due_units, open_cases
+from medflow.plugin import Case, TimeSeriesInput
 from medflow.records import Instant, Outgoing, Result, ResultObject
 from medflow.registry import RegisteredModel, dump_spec
 from medflow.segmentations import has_segments, keep_segmentations
@@ -44,9 +46,8 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int], None]
 COMMIT_EVERY = 64  # cases, rounded up to whole batches: what a killed process loses at most,
 COMMIT_AFTER_S = 30  # or so many seconds of work, where cases are slow
-SELECTED_AT_ONCE = 5000
-DRAWING = 2  # threads that make DICOM objects of masks and heat maps beside the device,
-DRAWN_AHEAD = 2  # and cases that wait for it: each holds its image, its masks and its heat maps
+WRITING = 2  # threads that make FHIR resources and DICOM objects of answers beside the device,
+WRITTEN_AHEAD = 2  # and parts of batches that wait for it: a batch, or one case with its image, masks and heat maps
 
 
 @dataclass(kw_only=True, slots=True)
@@ -100,28 +101,38 @@ class ScoreTally:
         }
 
 
-def select(store: Store, model: RegisteredModel, *, as_of: Instant, run_id: int | None = None) -> ScoreTally:
+def select(
+    store: Store,
+    settings: Settings,
+    model: RegisteredModel,
+    *,
+    as_of: Instant,
+    run_id: int | None = None,
+    on_selected: Callable[[int], None] = lambda _count: None,
+) -> ScoreTally:
     """Make jobs of the units whose input has no job of this model yet, and queue the model's own resources.
 
-    Results that no longer stand, and that no new job is about to replace, are taken back.
+    Results that no longer stand, and that no new job is about to replace, are taken back. Jobs are made a chunk at a
+    time, and ``on_selected`` is told how many: they can be scored from then on.
 
     Raises
     ------
     PluginBroken
         Another version of the model was promoted after this process read which one is.
     """
-    spec, started = model.spec, time.perf_counter()
+    spec, started, tally = model.spec, time.perf_counter(), ScoreTally()
     with store.writing() as connection:
         _check_served(connection, model)
         model_id = _register(connection, model)
         outbox.queue(connection, None, catalog_resources(identity_of(model)))
-    with store.reading() as connection:
-        due = due_units(connection, spec, as_of=as_of, model_id=model_id)
-    tally = ScoreTally()
-    for start in range(0, len(due), SELECTED_AT_ONCE):
-        with store.writing() as connection:
-            _check_served(connection, model)  # a promotion lets go of the jobs that there are, not of these
-            tally.selected += queue.enqueue(connection, model_id, due[start : start + SELECTED_AT_ONCE])
+    with store.reading() as reading:
+        due = iter(due_units(reading, spec, as_of=as_of, model_id=model_id))
+        while part := list(islice(due, chunk_cases(settings, model))):
+            with store.writing() as connection:
+                _check_served(connection, model)  # a promotion lets go of the jobs that there are, not of these
+                selected = queue.enqueue(connection, model_id, part)
+            tally.selected += selected
+            on_selected(selected)
     if isinstance(spec.accepts[0], TimeSeriesInput):
         _note_withdrawn(tally, _take_back(store, spec.accepts[0], model_id, run_id))
     tally.seconds["select"] = time.perf_counter() - started
@@ -161,21 +172,29 @@ def waiting(store: Store, model: RegisteredModel) -> tuple[int, int]:
         return queue.waiting(connection, _register(connection, model))
 
 
-def score_chunk(
-    store: Store,
-    settings: Settings,
-    model: RegisteredModel,
-    loaded: LoadedModels,
-    *,
-    run_id: int | None = None,
-    explain: bool = False,
-    progress: Progress | None = None,
-) -> ScoreTally:
-    """Lease one chunk of the model's jobs and score it; an empty tally when there is nothing to lease.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """On what terms a chunk is scored: for which run, or because another process ``asked``; and until when.
 
-    With ``explain`` a model that can also shows what led to each of its answers.
+    With ``explain`` a model that can also shows what led to each of its answers; of an asked chunk its row says that.
+    ``progress`` is told how many cases just ended, ``on_read`` that the last one is being read. When ``stopping`` turns
+    true, what is scored is committed after the batch at hand and the rest given back.
     """
-    terms = _Terms(run_id=run_id, explain=explain, progress=progress or (lambda _: None))
+
+    run_id: int | None = None
+    asked: bool = False
+    explain: bool = False
+    worker: str | None = None
+    owner: str | None = None
+    progress: Progress = lambda _count: None
+    on_read: Callable[[], None] = lambda: None
+    stopping: Callable[[], bool] = lambda: False
+
+
+def score_chunk(
+    store: Store, settings: Settings, model: RegisteredModel, loaded: LoadedModels, terms: Terms
+) -> ScoreTally:
+    """Lease one chunk of the model's jobs and score it; an empty tally when there is nothing to lease."""
     return _Chunk(store, settings, model, loaded, terms).run()
 
 
@@ -195,7 +214,7 @@ def score_asked(
     When ``stopping`` turns true, what is scored is committed after the batch at hand and the rest given back.
     """
     return _Chunk(
-        store, settings, model, loaded, _Terms(asked=True, worker=worker, owner=owner, stopping=stopping)
+        store, settings, model, loaded, Terms(asked=True, worker=worker, owner=owner, stopping=stopping)
     ).run()
 
 
@@ -215,6 +234,9 @@ class _Finished:
     note: str | None = None
 
 
+_Ended = dict[int, _Finished | CaseError | TransientError]  # by the job's id
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Answer:
     """The checked results of a case, the DICOM objects made of them, and what to note of it."""
@@ -224,27 +246,11 @@ class _Answer:
     note: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Terms:
-    """On what terms a chunk is scored: for which run, or because another process ``asked``; and until when.
-
-    Of an asked chunk its row says whether to ``explain``.
-    """
-
-    run_id: int | None = None
-    asked: bool = False
-    explain: bool = False
-    worker: str | None = None
-    owner: str | None = None
-    progress: Progress = lambda _count: None
-    stopping: Callable[[], bool] = lambda: False
-
-
 class _Chunk:
     """One leased chunk on its way from jobs to committed results."""
 
     def __init__(
-        self, store: Store, settings: Settings, model: RegisteredModel, loaded: LoadedModels, terms: _Terms
+        self, store: Store, settings: Settings, model: RegisteredModel, loaded: LoadedModels, terms: Terms
     ) -> None:
         self.store, self.settings, self.model, self.loaded, self.terms = store, settings, model, loaded, terms
         self.id = 0
@@ -257,7 +263,9 @@ class _Chunk:
         self.open: dict[int, Job] = {}
         self.finished: dict[int, _Finished] = {}
         self.failures: dict[int, CaseError | TransientError] = {}
-        self.drawing: deque[tuple[Job, Future[_Answer]]] = deque()
+        self.writing: deque[Future[_Ended]] = deque()
+        self.committing: Future[None] = Future()
+        self.committing.set_result(None)
         self.about = About(facts={}, subjects={})
 
     def run(self) -> ScoreTally:
@@ -323,23 +331,31 @@ class _Chunk:
         with self.store.reading() as connection:
             self.about = read_about(connection, self.settings, self.model, leased)
         openers = open_cases(self.store, self.model.spec, leased, workers=self.settings.threads)
+        openers[-1] = _after(self.terms.on_read, openers[-1])
         self.tally.seconds["read"] += time.perf_counter() - started
         started = time.perf_counter()
         runner = Runner(model, threads=self.settings.threads, explain=self.explain)
-        with closing(runner.run(openers)) as batches, ThreadPoolExecutor(DRAWING, "draw") as pool:
+        with (
+            seldom_collected(),
+            closing(runner.run(openers)) as batches,
+            ThreadPoolExecutor(WRITING, "write") as pool,
+            ThreadPoolExecutor(1, "commit") as committer,
+        ):
             for batch in batches:
-                told = self._told(leased, batch)
-                for outcome in batch:
-                    self._take(pool, leased[outcome.index], outcome, told.get(outcome.index, {}))
-                while self.drawing and self.drawing[0][1].done():
+                for part in self._parts(batch):
+                    while len(self.writing) >= WRITTEN_AHEAD:
+                        self._settle_next()
+                    self.writing.append(pool.submit(self._write, leased, part))
+                while self.writing and self.writing[0].done():
                     self._settle_next()
                 if self._commit_is_due():
-                    self._commit()
+                    self._begin_commit(committer)
                 if self.terms.stopping():
                     break
-            while self.drawing:
+            while self.writing:
                 self._settle_next()
-        self._commit()
+            self._begin_commit(committer)
+            self.committing.result()
         self.tally.seconds["score"] += time.perf_counter() - started
         for stage, spent in runner.seconds.items():
             self.tally.seconds[stage] += spent
@@ -363,26 +379,32 @@ class _Chunk:
         except Exception as error:  # noqa: BLE001 - told with each of them
             return dict.fromkeys(explained, error)
 
-    def _take(self, pool: Executor, job: Job, outcome: Outcome, told: Told | Exception) -> None:
-        if not has_segments(self.model.spec) and not are_drawn(outcome.explanation):
-            self._settle(job, lambda: self._answer(job, outcome, told))
-            return
-        while len(self.drawing) >= DRAWN_AHEAD:
-            self._settle_next()
-        self.drawing.append((job, pool.submit(self._answer, job, outcome, told)))
+    def _parts(self, batch: Sequence[Outcome]) -> Iterator[Sequence[Outcome]]:
+        """A batch as it is written: whole, but its cases one by one where each holds images."""
+        heavy = has_segments(self.model.spec) or any(are_drawn(outcome.explanation) for outcome in batch)
+        return ([outcome] for outcome in batch) if heavy else iter([batch])
+
+    def _write(self, leased: Sequence[Job], part: Sequence[Outcome]) -> _Ended:
+        """What each case of a part comes to, by its job's id; in a thread beside the device's."""
+        told = self._told(leased, part)
+        ended: _Ended = {}
+        for outcome in part:
+            job = leased[outcome.index]
+            try:
+                ended[job.id] = self._to_commit(job, self._answer(job, outcome, told.get(outcome.index, {})))
+            except (CaseError, TransientError) as error:
+                ended[job.id] = error
+        return ended
 
     def _settle_next(self) -> None:
-        job, answer = self.drawing.popleft()
-        self._settle(job, answer.result)
-
-    def _settle(self, job: Job, answer: Callable[[], _Answer]) -> None:
-        try:
-            self.finished[job.id] = self._to_commit(job, answer())
-        except (CaseError, TransientError) as error:
-            self.failures[job.id] = error
+        for job_id, end in self.writing.popleft().result().items():
+            if isinstance(end, _Finished):
+                self.finished[job_id] = end
+            else:
+                self.failures[job_id] = end
 
     def _answer(self, job: Job, outcome: Outcome, told: Told | Exception) -> _Answer:
-        """What a case comes to; with DICOM objects to make in a thread beside the device's."""
+        """What a case comes to, with the DICOM objects made of it."""
         if outcome.error is not None:
             raise outcome.error
         assert outcome.case is not None and outcome.prediction is not None  # noqa: S101 - the other two outcomes
@@ -420,23 +442,30 @@ class _Chunk:
         log.warning("job %d of %s is not explained (%s): %s", job.id, self.model.name, code, said, extra=ids)
         return f"explanation-failed: {code}"
 
-    def _commit(self) -> None:
+    def _begin_commit(self, committer: Executor) -> None:
+        """Commit what has ended, beside the device, once the commit before is done."""
+        self.committing.result()
+        ended, self.finished, self.failures = (self.finished, self.failures), {}, {}
+        self.committed = time.perf_counter()
+        self.committing = committer.submit(self._commit, *ended)
+
+    def _commit(self, finished: Mapping[int, _Finished], failures: Mapping[int, CaseError | TransientError]) -> None:
         """Predictions, outbox rows and job states in one transaction: all of it is there, or nothing."""
         started = time.perf_counter()
         with self.store.writing() as connection:
-            held = queue.held(connection, self.owner, [*self.finished, *self.failures])
-            done = {job_id: item for job_id, item in self.finished.items() if job_id in held}
+            held = queue.held(connection, self.owner, [*finished, *failures])
+            done = {job_id: item for job_id, item in finished.items() if job_id in held}
             queue.complete(connection, {job_id: item.results for job_id, item in done.items()})
             result_objects.record(connection, {job_id: item.objects for job_id, item in done.items()})
             if older := queue.supersede_older(connection, list(done)):
                 outbox.supersede(connection, older, "amended")
             outbox.queue_many(connection, {job_id: item.outgoing for job_id, item in done.items()})
-            failed = {job_id: error for job_id, error in self.failures.items() if job_id in held}
+            failed = {job_id: error for job_id, error in failures.items() if job_id in held}
             ends = [self._fail(connection, job_id, error) for job_id, error in failed.items()]
             refused = [job_id for job_id, error in failed.items() if _tells_of_the_data(error)]
             contradicted = withdrawal.contradicted(connection, refused)
             _note_withdrawn(self.tally, withdrawal.withdraw(connection, contradicted, self.terms.run_id))
-            for job_id in (*self.finished, *self.failures):
+            for job_id in (*finished, *failures):
                 del self.open[job_id]
             queue.renew(connection, self.owner, list(self.open), seconds=self.settings.lease_seconds)
             self.tally.done += len(done)
@@ -444,10 +473,8 @@ class _Chunk:
             self.tally.failed += ends.count("failed")
             self.tally.dead += ends.count("dead")
             chunks.record(connection, self.id, self.owner, seconds=self.settings.lease_seconds, counts=self._counts())
-        self.terms.progress(len(self.finished) + len(self.failures))
-        self.finished, self.failures = {}, {}
-        self.committed = time.perf_counter()
-        self.tally.seconds["commit"] += self.committed - started
+        self.terms.progress(len(finished) + len(failures))
+        self.tally.seconds["commit"] += time.perf_counter() - started
 
     def _fail(self, connection: Connection, job_id: int, error: CaseError | TransientError) -> str:
         code = _code_of(error)
@@ -477,6 +504,14 @@ class _Chunk:
             resources, note = result_resources(context, results), self._unexplained(job, error)
         files = [result_objects.outgoing(item, context.envelope) for item in answer.objects]
         return _Finished(results=results, objects=answer.objects, outgoing=[*resources, *files], note=note)
+
+
+def _after(tell: Callable[[], None], opener: CaseOpener) -> CaseOpener:
+    def opening() -> Case:
+        tell()
+        return opener()
+
+    return opening
 
 
 def _code_of(error: MedflowError) -> str:

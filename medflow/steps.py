@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from medflow.ingest.genomics import ingest_fasta, ingest_vcf
 from medflow.ingest.offers import Offer
 from medflow.ingest.received import remove_received
 from medflow.ingest.tally import Tally
+from medflow.overlap import select_and_score
 from medflow.promotion import Promotion
 from medflow.records import Instant
 from medflow.registry import RegisteredModel, Registry, elsewhere, installed, with_announced
@@ -126,11 +128,17 @@ def _take(site: Site, source: Source, run_id: int, progress: Progress | None) ->
 
 
 def select(
-    site: Site, model: RegisteredModel, *, as_of: Instant | None = None, run_id: int | None = None
+    site: Site,
+    model: RegisteredModel,
+    *,
+    as_of: Instant | None = None,
+    run_id: int | None = None,
+    on_selected: Callable[[int], None] = lambda _count: None,
 ) -> ScoreTally:
     """Make jobs of what is new to a model; ``as_of`` stands for the present where it is given."""
+    moment = as_of or Instant(utc_us=now_us())
     with _sealed():
-        return scoring.select(site.store, model, as_of=as_of or Instant(utc_us=now_us()), run_id=run_id)
+        return scoring.select(site.store, site.settings, model, as_of=moment, run_id=run_id, on_selected=on_selected)
 
 
 def explain_selection(
@@ -183,14 +191,24 @@ def _score_model(
     *,
     explain: bool,
 ) -> ScoreTally:
-    def advance(count: int) -> None:
+    cases, _ = scoring.waiting(site.store, model)
+
+    def advance(count: int, more: int = 0) -> None:
+        nonlocal cases
+        cases += more
         progress(model.name, count, cases)
 
-    total = select(site, model, as_of=as_of, run_id=run_id)
-    cases, _ = scoring.waiting(site.store, model)
-    progress(model.name, 0, cases)
-    while (chunk := score_chunk(site, model, loaded, run_id=run_id, explain=explain, progress=advance)).leased:
-        total.add(chunk)
+    def choose(on_selected: Callable[[int], None]) -> ScoreTally:
+        def selected(count: int) -> None:
+            advance(0, count)
+            on_selected(count)
+
+        return select(site, model, as_of=as_of, run_id=run_id, on_selected=selected)
+
+    total = ScoreTally()
+    one = partial(score_chunk, site, model, loaded, run_id=run_id, explain=explain, progress=advance)
+    for part in select_and_score(choose, one):
+        total.add(part)
     note_held(site, model, total)
     return total
 
@@ -248,13 +266,14 @@ def score_chunk(
     *,
     run_id: int | None = None,
     explain: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = lambda _: None,
+    on_read: Callable[[], None] = lambda: None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> ScoreTally:
-    """Lease one chunk of a model's jobs and score it; ``leased`` is 0 when there was nothing to do."""
+    """Lease and score one chunk of a model's jobs; ``leased`` is 0 when there was nothing to do."""
+    terms = scoring.Terms(run_id=run_id, explain=explain, progress=progress, on_read=on_read, stopping=stopping)
     with _sealed():
-        return scoring.score_chunk(
-            site.store, site.settings, model, loaded, run_id=run_id, explain=explain, progress=progress
-        )
+        return scoring.score_chunk(site.store, site.settings, model, loaded, terms)
 
 
 def score_asked(

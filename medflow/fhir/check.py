@@ -43,21 +43,18 @@ MEMO_BYTES = 2000  # a larger element is not worth remembering
 _MOMENT = rb"(?!0000)\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?"
 _OFFSET = rb"(?:Z|[+-](?:0\d|1[0-3]):[0-5]\d)"
 _UUID = rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+# All begin with a quotation mark, for which the search can leap: tried at every byte they take six times as long.
 VARIABLE = re.compile(
-    rb'"start":"(?P<start>'
-    + _MOMENT
-    + rb")(?P<offset>"
-    + _OFFSET
-    + rb')","end":"(?P<end>'
-    + _MOMENT
-    + rb')(?P=offset)"'
-    rb'|(?P<open>\{"start":")' + _MOMENT + _OFFSET + rb'"\}'
-    rb'|(?P<kept>"(?:start|end)":"' + _MOMENT + _OFFSET + rb'")'
-    rb'|(?P<moment>"(?<!\\"))' + _MOMENT + _OFFSET + rb'"'
-    rb'|(?P<uuid>"(?<!\\")(?:urn:uuid:)?)' + _UUID + rb'"'
-    rb'|(?P<reference>"reference":"[A-Za-z]{2,40}/)[A-Za-z0-9\-.]{1,64}"'
-    rb'|(?P<value>"value":)-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?(?=[,}])'
+    rb'"(?:'
+    rb'start":"(?P<start>' + _MOMENT + rb")(?P<offset>" + _OFFSET + rb')","end":"(?P<end>' + _MOMENT + rb')(?P=offset)"'
+    rb'|(?<=\{")(?P<open>start":")' + _MOMENT + _OFFSET + rb'"(?=\})'
+    rb'|(?P<kept>(?:start|end)":"' + _MOMENT + _OFFSET + rb'")'
+    rb'|(?<!\\")(?P<moment>)' + _MOMENT + _OFFSET + rb'"'
+    rb'|(?<!\\")(?P<uuid>(?:urn:uuid:)?)' + _UUID + rb'"'
+    rb'|(?P<reference>reference":"[A-Za-z]{2,40}/)[A-Za-z0-9\-.]{1,64}"'
+    rb'|(?P<value>value":)-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?(?=[,}])'
     rb"|(?P<float>:)-?\d+\.\d+(?:[eE][+-]?\d+)?(?=[,}])"
+    rb")"
 )
 
 
@@ -158,7 +155,7 @@ def _constant(found: re.Match[bytes]) -> bytes:
         return b'"start":@,"end":@' if ordered else found[0]
     if kind == "kept":
         return found[0]
-    return (found[kind] if kind else b"") + b"@"
+    return b'"' + (found[kind] if kind else b"") + b"@"
 
 
 def _second_opinion(resource: dict[str, Any], unplaced: set[str]) -> list[Problem]:

@@ -13,7 +13,10 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from medflow.config import Settings
@@ -51,20 +54,57 @@ class Loadable(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Place:
+    """A device, what it has room for, and the way in."""
+
+    device: str
+    memory: DeviceMemory
+    lane: Lane
+
+    @classmethod
+    def of(cls, settings: Settings) -> _Place:
+        device = resolve_device(settings.device)
+        return cls(device=device, memory=DeviceMemory(device, settings.memory_mib), lane=Lane(device))
+
+
 class LoadedModels:
-    """The models that this process has loaded, each once, on one device."""
+    """The models that this process has loaded, each once, on one device.
+
+    Looking for the device imports torch, which takes as long as selecting thousands of cases: it is done in a thread,
+    and waited for when the device is first needed.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self.device = resolve_device(settings.device)
-        self._memory = DeviceMemory(self.device, settings.memory_mib)
+        self._looking = _in_background(partial(_Place.of, settings))
+        if settings.device not in ("auto", "cpu"):
+            self._looking.result()  # one that was asked for by name may not be there
         self._chunk_size = settings.chunk_size
         self._patience_s = settings.lease_seconds  # a chunk that waits for longer has lost its lease
-        self._lane = Lane(self.device)
         self._resident: OrderedDict[str, LoadedModel] = OrderedDict()  # by digest, the one used longest ago first
         self._users: Counter[str] = Counter()
         self._changed = threading.Condition()  # guards the two above, and tells of a model that fell idle
         self._one_loads = threading.Lock()
         self._crowded = False  # somebody waits for memory: models in use get no new users, or they would never go
+
+    @property
+    def device(self) -> str:
+        """The torch device.
+
+        Raises
+        ------
+        ConfigurationError
+            It is not there.
+        """
+        return self._looking.result().device
+
+    @property
+    def _memory(self) -> DeviceMemory:
+        return self._looking.result().memory
+
+    @property
+    def _lane(self) -> Lane:
+        return self._looking.result().lane
 
     @contextmanager
     def using(self, model: Loadable) -> Iterator[LoadedModel]:
@@ -103,9 +143,15 @@ class LoadedModels:
 
     def close(self) -> None:
         """Free the device of every model that is not in use."""
+        with self._changed:
+            if self._an_idle_one() is None:
+                return
         with self._lane.loading():
             while (oldest := self._take_idle()) is not None:
-                self._unload(oldest)
+                oldest.close()
+            if self.device != "cpu":  # a process that ends frees its memory faster than a collection would
+                gc.collect()
+                free_cache(self.device)
 
     def _resident_one(self, model: Loadable) -> LoadedModel | None:
         with self._changed:
@@ -197,6 +243,13 @@ class LoadedModels:
             self._resident[model.digest] = loaded
             self._users[model.digest] += 1
         return loaded
+
+
+def _in_background(work: Callable[[], _Place]) -> Future[_Place]:
+    pool = ThreadPoolExecutor(1, "device")
+    future = pool.submit(work)
+    pool.shutdown(wait=False)
+    return future
 
 
 def load(model: Loadable, device: str) -> Model:

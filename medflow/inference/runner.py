@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 from medflow.errors import ConfigurationError, MedflowError, PluginBroken
@@ -21,6 +22,8 @@ from medflow.plugin import Case, Prediction
 
 AHEAD = 3  # batches that are read and prepared ahead of the device
 AHEAD_GROWN = 2  # of batches that grew: the host holds them all
+
+SHARES = 4  # of a batch for each thread that prepares, so that the last one waits for few cases
 
 CaseOpener = Callable[[], Case]
 
@@ -77,16 +80,20 @@ class Runner:
         interrupted run forms the same batches, and so the same numbers to the last bit.
         """
         size = self._loaded.planned_batch
+        at_once = max(1, size // (SHARES * self._threads))
         ahead = max(AHEAD * self._loaded.spec.batch_size, AHEAD_GROWN * size)
         with ThreadPoolExecutor(self._threads, thread_name_prefix="prepare") as pool:
-            waiting: deque[Future[_Prepared | Outcome]] = deque()
-            upcoming = iter(enumerate(openers))
+            waiting: deque[Future[list[_Prepared | Outcome]]] = deque()
+            batches = [
+                _slices(start, min(start + size, len(openers)), at_once) for start in range(0, len(openers), size)
+            ]
+            upcoming = chain.from_iterable(batches)
             try:
-                for start in range(0, len(openers), size):
-                    while len(waiting) < ahead and (item := next(upcoming, None)) is not None:
-                        waiting.append(pool.submit(self._prepare, *item))
+                for slices in batches:
+                    while len(waiting) * at_once < ahead and (cases := next(upcoming, None)) is not None:
+                        waiting.append(pool.submit(self._prepare_some, cases, openers))
                     asked = time.perf_counter()
-                    block = [waiting.popleft().result() for _ in range(min(size, len(openers) - start))]
+                    block = [item for _ in slices for item in waiting.popleft().result()]
                     self.seconds["wait"] += time.perf_counter() - asked
                     ready = [item for item in block if isinstance(item, _Prepared)]
                     outcomes = [item for item in block if isinstance(item, Outcome)]
@@ -95,6 +102,9 @@ class Runner:
             finally:
                 for future in waiting:
                     future.cancel()
+
+    def _prepare_some(self, cases: range, openers: Sequence[CaseOpener]) -> list[_Prepared | Outcome]:
+        return [self._prepare(index, openers[index]) for index in cases]
 
     def _prepare(self, index: int, opener: CaseOpener) -> _Prepared | Outcome:
         try:
@@ -153,3 +163,7 @@ class Runner:
         middle = len(batch) // 2
         yield from self._score(batch[:middle])
         yield from self._score(batch[middle:])
+
+
+def _slices(start: int, stop: int, step: int) -> list[range]:
+    return [range(begin, min(begin + step, stop)) for begin in range(start, stop, step)]

@@ -26,6 +26,7 @@ from medflow.garbage import collect_seldom, seldom_collected
 from medflow.ingest.fhir_inputs import Deletion, Input, Piece, inputs, parse
 from medflow.ingest.offers import Offer, offers
 from medflow.ingest.tally import Progress, Refused, Tally
+from medflow.processes import follow_parent
 from medflow.store import Store
 from medflow.store.clinical import ClinicalWriter, Outcome, absent_resources, has_resources, known_contents
 from medflow.store.ledger import Reject, record_rejects
@@ -288,6 +289,7 @@ def _by_context(work: Iterable[tuple[bytes, Context, str | None]]) -> Work:
 
 
 def _start_process(timezone: str | None) -> None:
+    follow_parent()
     collect_seldom()
     _of_this_process[:] = [Checker(ZoneInfo(timezone) if timezone else None)]
 

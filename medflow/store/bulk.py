@@ -11,11 +11,25 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, String, any_, bindparam, func, select, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    Connection,
+    Float,
+    LargeBinary,
+    String,
+    any_,
+    bindparam,
+    func,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import InstrumentedAttribute
 
 FIRST_ROWS, FACTOR = 2000, 4
+_POSTGRESQL = {BigInteger: "int8", Boolean: "bool", Float: "float8", LargeBinary: "bytea", String: "varchar"}
 
 
 def among(connection: Connection, column: InstrumentedAttribute[Any], values: Sequence[str]) -> ColumnElement[bool]:
@@ -34,7 +48,9 @@ def insert_rows(connection: Connection, row: Any, columns: str, values: Sequence
     names = columns.split()
     if connection.dialect.name == "postgresql":
         driver: Any = connection.connection.driver_connection
-        with driver.cursor() as cursor, cursor.copy(f"COPY {table} ({', '.join(names)}) FROM STDIN") as copy:
+        statement = f"COPY {table} ({', '.join(names)}) FROM STDIN (FORMAT BINARY)"
+        with driver.cursor() as cursor, cursor.copy(statement) as copy:
+            copy.set_types([_POSTGRESQL[type(row.__table__.c[name].type)] for name in names])
             for value in values:
                 copy.write_row(value)
         return

@@ -546,8 +546,9 @@ def _new_ids(connection: Connection, count: int) -> Sequence[int]:
     if not count:
         return ()
     if connection.dialect.name == "postgresql":
-        query = "SELECT nextval(pg_get_serial_sequence('fhir_resource', 'id')) FROM generate_series(1, :count)"
-        return list(connection.scalars(text(query), {"count": count}))
+        sequence = "pg_get_serial_sequence('fhir_resource', 'id')"
+        last = connection.scalar(text(f"SELECT setval({sequence}, nextval({sequence}) + :more)"), {"more": count - 1})
+        return range(last - count + 1, last + 1)
     first = (connection.scalar(select(func.max(FhirResourceRow.id))) or 0) + 1
     return range(first, first + count)
 

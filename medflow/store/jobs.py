@@ -107,7 +107,6 @@ def enqueue(connection: Connection, model_id: int, due: Sequence[DueUnit]) -> in
     """
     if not due:
         return 0
-    before = _ready(connection, model_id)
     now = now_us()
     rows = [
         {
@@ -138,12 +137,12 @@ def enqueue(connection: Connection, model_id: int, due: Sequence[DueUnit]) -> in
     connection.execute(statement, rows)
     for part in _parts(due, IN_LIST // 6):
         _supersede_waiting(connection, model_id, part, now)
-    return _ready(connection, model_id) - before
+    return _made(connection, model_id, now)
 
 
-def _ready(connection: Connection, model_id: int) -> int:
-    query = select(func.count()).where(JobRow.model_id == model_id, JobRow.state == "ready", ~JobRow.superseded)
-    return connection.execute(query).scalar_one()
+def _made(connection: Connection, model_id: int, created_us: int) -> int:
+    query = select(func.count()).where(JobRow.model_id == model_id, JobRow.created_us == created_us)
+    return connection.execute(query.where(JobRow.state == "ready", ~JobRow.superseded)).scalar_one()
 
 
 def _supersede_waiting(connection: Connection, model_id: int, due: Sequence[DueUnit], now: int) -> None:

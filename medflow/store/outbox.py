@@ -106,9 +106,13 @@ def queue_many(connection: Connection, outgoing: Mapping[int | None, Sequence[Ou
         index_elements=["type", "fhir_id"],
         set_={**values, "version": OutboxRow.version + 1},
         where=OutboxRow.sha256 != statement.excluded.sha256,
-    ).returning(OutboxRow.id, OutboxRow.version)
-    written = connection.execute(statement, list(rows.values())).all()
-    _reopen(connection, [row.id for row in written if row.version > 1])
+    )
+    connection.execute(statement, list(rows.values()))  # RETURNING would have it written out anew for every thousand
+    changed = select(OutboxRow.id).where(OutboxRow.version > 1, OutboxRow.created_us == now)
+    for part in _parts([job_id for job_id in outgoing if job_id is not None]):
+        _reopen(connection, connection.scalars(changed.where(OutboxRow.job_id.in_(part))).all())
+    if None in outgoing:
+        _reopen(connection, connection.scalars(changed.where(OutboxRow.job_id.is_(None))).all())
 
 
 def ids_of(connection: Connection, job_id: int) -> set[tuple[str, str]]:

@@ -6,7 +6,7 @@ what was selected.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
@@ -31,7 +31,7 @@ from medflow.store.measurements import (
 from medflow.store.tables import EncounterRow, JobRow, MeasurementRow, PatientRow
 from medflow.timeseries import Grid, grid, last_values, statics, steps_of
 
-__all__ = ["VOID_ENCOUNTER", "VOID_MEASUREMENT", "SeriesBlock", "due_encounters", "load_series", "load_time_series"]
+__all__ = ["VOID_ENCOUNTER", "VOID_MEASUREMENT", "SeriesBlock", "due_encounters", "load_series"]
 
 CHUNK = 1000  # encounters in one statement: four parameters each, with room for a model's concepts
 VOID_ENCOUNTER = ("planned", "cancelled", "entered-in-error")  # FHIR EncounterStatus
@@ -52,6 +52,13 @@ class SeriesBlock:
     statics: np.ndarray
     refused: Mapping[int, InputNotUsable]
 
+    def cases(self) -> list[TimeSeries | InputNotUsable]:
+        """One by one, in order: the series, or why there is none."""
+        return [
+            self.refused.get(place) or TimeSeries(values=values, statics=statics)
+            for place, (values, statics) in enumerate(zip(self.values, self.statics, strict=True))
+        ]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Stay:
@@ -63,8 +70,10 @@ class _Stay:
     statics: tuple[float, ...]
 
 
-def due_encounters(connection: Connection, spec: TimeSeriesInput, *, as_of: Instant, model_id: int) -> list[DueUnit]:
-    """The encounters whose input may be new to this model, in the order of their ids.
+def due_encounters(
+    connection: Connection, spec: TimeSeriesInput, *, as_of: Instant, model_id: int
+) -> Iterator[DueUnit]:
+    """The encounters whose input may be new to this model, in the order of their ids, a thousand read at a time.
 
     Anchored at admission: those still open when their window had passed, once it has. Anchored at the prediction time:
     those open at ``as_of``, if anything became known since the model last looked, and it has not looked at a later
@@ -77,21 +86,17 @@ def due_encounters(connection: Connection, spec: TimeSeriesInput, *, as_of: Inst
     candidates = _candidates(connection, spec, [one for one in (wanted, fixed) if one], as_of, model_id)
     admission = spec.anchor == "admission"
     window_us = _us(spec.window)
-    due = []
     for start in range(0, len(candidates), CHUNK):
         chunk = {stay.id: stay for stay in candidates[start : start + CHUNK]}
         for encounter_id, key in _keys(connection, spec, wanted, fixed, chunk, as_of).items():
             stay = chunk[encounter_id]
             moment = Instant(utc_us=stay.start.utc_us + window_us, offset_min=stay.start.offset_min)
-            due.append(
-                DueUnit(
-                    unit=Unit(kind=UnitKind.ENCOUNTER, id=stay.id),
-                    revision=stay.revision,
-                    input_key=key,
-                    prediction_time=moment if admission else as_of,
-                )
+            yield DueUnit(
+                unit=Unit(kind=UnitKind.ENCOUNTER, id=stay.id),
+                revision=stay.revision,
+                input_key=key,
+                prediction_time=moment if admission else as_of,
             )
-    return due
 
 
 def input_keys(connection: Connection, spec: TimeSeriesInput, units: Sequence[tuple[int, Instant]]) -> list[str | None]:
@@ -130,20 +135,6 @@ def _keys(
         key: digest_of(stays[key].start.utc_us, *mark, *stays[key].statics, *more.get(key, ()))
         for key, mark in marks.items()
     }
-
-
-def load_time_series(
-    connection: Connection, spec: TimeSeriesInput, units: Sequence[tuple[int, Instant]]
-) -> list[TimeSeries | InputNotUsable]:
-    """What the model is given for each of ``units``, in order: the series, or why there is none.
-
-    ``units`` are pairs of an encounter's id and the prediction time, at which its window ends.
-    """
-    block = load_series(connection, spec, units)
-    return [
-        block.refused.get(position) or TimeSeries(values=block.values[position], statics=block.statics[position])
-        for position in range(len(units))
-    ]
 
 
 def load_series(connection: Connection, spec: TimeSeriesInput, units: Sequence[tuple[int, Instant]]) -> SeriesBlock:

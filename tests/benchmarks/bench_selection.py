@@ -168,7 +168,7 @@ def _first_night(store: Store, models: dict[str, int], *, but: set[int] = frozen
     """The night before: whatever is due is scored."""
     for anchor, spec in SPECS.items():
         with store.reading() as connection:
-            due = due_encounters(connection, spec, as_of=FIRST_NIGHT, model_id=models[anchor])
+            due = list(due_encounters(connection, spec, as_of=FIRST_NIGHT, model_id=models[anchor]))
         with store.writing() as connection:
             enqueue(connection, models[anchor], [item for item in due if item.unit.id not in but])
             connection.execute(update(JobRow).values(state="done"))

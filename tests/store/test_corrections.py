@@ -28,7 +28,7 @@ from medflow.store.jobs import enqueue, register_model
 from medflow.store.packed import pack
 from medflow.store.patients import resolve_patients
 from medflow.store.tables import EncounterRow, MeasurementRow, PatientRow
-from medflow.store.timeseries import due_encounters, load_series, load_time_series
+from medflow.store.timeseries import due_encounters, load_series
 
 UCUM = "http://unitsofmeasure.org"
 ADMITTED = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -247,7 +247,7 @@ def test_a_correction_makes_an_open_encounter_due_and_time_alone_does_not(store:
         ingest(connection, [Version(known=1), Version(id="o2", value=70, hour=2, known=8)])
 
         def due(at: float) -> int:
-            found = due_encounters(connection, OPEN_SPEC, as_of=hour(at), model_id=model)
+            found = list(due_encounters(connection, OPEN_SPEC, as_of=hour(at), model_id=model))
             enqueue(connection, model, found)
             return len(found)
 
@@ -397,7 +397,7 @@ def test_a_coded_answer_stands_for_its_number_or_is_refused_and_told(store: Stor
 
         assert np.nanmax(seen(connection)[0][:, 4]) == 2
         strict = replace(SPEC, min_measurements=2)
-        (refused,) = load_time_series(connection, strict, [(encounter, END)])
+        (refused,) = load_series(connection, strict, [(encounter, END)]).cases()
 
     assert isinstance(refused, InputNotUsable)
     assert "1 measurements in the window, 2 needed" in refused.message
@@ -413,7 +413,7 @@ def test_a_limit_is_refused_unless_the_channel_takes_it(store: Store) -> None:
         channel = replace(SPEC.channels[0], units={"</min": 1.0})
 
         assert np.isnan(seen(connection)[0][:, 0]).all()
-        (found,) = load_time_series(connection, replace(SPEC, channels=(channel,)), [(encounter, END)])
+        (found,) = load_series(connection, replace(SPEC, channels=(channel,)), [(encounter, END)]).cases()
 
     assert isinstance(found, TimeSeries)
     assert np.nanmax(found.values) == 80
@@ -423,7 +423,7 @@ def test_only_the_statuses_asked_for_count(store: Store) -> None:
     with store.writing() as connection:
         encounter = admit(connection)
         ingest(connection, [Version(status="preliminary"), Version(id="o2", hour=3, value=70)])
-        (found,) = load_time_series(connection, replace(SPEC, statuses=("final",)), [(encounter, END)])
+        (found,) = load_series(connection, replace(SPEC, statuses=("final",)), [(encounter, END)]).cases()
 
     assert isinstance(found, TimeSeries)
     assert np.nanmax(found.values[:, 0]) == 70
@@ -497,7 +497,7 @@ def test_too_little_is_refused_and_says_what_was_lacking(store: Store, asked: di
     with store.writing() as connection:
         encounter = admit(connection)
         ingest(connection, items)
-        (refused,) = load_time_series(connection, spec, [(encounter, END)])
+        (refused,) = load_series(connection, spec, [(encounter, END)]).cases()
 
     assert isinstance(refused, InputNotUsable)
     assert refused.code == code

@@ -20,7 +20,7 @@ from medflow.records import Instant, Unit, UnitKind
 from medflow.store import Store
 from medflow.store.jobs import enqueue, register_model
 from medflow.store.tables import ConceptRow, EncounterRow, FhirResourceRow, JobRow, MeasurementRow, PatientRow
-from medflow.store.timeseries import due_encounters, load_time_series
+from medflow.store.timeseries import due_encounters, load_series
 
 ADMITTED = datetime(2026, 3, 1, 12, tzinfo=UTC)
 HOUR_US = 3_600_000_000
@@ -156,7 +156,7 @@ def key_of(connection: Connection, spec: TimeSeriesInput = SPEC, as_of: Instant 
 
 
 def series_of(connection: Connection, encounter: int, until: Instant = END) -> TimeSeries:
-    (found,) = load_time_series(connection, SPEC, [(encounter, until)])
+    (found,) = load_series(connection, SPEC, [(encounter, until)]).cases()
     assert isinstance(found, TimeSeries)
     return found
 
@@ -173,7 +173,9 @@ def test_an_encounter_is_due_once_its_window_has_passed(store: Store) -> None:
         encounter = admit(connection)
         measure(connection, encounter, [Value()])
 
-        before = due_encounters(connection, SPEC, as_of=Instant(utc_us=END.utc_us - 1), model_id=model(connection))
+        before = list(
+            due_encounters(connection, SPEC, as_of=Instant(utc_us=END.utc_us - 1), model_id=model(connection))
+        )
         (due,) = due_encounters(connection, SPEC, as_of=END, model_id=model(connection))
 
     assert before == []
@@ -212,7 +214,7 @@ def test_what_was_looked_at_is_due_again_only_when_it_changed(store: Store, of_e
     with store.writing() as connection:
         encounter = admit(connection)
         measure(connection, encounter, [Value()])
-        first = due_encounters(connection, SPEC, as_of=LATER, model_id=model(connection))
+        first = list(due_encounters(connection, SPEC, as_of=LATER, model_id=model(connection)))
         enqueue(connection, model(connection), first)
 
         assert due_ids(connection, SPEC, LATER) == []
@@ -301,7 +303,7 @@ def test_whoever_is_still_there_is_due_now(store: Store) -> None:
         for encounter in (here, back_then, admit(connection, end_hour=4.0, status="finished")):
             measure(connection, encounter, [Value()])
 
-        due = due_encounters(connection, OPEN_SPEC, as_of=now, model_id=model(connection))
+        due = list(due_encounters(connection, OPEN_SPEC, as_of=now, model_id=model(connection)))
 
     assert [item.unit.id for item in due] == [here, back_then]
     assert {item.prediction_time for item in due} == {now}
@@ -315,7 +317,7 @@ def test_time_alone_makes_nobody_due(store: Store) -> None:
         enqueue(
             connection,
             model(connection),
-            due_encounters(connection, OPEN_SPEC, as_of=hour_5, model_id=model(connection)),
+            list(due_encounters(connection, OPEN_SPEC, as_of=hour_5, model_id=model(connection))),
         )
 
         assert due_ids(connection, OPEN_SPEC, hour_400) == []
@@ -332,7 +334,7 @@ def test_a_result_issued_since_the_last_look_makes_an_encounter_due_without_anot
         enqueue(
             connection,
             model(connection),
-            due_encounters(connection, OPEN_SPEC, as_of=hour_5, model_id=model(connection)),
+            list(due_encounters(connection, OPEN_SPEC, as_of=hour_5, model_id=model(connection))),
         )
 
         assert due_ids(connection, OPEN_SPEC, hour_5) == []
@@ -373,7 +375,7 @@ def test_wrong_units_and_impossible_values_are_refused_and_counted(store: Store)
         encounter = admit(connection)
         measure(connection, encounter, [Value(code=GLUCOSE, unit="{mg/dL}"), Value(code=URINE, value=1e35, unit="mL")])
 
-        (refused,) = load_time_series(connection, SPEC, [(encounter, END)])
+        (refused,) = load_series(connection, SPEC, [(encounter, END)]).cases()
 
     assert isinstance(refused, InputNotUsable)
     assert refused.code == "too-few-measurements"
@@ -386,7 +388,7 @@ def test_another_encounters_measurements_are_not_this_ones(store: Store) -> None
         measure(connection, encounter, [Value(value=60)])
         measure(connection, other, [Value(value=70)])
 
-        found = load_time_series(connection, SPEC, [(other, END), (encounter, END), (other, Instant(utc_us=START))])
+        found = load_series(connection, SPEC, [(other, END), (encounter, END), (other, Instant(utc_us=START))]).cases()
 
     assert [item.values[1, 0] for item in found[:2] if isinstance(item, TimeSeries)] == [70, 60]
     assert isinstance(found[2], InputNotUsable)  # its window ended before anything was measured
@@ -397,7 +399,7 @@ def test_thousands_of_units_are_read_in_pieces(store: Store) -> None:
         encounter = admit(connection)
         measure(connection, encounter, [Value()])
 
-        found = load_time_series(connection, SPEC, [(encounter, END)] * 2500)
+        found = load_series(connection, SPEC, [(encounter, END)] * 2500).cases()
 
     assert len(found) == 2500
     assert all(isinstance(item, TimeSeries) for item in found)

@@ -61,7 +61,7 @@ SPEC = ModelSpec(
     reference=Weights(
         file="icu_mortality.reference.json", sha256="f1b78243943de19d0f33384ccbe1f307a11a81fcea5d641622c931c68286425e"
     ),
-    batch_size=128,
+    batch_size=256,
     memory_mib=512,
     card=ModelCard(
         intended_use="Research and evaluation of the pipeline on adults in intensive care; not a medical device.",
