@@ -34,7 +34,8 @@ CHANGED_IN_R4B = {"Evidence", "EvidenceVariable"}  # another shape altogether: o
 NOT_A_FAULT = {"extra_forbidden", "uuid_version"}  # R4's table knows which elements there are; R4 takes any UUID
 BY_FORMAT = {"id", "dateTime", "instant"}  # rarely the same twice, and judged in a moment
 SHOWN = 4  # faults named in one sentence
-MEMO = 100_000  # elements remembered; then it starts afresh
+MEMO = 100_000  # elements remembered with VARIABLE's constants, then it starts afresh,
+MEMO_AS_IT_CAME = 20_000  # and as they came: what repeats does so soon
 MEMO_BYTES = 2000  # a larger element is not worth remembering
 
 # In an element's compact JSON, what differs from case to case while its validity does not: each match stands for every
@@ -92,7 +93,8 @@ class Checker:
 
     def __init__(self, zone: ZoneInfo | None = None) -> None:
         self._zone = zone
-        self._seen: set[tuple[str, str, bytes]] = set()  # elements as they came, and with VARIABLE's constants
+        self._seen: set[tuple[str, str, bytes]] = set()  # elements with VARIABLE's constants
+        self._as_they_came: set[tuple[str, str, bytes]] = set()
         self._shapes: set[tuple[str, ...]] = set()
 
     def check(self, resource: dict[str, Any]) -> None:
@@ -112,6 +114,8 @@ class Checker:
         """The elements that no valid resource has had; None if this one must be checked whole each time."""
         if len(self._seen) > MEMO:
             self._seen.clear()
+        if len(self._as_they_came) > MEMO_AS_IT_CAME:
+            self._as_they_came.clear()
         rows = types()[kind].rows
         fresh = []
         for name, value in resource.items():
@@ -120,16 +124,16 @@ class Checker:
                 continue
             if row is not None and row.kind in BY_FORMAT and _right_by_format(row.kind, value):
                 continue
-            as_it_came = (kind, name, orjson.dumps(value))
-            if as_it_came in self._seen:
+            element = orjson.dumps(value)
+            if (kind, name, element) in self._as_they_came:
                 continue
-            if row is None or len(as_it_came[2]) > MEMO_BYTES:
+            if row is None or len(element) > MEMO_BYTES:
                 return None
-            general = (kind, name, VARIABLE.sub(_constant, as_it_came[2]))
+            general = (kind, name, VARIABLE.sub(_constant, element))
             if general not in self._seen:
-                fresh += [general, as_it_came]
-            else:
-                self._seen.add(as_it_came)
+                fresh.append(general)
+            else:  # a copy: what orjson makes holds on to kilobytes
+                self._as_they_came.add((kind, name, bytes(memoryview(element))))
         return fresh
 
 

@@ -9,7 +9,18 @@ from __future__ import annotations
 from datetime import date
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, LargeBinary, MetaData, UniqueConstraint, false
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    UniqueConstraint,
+    false,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite autoincrements only INTEGER PRIMARY KEY
@@ -168,15 +179,14 @@ class EncounterRow(Base):
 class MeasurementRow(Base):
     """One coded value; of an earlier version of its resource, if ``ordinal`` is below zero.
 
-    ``mark_1`` and ``mark_2`` are 40-bit halves of a hash of the row: their sums over a window identify its content
-    whatever the order, and are computed in SQL.
+    A patient's lie together in the order of time, so that a stay's are read in one go. ``mark_1`` and ``mark_2`` are
+    40-bit halves of a hash of the row: their sums over a window identify its content whatever the order, and are
+    computed in SQL.
     """
 
     __tablename__ = "measurement"
-    resource_id: Mapped[int] = mapped_column(
-        Id, ForeignKey("fhir_resource.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
-    )
-    ordinal: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    resource_id: Mapped[int] = mapped_column(Id, ForeignKey("fhir_resource.id", ondelete="CASCADE"))
+    ordinal: Mapped[int]
     patient_id: Mapped[int] = mapped_column(Id)
     encounter_id: Mapped[int | None] = mapped_column(Id)
     concept_id: Mapped[int] = mapped_column(Id)
@@ -190,7 +200,11 @@ class MeasurementRow(Base):
     value_concept_id: Mapped[int | None] = mapped_column(Id)
     mark_1: Mapped[int]
     mark_2: Mapped[int]
-    __table_args__ = (Index("ix_measurement_patient", "patient_id", "effective_us"), {"sqlite_with_rowid": False})
+    __table_args__ = (
+        PrimaryKeyConstraint("patient_id", "effective_us", "resource_id", "ordinal"),
+        UniqueConstraint("resource_id", "ordinal"),
+        {"sqlite_with_rowid": False},
+    )
 
 
 class CodedFactRow(Base):
