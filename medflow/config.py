@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from platformdirs import user_data_path
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from medflow.errors import ConfigurationError
@@ -287,8 +288,17 @@ def _load(kind: type[Loaded], **values: object) -> Loaded:
         name = str(error).partition('"')[2].partition('"')[0]
         raise ConfigurationError(f"MEDFLOW_{name.upper()} is not the JSON that it should be") from None
     except ValidationError as error:
-        wrong = "; ".join(
-            f"MEDFLOW_{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg']}"
-            for item in error.errors(include_input=False, include_url=False)
-        )
+        wrong = "; ".join(_said(item) for item in error.errors(include_input=False, include_url=False))
         raise ConfigurationError(f"the configuration is not usable: {wrong}") from None
+
+
+_NAMED = {"sources": Source, "labels": LabelTable, "cohorts": Cohort}
+
+
+def _said(problem: ErrorDetails) -> str:
+    """What is wrong with one setting, and where in it: MEDFLOW_COHORTS.icu.min_age, say. Never its value."""
+    setting, *inside = problem["loc"]
+    where = ".".join([f"MEDFLOW_{str(setting).upper()}", *map(str, inside)])
+    if problem["type"] == "extra_forbidden" and setting in _NAMED and inside:
+        return f"{where}: there is no such field; there are {', '.join(_NAMED[str(setting)].model_fields)}"
+    return f"{where}: {problem['msg']}"

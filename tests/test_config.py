@@ -36,6 +36,13 @@ def test_a_wrong_value_is_named_by_its_variable_and_never_shown(monkeypatch, nam
     assert caught.value.__cause__ is None
 
 
+def test_a_field_that_there_is_not_names_those_there_are(monkeypatch):
+    monkeypatch.setenv("MEDFLOW_COHORTS", '{"icu": {"min_agee": 18}}')
+
+    with pytest.raises(ConfigurationError, match=r"MEDFLOW_COHORTS\.icu\.min_agee: there is no such field; .*min_age"):
+        load_settings()
+
+
 def test_a_password_is_in_no_repr():
     settings = load_settings(database_url="postgresql://medflow:secret-word@host/db", fhir_token="secret-token")
 

@@ -68,7 +68,8 @@ def _show(found: Trained) -> None:
     shown = [figures(item) for item in (found.test, *([found.served.evaluation] if found.served else []))]
     rows = []
     for name in [*found.test.metrics, "event_1"]:
-        rows.append([name, *(_figure(item[name]) for item in shown)])
+        label = "min(recall, precision)" if name == "event_1" else name
+        rows.append([label, *(_figure(item[name]) for item in shown)])
     served = [f"served now ({found.served.evaluation.version})"] if found.served else []
     show_table([f"on {found.test.cases} test cases", spec.version, *served], rows)
     if found.unserved:

@@ -196,5 +196,5 @@ def test_a_cohort_that_is_not_configured_is_a_sentence():
 
 
 def test_a_moment_without_a_zone_is_refused():
-    with pytest.raises(ConfigurationError, match="MEDFLOW_COHORTS_ADULTS_SINCE"):
+    with pytest.raises(ConfigurationError, match="MEDFLOW_COHORTS.adults.since"):
         load_settings(cohorts={"adults": {"since": "2025-01-01T00:00:00"}})
