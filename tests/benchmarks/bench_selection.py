@@ -204,7 +204,7 @@ def _measured(store: Store, models: dict[str, int], ours: Sequence[int], times: 
         for _ in range(times):
             with store.reading() as connection:
                 started = time.perf_counter()
-                due = due_encounters(connection, spec, as_of=SECOND_NIGHT, model_id=models[anchor])
+                due = list(due_encounters(connection, spec, as_of=SECOND_NIGHT, model_id=models[anchor]))
                 seconds.append(time.perf_counter() - started)
             _check(due, ours)
         fastest[anchor] = min(seconds)

@@ -49,7 +49,7 @@ def _steps(store: Store, anchor: str, model_id: int, ours: list[int]) -> int:
     with store.reading() as connection:
         driver: Any = connection.connection.driver_connection
         driver.set_progress_handler(count, 10)
-        due = due_encounters(connection, bench.SPECS[anchor], as_of=bench.SECOND_NIGHT, model_id=model_id)
+        due = list(due_encounters(connection, bench.SPECS[anchor], as_of=bench.SECOND_NIGHT, model_id=model_id))
         driver.set_progress_handler(None, 10)
     assert [item.unit.id for item in due] == ours
     return counted
