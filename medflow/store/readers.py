@@ -8,7 +8,6 @@ is the dense array alone.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -98,7 +97,6 @@ def _start(settings: Settings) -> None:
     from medflow.store.session import Store
 
     follow_parent()
-    os.nice(5)
     collect_seldom()
     _store_of_this_process[:] = [Store(settings)]
 
