@@ -18,7 +18,6 @@ from prefect import State
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.states import Completed, Failed
 
-from medflow.delivery import target_name
 from medflow.drawing import data_uri
 from medflow.errors import MedflowError, place_of
 from medflow.evaluation.result import InputDrift
@@ -127,9 +126,9 @@ def _look_back(here: Site, started_us: int) -> _Record:
 
 def _named_targets(here: Site, counts: Mapping[str, Counts]) -> dict[str, Counts]:
     """By configured name: a path or address is nothing for Prefect."""
-    names = {target_name(where): name for name, where in here.settings.targets.items()}
+    names = {where.public: name for name, where in here.settings.targets.items()}
     if here.settings.deliver_to is not None:
-        names.setdefault(target_name(here.settings.target(None)), "the default")
+        names.setdefault(here.settings.target(None).public, "the default")
     return {names[where]: found for where, found in counts.items() if where in names}
 
 

@@ -9,32 +9,25 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 from zoneinfo import ZoneInfo, available_timezones
 
 from platformdirs import user_data_path
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from medflow.connections.endpoints import AnySource, AnyTarget, Source, Target
 from medflow.errors import ConfigurationError
-
-
-class Source(BaseModel):
-    """A named place that inputs come from.
-
-    ``reference`` is the FASTA that a VCF's REF alleles are checked against. ``remove_received`` ends the life of what
-    `medflow receive` spooled there, once the store has it.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["dicom", "fhir", "vcf", "fasta"]
-    paths: tuple[Path, ...]
-    reference: Path | None = None
-    in_place: bool = False
-    remove_received: bool = False
-
 
 LABEL_UNITS = ("unit", "encounter", "patient", "series", "study", "sequence")
 
@@ -133,8 +126,10 @@ class Settings(LogSettings):
     max_attempts: int = Field(5, ge=1, description="Tries of a job or delivery before it is dead.")
     pictures: bool = Field(False, description="Show pictures in Prefect, whose database then has them.")
     result_status: Literal["preliminary", "final"] = Field("preliminary", description="Status of new results.")
-    deliver_to: str | None = Field(None, description="Default target: a name in targets, a folder, or a FHIR base URL.")
-    fhir_token: SecretStr | None = Field(None, description="Bearer token for the FHIR target.")
+    deliver_to: str | None = Field(
+        None, description="Default target: a name in targets, a folder, a FHIR base URL, or AET@host:port."
+    )
+    fhir_token: SecretStr | None = Field(None, description="Bearer token for FHIR targets that have no auth.")
     http_timeout_s: float = Field(30.0, gt=0)
     max_input_bytes: int = Field(8 << 30, gt=0, description="A larger single input is rejected.")
     receive_aet: str = Field(
@@ -154,8 +149,9 @@ class Settings(LogSettings):
     sources: dict[str, Source] = Field(
         default_factory=dict, description='JSON map of what nightly ingests: {"name": {"kind": ..., "paths": [...]}}.'
     )
-    targets: dict[str, str] = Field(
-        default_factory=dict, description="JSON map of named delivery targets: a folder or a FHIR base URL each."
+    targets: dict[str, Target] = Field(
+        default_factory=dict,
+        description='JSON map of where results go: {"name": "folder or FHIR base URL", "name": {"kind": ..., ...}}.',
     )
     labels: dict[str, LabelTable] = Field(
         default_factory=dict, description='JSON map of tables of outcomes: {"name": {"path": ..., ...}}.'
@@ -181,22 +177,22 @@ class Settings(LogSettings):
             )
         return value
 
-    def target(self, wanted: str | None) -> str:
-        """The folder or base URL for a target named, given directly, or configured as the default.
+    def target(self, wanted: str | None) -> AnyTarget:
+        """The target that is named, given directly, or configured as the default.
 
         Raises
         ------
         ConfigurationError
-            None is given and none is configured.
+            None is given and none is configured, or what is given is no target.
         """
-        name = wanted or self.deliver_to
+        name = wanted if wanted is not None else self.deliver_to
         if name is None:
             raise ConfigurationError(
                 "no delivery target: name one, or set MEDFLOW_DELIVER_TO to a folder or a FHIR base URL"
             )
-        return self.targets.get(name, name)
+        return self.targets[name] if name in self.targets else parsed_target(name)
 
-    def chosen_sources(self, names: Iterable[str] | None) -> dict[str, Source]:
+    def chosen_sources(self, names: Iterable[str] | None) -> dict[str, AnySource]:
         """The configured sources of these names, or all of them.
 
         Raises
@@ -262,6 +258,24 @@ class Settings(LogSettings):
         return f"sqlite:///{self.home.absolute() / 'medflow.db'}"
 
 
+def parsed_target(written: str) -> AnyTarget:
+    """The target that is written as a folder, a FHIR base URL, or AET@host:port.
+
+    Raises
+    ------
+    ConfigurationError
+        It is none; the message does not quote it.
+    """
+    try:
+        return _TARGET.validate_python(written)
+    except ValidationError as error:
+        said = error.errors(include_input=False, include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise ConfigurationError(f"the delivery target is not usable: {said}") from None
+
+
+_TARGET: TypeAdapter[AnyTarget] = TypeAdapter(Target)
+
+
 def load_settings(**overrides: object) -> Settings:
     """Settings from the environment and ``overrides``.
 
@@ -292,13 +306,20 @@ def _load(kind: type[Loaded], **values: object) -> Loaded:
         raise ConfigurationError(f"the configuration is not usable: {wrong}") from None
 
 
-_NAMED = {"sources": Source, "labels": LabelTable, "cohorts": Cohort}
+_NAMED: dict[str, type[BaseModel]] = {"labels": LabelTable, "cohorts": Cohort}
+_KINDS: dict[str, dict[str, type[BaseModel]]] = {
+    setting: {kind: model for model in get_args(models) for kind in get_args(model.model_fields["kind"].annotation)}
+    for setting, models in (("sources", AnySource), ("targets", AnyTarget))
+}
 
 
 def _said(problem: ErrorDetails) -> str:
     """What is wrong with one setting, and where in it: MEDFLOW_COHORTS.icu.min_age, say. Never its value."""
-    setting, *inside = problem["loc"]
-    where = ".".join([f"MEDFLOW_{str(setting).upper()}", *map(str, inside)])
-    if problem["type"] == "extra_forbidden" and setting in _NAMED and inside:
-        return f"{where}: there is no such field; there are {', '.join(_NAMED[str(setting)].model_fields)}"
+    setting, *inside = (str(part) for part in problem["loc"])
+    model = _NAMED.get(setting)
+    if setting in _KINDS and len(inside) > 1:  # its name, its kind, which is no part of where it is, the field
+        model = _KINDS[setting].get(inside.pop(1))
+    where = ".".join([f"MEDFLOW_{setting.upper()}", *inside])
+    if problem["type"] == "extra_forbidden" and model is not None and len(inside) == 2:
+        return f"{where}: there is no such field; there are {', '.join(model.model_fields)}"
     return f"{where}: {problem['msg']}"

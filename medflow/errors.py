@@ -15,7 +15,9 @@
     `-- TransientError          worth another try: the infrastructure is the cause
         |-- StoreUnavailable
         |-- ObjectsUnavailable  the object store did not answer, or has too much to do
-        |-- TargetUnavailable   `retry_after_s` when the server named one
+        |-- ServerUnavailable   a server did not take or give something; `retry_after_s` when it named a wait
+        |   |-- TargetUnavailable
+        |   `-- SourceUnavailable
         |-- WorkerMissing       nobody takes chunks of a model
         `-- DeviceExhausted     out of device memory
 
@@ -201,11 +203,19 @@ class ObjectsUnavailable(TransientError):
     """The object store did not answer, or has too much to do."""
 
 
-class TargetUnavailable(TransientError):
-    """A delivery target did not take the request; ``retry_after_s`` is set when the server named a wait."""
+class ServerUnavailable(TransientError):
+    """A server is away, slow, or has too much to do; ``retry_after_s`` is set when it named a wait."""
 
     def __init__(self, message: str, *, retry_after_s: float | None = None, **fields: Any) -> None:
         super().__init__(message, retry_after_s=retry_after_s, **fields)
+
+
+class TargetUnavailable(ServerUnavailable):
+    """A delivery target did not take the request."""
+
+
+class SourceUnavailable(ServerUnavailable):
+    """A source did not give what it was asked for."""
 
 
 class DeviceExhausted(TransientError):

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import httpx
+from urllib.parse import urlsplit
 
 from medflow.config import Settings
-from medflow.delivery.target import is_server, target_name
+from medflow.connections.endpoints import AnyTarget
 from medflow.errors import ConfigurationError
 from medflow.records import Instant, digest_of
 from medflow.store import Connection, Store, ledger, standing, workers
@@ -91,8 +90,9 @@ def look_from(connection: Connection, settings: Settings) -> Standing:
         for attempt, success in [standing.last_of_source(connection, name)]
     ]
     names = _target_names(settings)
-    default = _stored_name(settings, None) if settings.deliver_to else None
-    lines = standing.deliveries(connection, at_us=at_us, expected=[default] if default else [])
+    default = _configured(settings, None) if settings.deliver_to else None
+    expected = {default.public: default.kind} if default else {}
+    lines = standing.deliveries(connection, at_us=at_us, expected=expected)
     return Standing(
         at_us=at_us,
         sources=sources,
@@ -100,7 +100,7 @@ def look_from(connection: Connection, settings: Settings) -> Standing:
         work=standing.work(connection),
         rates=standing.rates(connection, at_us=at_us),
         targets=[
-            Target(name=names.get(line.target) or _safe_name(line.target), watched=line.target in names, line=line)
+            Target(name=names.get(line.target) or _safe_name(line), watched=line.target in names, line=line)
             for line in lines
         ],
         rejects=ledger.count_rejects(connection),
@@ -115,21 +115,21 @@ def _target_names(settings: Settings) -> dict[str, str]:
     wanted = [(name, name) for name in settings.targets]
     if settings.deliver_to:
         wanted.insert(0, (settings.deliver_to, DEFAULT))  # its name in targets, where it has one, comes after
-    found = ((_stored_name(settings, target), name) for target, name in wanted)
-    return {stored: name for stored, name in found if stored}
+    found = ((_configured(settings, target), name) for target, name in wanted)
+    return {target.public: name for target, name in found if target is not None}
 
 
-def _stored_name(settings: Settings, target: str | None) -> str | None:
+def _configured(settings: Settings, target: str | None) -> AnyTarget | None:
     try:
-        return target_name(settings.target(target))
+        return settings.target(target)
     except ConfigurationError:  # a delivery to it will say so
         return None
 
 
-def _safe_name(stored: str) -> str:
+def _safe_name(line: TargetLine) -> str:
     """A name for an address or a folder that tells neither its path nor more than its host."""
-    kind = httpx.URL(stored).host if is_server(stored) else "folder"
-    return f"{kind}-{digest_of(stored)[:8]}"
+    host = urlsplit(line.target).hostname if "://" in line.target else None
+    return f"{host or line.kind}-{digest_of(line.target)[:8]}"
 
 
 # --- what needs a person -------------------------------------------------------------------------------------

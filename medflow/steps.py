@@ -22,13 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from medflow import promotion, scoring, selection, trained
-from medflow.config import LabelTable, Settings, Source
-from medflow.delivery import DeliveryTally, target_name
+from medflow.config import LabelTable, Settings
+from medflow.connections.endpoints import AnySource, Files
+from medflow.delivery import DeliveryTally
 from medflow.delivery import deliver as deliver_pending
 from medflow.dispatch import Dispatch, Wake
 from medflow.errors import ConfigurationError, MedflowError, PluginBroken, RejectCode, unforeseen
 from medflow.evaluation.result import Evaluation, InputDrift
 from medflow.explanation import explain_done, explainable
+from medflow.ingest.fetch import fetch
 from medflow.ingest.fhir import ingest_fhir
 from medflow.ingest.genomics import ingest_fasta, ingest_vcf
 from medflow.ingest.offers import Offer
@@ -98,18 +100,22 @@ def remove_version(site: Site, model: str, version: str) -> int:
     return removed
 
 
-def ingest(site: Site, source: Source, *, name: str | None = None, progress: Progress | None = None) -> Tally:
+def ingest(site: Site, source: AnySource, *, name: str | None = None, progress: Progress | None = None) -> Tally:
     """Take one source's inputs into the store; every one of them ends stored, unchanged or rejected.
 
     ``name`` is what the source is called in the configuration, for the record; None where it is not from there.
     """
     with recorded(site, f"ingest {source.kind}", source=name) as run:
-        tally = _take(site, source, run.id, progress)
+        if isinstance(source, Files):
+            tally = _take(site, source, run.id, progress)
+        else:
+            tally = fetch(site.store, site.settings, source, name or source.public, run_id=run.id, progress=progress)
+        tally.check()
         run.counts = tally.as_json()
     return tally
 
 
-def _take(site: Site, source: Source, run_id: int, progress: Progress | None) -> Tally:
+def _take(site: Site, source: Files, run_id: int, progress: Progress | None) -> Tally:
     store, settings, paths = site.store, site.settings, source.paths
     if source.kind == "dicom":
         from medflow.ingest.dicom import ingest_dicom  # with pydicom, for which no other step should wait
@@ -123,7 +129,6 @@ def _take(site: Site, source: Source, run_id: int, progress: Progress | None) ->
         tally = ingest_vcf(store, settings, paths, reference=source.reference, run_id=run_id, progress=progress)
     else:
         tally = ingest_fasta(store, settings, paths, run_id=run_id, progress=progress)
-    tally.check()
     return tally
 
 
@@ -385,7 +390,8 @@ def replay_rejects(site: Site, *, reference: Path | None = None, progress: Progr
     A VCF whose REF alleles were refused is offered only with a ``reference`` to check them against again: the one
     given, else that of the configured VCF sources.
     """
-    reference = reference or next((item.reference for item in site.settings.sources.values() if item.reference), None)
+    files = [item for item in site.settings.sources.values() if isinstance(item, Files)]
+    reference = reference or next((item.reference for item in files if item.reference), None)
     with site.store.reading() as connection:
         found = ledger.list_rejects(connection)
     total = Tally()
@@ -397,7 +403,7 @@ def replay_rejects(site: Site, *, reference: Path | None = None, progress: Progr
         for kind in dict.fromkeys(item.kind for item in found):
             again = {offer.origin: offer for item in found if item.kind == kind for offer in [_offer(site.store, item)]}
             paths = tuple(again.values())  # several entries of one file: the file once
-            source = Source.model_construct(kind=kind, paths=paths, reference=reference)
+            source = Files.model_construct(kind=kind, paths=paths, reference=reference)
             total.add(_take(site, source, run.id, progress))
         with site.store.writing() as connection:
             settled = ledger.settle_rejects(connection, [item.id for item in found], before_us=started)
@@ -425,7 +431,7 @@ def replay_jobs(site: Site, job_ids: Sequence[int] | None = None) -> int:
 
 def replay_deliveries(site: Site, target: str | None = None) -> int:
     """Make dead and failed deliveries pending again, of one target or all; returns how many."""
-    where = target_name(site.settings.target(target)) if target else None
+    where = site.settings.target(target).public if target else None
     with recorded(site, "retry deliveries") as run, site.store.writing() as connection:
         count = outbox.retry_deliveries(connection, where)
         ledger.record_audit(connection, run.id, "replay", "deliveries", pending=count)
@@ -440,7 +446,7 @@ def source_of(
     reference: Path | None = None,
     in_place: bool = False,
     remove_received: bool = False,
-) -> Source:
+) -> Files:
     """A source given directly, as on the command line.
 
     Raises
@@ -451,7 +457,7 @@ def source_of(
     if not paths:
         raise ConfigurationError(f"nothing to ingest: name a file or a folder of {kind} data")
     options = {"reference": reference, "in_place": in_place, "remove_received": remove_received}
-    return Source.model_validate({"kind": kind, "paths": paths, **options})
+    return Files.model_validate({"kind": kind, "paths": paths, **options})
 
 
 @contextmanager

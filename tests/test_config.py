@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from medflow.config import Source, load_settings
+from medflow.config import load_settings
+from medflow.connections.endpoints import Files
 from medflow.errors import ConfigurationError
 
 
@@ -14,7 +15,7 @@ def test_settings_come_from_the_environment(monkeypatch, tmp_path):
     settings = load_settings()
 
     assert (settings.home, settings.chunk_size) == (tmp_path, 7)
-    assert settings.sources == {"pacs": Source(kind="dicom", paths=(Path("/in"),))}
+    assert settings.sources == {"pacs": Files(kind="dicom", paths=(Path("/in"),))}
 
 
 @pytest.mark.parametrize(
@@ -53,9 +54,9 @@ def test_a_password_is_in_no_repr():
 def test_a_target_may_be_named_given_or_configured():
     settings = load_settings(targets={"chart": "https://ehr.example/fhir"}, deliver_to="chart")
 
-    assert settings.target(None) == "https://ehr.example/fhir"
-    assert settings.target("chart") == "https://ehr.example/fhir"
-    assert settings.target("/some/folder") == "/some/folder"
+    assert settings.target(None).public == "https://ehr.example/fhir"
+    assert settings.target("chart").public == "https://ehr.example/fhir"
+    assert settings.target("/some/folder").public == "/some/folder"
     with pytest.raises(ConfigurationError, match="MEDFLOW_DELIVER_TO"):
         load_settings().target(None)
 

@@ -12,15 +12,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import httpx
 import orjson
 import pytest
 
-from medflow.config import Settings, load_settings
-from medflow.delivery import deliver, run, server, target_name
+from medflow import delivery
+from medflow.config import Settings, load_settings, parsed_target
+from medflow.delivery import run, server
 from medflow.delivery.server import MAX_ENTRIES, Patience
-from medflow.errors import ConfigurationError, TargetUnavailable
+from medflow.errors import ConfigurationError, ServerUnavailable
 from medflow.records import DueUnit, Instant, Outgoing, Unit, UnitKind
 from medflow.store import Store, jobs, outbox
 from tests.results import catalog, risk_of
@@ -48,6 +50,14 @@ def local(settings: Settings) -> Iterator[Store]:
     opened = Store(settings).open()
     yield opened
     opened.close()
+
+
+def deliver(store: Store, settings: Settings, target: str, **options: Any) -> delivery.DeliveryTally:
+    return delivery.deliver(store, settings, parsed_target(target), **options)
+
+
+def stored_name(target: str) -> str:
+    return parsed_target(target).public
 
 
 def queue(store: Store, outgoing: Sequence[Outgoing]) -> None:
@@ -112,7 +122,7 @@ def test_a_folder_has_one_name_however_it_is_written(
     deliver(local, settings, "out")
 
     assert deliver(local, settings, str(tmp_path / "x" / ".." / "out")).pending == 0
-    assert target_name("out/") == str(tmp_path / "out")
+    assert stored_name("out/") == str(tmp_path / "out")
 
 
 def test_what_was_written_beyond_the_last_commit_is_cut_off(local: Store, settings: Settings, tmp_path: Path) -> None:
@@ -145,7 +155,7 @@ def test_lost_files_are_named_and_written_anew_on_request(
     with pytest.raises(ConfigurationError, match="medflow retry deliveries --to"):
         deliver(local, settings, str(out))
     with local.writing() as connection:
-        outbox.retry_deliveries(connection, target_name(str(out)))
+        outbox.retry_deliveries(connection, stored_name(str(out)))
     tally = deliver(local, settings, str(out))
 
     assert tally.delivered == 8
@@ -177,7 +187,7 @@ def test_a_full_disk_leaves_nothing_half_written(local: Store, settings: Setting
     queue(local, cohort(*range(2, 60)))
     size = (out / "Observation.ndjson").stat().st_size
     program = (
-        "import resource, signal, sys; from pathlib import Path; from medflow.config import load_settings;"
+        "import resource, signal, sys; from pathlib import Path; from medflow.config import load_settings, parsed_target;"
         "from medflow.delivery import deliver; from medflow.errors import ConfigurationError; "
         "from medflow.store import Store\n"
         "settings = load_settings(home=Path(sys.argv[1])); store = Store(settings).open()\n"
@@ -188,7 +198,7 @@ def test_a_full_disk_leaves_nothing_half_written(local: Store, settings: Setting
         "    try: write(self, name, data)\n"
         "    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
         "folder.Folder._append = limited\n"
-        "try: deliver(store, settings, sys.argv[2])\n"
+        "try: deliver(store, settings, parsed_target(sys.argv[2]))\n"
         "except ConfigurationError as error: print(error)\n"
     )
 
@@ -204,7 +214,7 @@ def test_a_full_disk_leaves_nothing_half_written(local: Store, settings: Setting
 KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
-from medflow.config import load_settings
+from medflow.config import load_settings, parsed_target
 from medflow.delivery import deliver, folder, run
 from medflow.store import Store, outbox
 
@@ -236,7 +246,7 @@ while True:
             folder.Folder._append = mortal(folder.Folder._append, left)
             run._Run._record = mortal(run._Run._record, left)
         settings = load_settings(home=home)
-        deliver(Store(settings).open(), settings, out)
+        deliver(Store(settings).open(), settings, parsed_target(out))
         os._exit(0)
     if timed:
         time.sleep(delay)
@@ -433,7 +443,7 @@ def test_when_the_server_is_gone_the_run_stops_and_the_next_goes_on(
     faulty.always = lambda _urls: Reply(status=503) if next(taken) > 5 else None
     queue(local, cohort(*range(100)))
 
-    with pytest.raises(TargetUnavailable, match="stopped answering"):
+    with pytest.raises(ServerUnavailable, match="stopped answering"):
         deliver(local, settings, faulty.url)
 
     stored = len(faulty.stored)
@@ -448,7 +458,7 @@ def test_a_server_that_is_not_there_is_said_so_before_anything_is_tried(local: S
     queue(local, cohort(1))
     url = f"http://127.0.0.1:{free_port()}/fhir"
 
-    with pytest.raises(TargetUnavailable, match="check that the server runs"):
+    with pytest.raises(ServerUnavailable, match="check that the server runs"):
         deliver(local, settings, url)
 
     with local.reading() as connection:
@@ -525,11 +535,11 @@ def test_a_run_is_audited_and_gives_the_target_back(store: Store, settings: Sett
 
 
 def test_two_runs_at_once_are_one_after_the_other(local: Store, settings: Settings, tmp_path: Path) -> None:
-    name = target_name(str(tmp_path / "out"))
+    name = stored_name(str(tmp_path / "out"))
     with local.writing() as connection:
-        outbox.claim_target(connection, name, "elsewhere|1|1|x", seconds=60)
+        outbox.claim_target(connection, name, "elsewhere|1|1|x", seconds=60, kind="folder")
 
-    with pytest.raises(TargetUnavailable, match="another process"):
+    with pytest.raises(ServerUnavailable, match="another process"):
         deliver(local, settings, str(tmp_path / "out"))
 
 
@@ -587,7 +597,7 @@ def test_a_server_is_sent_no_dicom_objects_and_lacks_none(
 
     assert (tally.pending, tally.delivered) == (5, 5)
     with local.reading() as connection:
-        assert outbox.counts(connection)[target_name(faulty.url)]["pending"] == 0
+        assert outbox.counts(connection)[stored_name(faulty.url)]["pending"] == 0
 
 
 def test_a_dicom_object_half_written_by_a_killed_process_is_made_whole(
@@ -623,7 +633,7 @@ def test_lost_dicom_files_are_written_anew_on_request(local: Store, settings: Se
     deliver(local, settings, str(tmp_path / "out"))
     (tmp_path / "out" / "dicom" / name).unlink()
     with local.writing() as connection:
-        outbox.retry_deliveries(connection, target_name(str(tmp_path / "out")))
+        outbox.retry_deliveries(connection, stored_name(str(tmp_path / "out")))
 
     deliver(local, settings, str(tmp_path / "out"))
 

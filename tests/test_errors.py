@@ -4,7 +4,7 @@ import pickle
 import pytest
 
 from medflow import errors
-from medflow.errors import CaseError, InputRejected, MedflowError, RejectCode, TargetUnavailable
+from medflow.errors import CaseError, InputRejected, MedflowError, RejectCode, ServerUnavailable
 
 EVERY = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, MedflowError)]
 
@@ -14,7 +14,7 @@ def made(kind: type[MedflowError]) -> MedflowError:
         return kind(RejectCode.EMPTY, "no bytes", input_id=3)
     if issubclass(kind, CaseError):
         return kind("no-data", "nothing measured", job_id=3)
-    if issubclass(kind, TargetUnavailable):
+    if issubclass(kind, ServerUnavailable):
         return kind("busy", retry_after_s=2.5)
     return kind("a sentence", job_id=3)
 

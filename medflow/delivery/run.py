@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from medflow.config import Settings
+from medflow.connections.endpoints import AnyTarget, FhirTarget, FolderTarget
 from medflow.delivery.folder import Folder
 from medflow.delivery.server import Server
-from medflow.delivery.target import Sent, Target, is_server, target_name
-from medflow.store import Store, outbox
+from medflow.delivery.target import Sent, Target
+from medflow.errors import ConfigurationError, ServerUnavailable
+from medflow.store import Store, connections, outbox
 from medflow.store.jobs import process_owner
 from medflow.store.ledger import now_us, record_audit
 from medflow.store.outbox import Failure, PendingResource
@@ -48,9 +51,9 @@ class DeliveryTally:
 
 
 def deliver(
-    store: Store, settings: Settings, target: str, *, run_id: int | None = None, progress: Progress | None = None
+    store: Store, settings: Settings, target: AnyTarget, *, run_id: int | None = None, progress: Progress | None = None
 ) -> DeliveryTally:
-    """Send a folder or a FHIR base URL what it has not been sent yet; a second call sends nothing twice.
+    """Send a target what it has not been sent yet; a second call sends nothing twice.
 
     ``progress`` is called with the number of resources just settled.
 
@@ -61,19 +64,44 @@ def deliver(
     TargetUnavailable
         The server does not answer (any more), or another process is delivering to it. What was sent is noted.
     """
-    run = _Run(store, settings, target_name(target), progress or (lambda _count: None))
-    opened = Server(settings, target) if is_server(target) else Folder(Path(run.name), store.objects)
+    run = _Run(store, settings, target.public, progress or (lambda _count: None))
+    opened = _opened(store, settings, target)
     with store.writing() as connection:
-        committed = outbox.claim_target(connection, run.name, run.owner, seconds=settings.lease_seconds)
+        committed = outbox.claim_target(
+            connection, run.name, run.owner, seconds=settings.lease_seconds, kind=target.kind
+        )
     try:
-        opened.open(committed)
-        run.send_all(opened)
+        with _noted(store, run.name):
+            opened.open(committed)
+            run.send_all(opened)
     finally:
         opened.close()
         with store.writing() as connection:
             outbox.release_target(connection, run.name, run.owner)
             record_audit(connection, run_id, "deliver", run.name, **run.tally.as_json())
     return run.tally
+
+
+def _opened(store: Store, settings: Settings, target: AnyTarget) -> Target:
+    """What writes to a target of this kind."""
+    if isinstance(target, FolderTarget):
+        return Folder(Path(target.public), store.objects)
+    if isinstance(target, FhirTarget):
+        return Server(settings, target)
+    raise ConfigurationError(f"nothing here can send to a target of kind {target.kind}")
+
+
+@contextmanager
+def _noted(store: Store, name: str) -> Iterator[None]:
+    """Have it on record whether the target answered: `medflow status` says what is wrong while it does not."""
+    try:
+        yield
+    except (ServerUnavailable, ConfigurationError) as error:
+        with store.writing() as connection:
+            connections.note_failed(connection, connections.TARGET, name, error.message)
+        raise
+    with store.writing() as connection:
+        connections.note_answered(connection, connections.TARGET, name)
 
 
 class _Run:

@@ -10,14 +10,15 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from itertools import groupby, islice
 
 import stamina
 
 from medflow.config import Settings
+from medflow.connections.endpoints import Bearer, FhirTarget
+from medflow.connections.patience import Patience, tries
 from medflow.delivery.target import Refusal, Sent
-from medflow.errors import DeliveryRefused, TargetUnavailable
+from medflow.errors import DeliveryRefused, ServerUnavailable, TargetUnavailable
 from medflow.fhir.client import Answer, FhirClient, Put
 from medflow.store.outbox import PendingResource
 
@@ -29,26 +30,17 @@ GIVE_UP_AFTER = 3  # transactions in a row that found no server
 REFUSED_WAIT_S = 60.0  # before what was refused is sent again: its patient may be there by then; four times each time
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Patience:
-    """How long a busy server is waited for, one transaction's tries together."""
-
-    attempts: int = 6
-    first_wait_s: float = 0.5
-    longest_wait_s: float = 10.0
-    longest_retry_after_s: float = 120.0  # a server that names more is left for a later run
-
-
 PATIENCE = Patience()
 AT_START = Patience(attempts=3)
 
 
 class Server:
-    """A FHIR R4 server by its base URL."""
+    """A FHIR R4 server."""
 
-    def __init__(self, settings: Settings, base_url: str) -> None:
-        token = settings.fhir_token.get_secret_value() if settings.fhir_token else None
-        self._client = FhirClient(base_url, token=token, timeout_s=settings.http_timeout_s)
+    def __init__(self, settings: Settings, target: FhirTarget) -> None:
+        if target.auth is None and settings.fhir_token is not None:
+            target = target.model_copy(update={"auth": Bearer(type="bearer", token=settings.fhir_token)})
+        self._client = FhirClient(target, timeout_s=settings.http_timeout_s)
         self._stopping = threading.Event()
         self._resume_at = 0.0  # monotonic; until then the server has asked to be left alone
         self._silent = 0  # transactions in a row without any answer
@@ -122,7 +114,7 @@ class Server:
                     left = [resource for resource in left if answers[resource.outbox_id].busy]
                     if left:
                         raise _too_busy([answers[resource.outbox_id] for resource in left])
-        except TargetUnavailable as error:
+        except ServerUnavailable as error:
             if not error.fields.get("answered"):
                 self._silent += 1
                 if self._silent >= GIVE_UP_AFTER:
@@ -146,7 +138,7 @@ class Server:
             if error.answer.busy:
                 raise _too_busy([error.answer]) from None
             raise
-        except TargetUnavailable as error:
+        except ServerUnavailable as error:
             if error.retry_after_s and error.retry_after_s <= PATIENCE.longest_retry_after_s:
                 self._resume_at = time.monotonic() + error.retry_after_s  # for every thread: the server asked for it
             raise
@@ -159,21 +151,7 @@ class Server:
                 return
 
     def _tries(self, patience: Patience) -> Iterable[stamina.Attempt]:
-        def again(error: Exception) -> bool | float:
-            if not isinstance(error, TargetUnavailable) or self._stopping.is_set():
-                return False
-            if error.retry_after_s is None:
-                return True
-            return max(0.01, error.retry_after_s) if error.retry_after_s <= patience.longest_retry_after_s else False
-
-        return stamina.retry_context(
-            on=again,
-            attempts=patience.attempts,
-            timeout=None,
-            wait_initial=patience.first_wait_s,
-            wait_max=patience.longest_wait_s,
-            wait_jitter=patience.first_wait_s,
-        )
+        return tries(patience, stopping=self._stopping.is_set)
 
 
 def _too_busy(answers: Sequence[Answer]) -> TargetUnavailable:

@@ -1,35 +1,12 @@
-"""What a delivery target is: its name, what it does with resources, and what it tells of them."""
+"""What a delivery target is: what it does with resources, and what it tells of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-from medflow.errors import ConfigurationError
-from medflow.fhir.client import public_url
 from medflow.store.outbox import PendingResource
-
-
-def is_server(target: str) -> bool:
-    """Whether a target is a FHIR base URL; a folder otherwise."""
-    return "://" in target
-
-
-def target_name(target: str) -> str:
-    """The folder's absolute path, or the base URL without credentials or a trailing slash.
-
-    Raises
-    ------
-    ConfigurationError
-        It is neither.
-    """
-    if is_server(target):
-        return public_url(target)
-    if not target.strip():
-        raise ConfigurationError("the delivery target is empty: name a folder or a FHIR base URL")
-    return str(Path(target).expanduser().resolve())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

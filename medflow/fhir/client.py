@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any
 
 import httpx
 import orjson
 
-from medflow.errors import ConfigurationError, DeliveryRefused, TargetUnavailable
+from medflow.connections import http
+from medflow.connections.endpoints import HttpServer
+from medflow.connections.patience import retry_after_s
+from medflow.errors import ConfigurationError, DeliveryRefused, ServerUnavailable
 
 FHIR_JSON = "application/fhir+json"
 BUSY = frozenset({408, 409, 412, 423, 425, 429})  # another try may succeed; 409 and 412: a concurrent writer was first
@@ -58,28 +59,20 @@ class Answer:
 
 
 class FhirClient:
-    """A FHIR R4 server by its base URL. Thread-safe.
+    """A FHIR R4 server. Thread-safe.
 
     Parameters
     ----------
-    base_url
-        For example ``https://fhir.hospital.example/r4``; ``user:password@`` in it is sent as basic authentication.
-    token
-        Sent as a bearer token.
+    server
+        Its address, who we are to it, and TLS.
+    timeout_s
+        How long it may be silent.
     """
 
-    def __init__(self, base_url: str, *, token: str | None = None, timeout_s: float = 30.0) -> None:
-        self.base_url = public_url(base_url)
-        url = httpx.URL(base_url)
+    def __init__(self, server: HttpServer, *, timeout_s: float = 30.0) -> None:
+        self.server, self.base_url = server, server.public
         headers = {"Accept": FHIR_JSON, "Prefer": "return=minimal"}
-        if token:
-            headers["Authorization"] = f"Bearer {token}"
-        self._http = httpx.Client(
-            headers=headers,
-            auth=None if token or not url.userinfo else (url.username, url.password),
-            timeout=timeout_s,
-            follow_redirects=False,  # a redirect could carry the token elsewhere
-        )
+        self._http = http.client(server, timeout_s=timeout_s, headers=headers)
 
     def __enter__(self) -> FhirClient:
         return self
@@ -100,13 +93,13 @@ class FhirClient:
         ------
         ConfigurationError
             Something else answers, or the server wants other credentials, or it speaks another FHIR version.
-        TargetUnavailable
+        ServerUnavailable
             Nobody answers, or the server is overloaded.
         """
         response = self._send("GET", f"{self.base_url}/metadata")
         self._check_status(response)
         if response.status_code == 403:
-            raise ConfigurationError(f"{self.base_url} refuses these credentials (HTTP 403): check MEDFLOW_FHIR_TOKEN")
+            raise ConfigurationError(f"{self.base_url} refuses these credentials (HTTP 403): check its auth")
         statement = _json(response)
         if response.status_code != 200 or statement.get("resourceType") != "CapabilityStatement":
             raise ConfigurationError(f"what answers at {self.base_url} is no FHIR server: {WRONG_URL}")
@@ -121,7 +114,7 @@ class FhirClient:
         ------
         DeliveryRefused
             The transaction as a whole was refused: ``answer`` (an `Answer`) says why.
-        ConfigurationError, TargetUnavailable
+        ConfigurationError, ServerUnavailable
             As for `check`; the latter also for an answer that is cut off or does not fit the transaction.
         """
         body = self._bundle(puts)
@@ -129,12 +122,12 @@ class FhirClient:
         self._check_status(response)
         outcome = _json(response)
         if response.status_code >= 400:
-            answer = _answer(response.status_code, outcome, _retry_after(response.headers.get("Retry-After")))
+            answer = _answer(response.status_code, outcome, retry_after_s(response.headers.get("Retry-After")))
             raise DeliveryRefused(f"the server refused a transaction ({answer.reason})", answer=answer)
         entries = outcome.get("entry")
         if outcome.get("resourceType") != "Bundle" or not isinstance(entries, list) or len(entries) != len(puts):
-            raise TargetUnavailable(f"{self.base_url} did not answer to every entry of a transaction")
-        wait = _retry_after(response.headers.get("Retry-After"))
+            raise ServerUnavailable(f"{self.base_url} did not answer to every entry of a transaction")
+        wait = retry_after_s(response.headers.get("Retry-After"))
         return [_entry_answer(entry, wait) for entry in entries]
 
     def _bundle(self, puts: Sequence[Put]) -> bytes:
@@ -147,30 +140,12 @@ class FhirClient:
         return b'{"resourceType":"Bundle","type":"transaction","entry":[%b]}' % b",".join(entries)
 
     def _send(self, method: str, url: str, **request: Any) -> httpx.Response:
-        try:
-            return self._http.request(method, url, **request)
-        except httpx.TimeoutException:
-            raise TargetUnavailable(f"{self.base_url} did not answer in time (MEDFLOW_HTTP_TIMEOUT_S)") from None
-        except httpx.UnsupportedProtocol:
-            raise ConfigurationError(f"{self.base_url} is not an http or https address") from None
-        except httpx.TransportError as error:
-            raise TargetUnavailable(
-                f"{self.base_url} cannot be reached ({type(error).__name__}): check that the server runs and that the "
-                "address is right, then run the same command again"
-            ) from None
-        except (httpx.DecodingError, httpx.InvalidURL):
-            raise TargetUnavailable(f"the answer of {self.base_url} cannot be read") from None
+        return http.send(self._http, self.server, method, url, **request)
 
     def _check_status(self, response: httpx.Response) -> None:
         """Raise for what concerns the server as a whole and no resource in particular."""
+        http.check_status(response, self.server)
         status = response.status_code
-        if status in (408, 425, 429) or status >= 500:
-            wait = _retry_after(response.headers.get("Retry-After"))
-            raise TargetUnavailable(f"{self.base_url} is not available now (HTTP {status})", retry_after_s=wait)
-        if status == 401:
-            raise ConfigurationError(f"{self.base_url} wants credentials (HTTP 401): set MEDFLOW_FHIR_TOKEN")
-        if 300 <= status < 400:
-            raise ConfigurationError(f"{self.base_url} redirects elsewhere (HTTP {status}): {WRONG_URL}")
         json = "json" in response.headers.get("Content-Type", "")
         if status == 405 or (status >= 400 and not json) or (status == 200 and not json):
             raise ConfigurationError(f"what answers at {self.base_url} is no FHIR server (HTTP {status}): {WRONG_URL}")
@@ -179,30 +154,11 @@ class FhirClient:
 WRONG_URL = "give the server's FHIR base URL, which often ends in /fhir or /fhir/R4"
 
 
-def public_url(base_url: str) -> str:
-    """A base URL without credentials or a trailing slash: safe to show and to store.
-
-    Raises
-    ------
-    ConfigurationError
-        It is no http(s) base URL.
-    """
-    try:
-        url = httpx.URL(base_url)
-    except httpx.InvalidURL:
-        raise ConfigurationError("the delivery target is not a valid URL") from None
-    if url.scheme not in ("http", "https") or not url.host:
-        raise ConfigurationError("the delivery target is not an http or https address")
-    if url.query or url.fragment:
-        raise ConfigurationError(f"a base URL has no query and no fragment: {WRONG_URL}")
-    return str(url.copy_with(userinfo=b"")).rstrip("/")
-
-
 def _json(response: httpx.Response) -> dict[str, Any]:
     try:
         found = orjson.loads(response.content) if response.content else {}
     except orjson.JSONDecodeError:
-        raise TargetUnavailable("the server's answer is cut off, or is not JSON") from None
+        raise ServerUnavailable("the server's answer is cut off, or is not JSON") from None
     return found if isinstance(found, dict) else {}
 
 
@@ -242,17 +198,3 @@ def _answer(status: int, outcome: dict[str, Any], wait: float | None) -> Answer:
 def _is_path(place: Any) -> bool:
     """An element path (Observation.value), and no FHIRPath with a value in it."""
     return isinstance(place, str) and len(place) <= 120 and all(c.isalnum() or c in ".[]" for c in place)
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds from a Retry-After header: a number, or an HTTP date (RFC 9110 section 10.2.3)."""
-    if not value:
-        return None
-    if value.strip().isdigit():
-        return float(value)
-    try:
-        moment = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())

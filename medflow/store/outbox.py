@@ -3,9 +3,9 @@
 A resource is queued in the transaction that stores its prediction. A target's `delivery` rows are made when a delivery
 to it begins, and say from then on what it still needs: pending --> delivered, or failed (sent again later), or dead.
 
-A DICOM object is a row of type `DICOM` whose body is the SHA-256 (hex) of its file. Folders are sent them; a FHIR
-server has no place for them and gets no delivery row, so that nothing waits for it. An object of a superseded result
-is withdrawn: what was sent stays where it is, what was not never goes.
+A DICOM object is a row of type `DICOM` whose body is the SHA-256 (hex) of its file. Folders are sent them too, archives
+nothing else; a FHIR server has no place for them and gets no delivery row, so that nothing waits for it. An object of a
+superseded result is withdrawn: what was sent stays where it is, what was not never goes.
 """
 
 from __future__ import annotations
@@ -191,13 +191,17 @@ def _lock_queue(connection: Connection, *, shared: bool) -> None:
 # --- targets -------------------------------------------------------------------------------------------------
 
 
-def fits(target: str) -> ColumnElement[bool]:
-    """Which rows of the outbox are for a target: for a FHIR server, which has a URL, no DICOM objects."""
-    return OutboxRow.type.not_in((DICOM, WITHDRAWN) if "://" in target else (WITHDRAWN,))
+def fits(kind: str) -> ColumnElement[bool]:
+    """Which rows of the outbox are for a kind of target: archives take DICOM objects, FHIR servers all else."""
+    if kind in ("dicomweb", "pacs"):
+        return OutboxRow.type == DICOM
+    return OutboxRow.type.not_in((DICOM, WITHDRAWN) if kind == "fhir" else (WITHDRAWN,))
 
 
-def claim_target(connection: Connection, target: str, owner: str, *, seconds: int) -> dict[str, int]:
+def claim_target(connection: Connection, target: str, owner: str, *, seconds: int, kind: str) -> dict[str, int]:
     """Become the one writer to a target for ``seconds``, and enrol what is new in the outbox.
+
+    ``kind`` is what it is: folder, fhir, dicomweb or pacs.
 
     A lease that ran out, or whose process is gone, is taken over. Returns the committed sizes of a folder's files.
 
@@ -207,7 +211,7 @@ def claim_target(connection: Connection, target: str, owner: str, *, seconds: in
         Another process is writing to it now.
     """
     _lock_queue(connection, shared=False)
-    fresh = upsert(connection, TargetRow).values(name=target, committed={})
+    fresh = upsert(connection, TargetRow).values(name=target, kind=kind, committed={})
     connection.execute(fresh.on_conflict_do_nothing(index_elements=["name"]))
     row = connection.execute(select(TargetRow.__table__).where(TargetRow.name == target).with_for_update()).one()
     now = now_us()
@@ -217,7 +221,7 @@ def claim_target(connection: Connection, target: str, owner: str, *, seconds: in
             retry_after_s=(row.lease_until_us - now) / SECOND_US,
         )
     new = select(OutboxRow.id, literal(target), OutboxRow.version, literal("pending"), literal(0), literal(0)).where(
-        OutboxRow.id > row.enrolled, fits(target)
+        OutboxRow.id > row.enrolled, fits(row.kind)
     )
     enrol = upsert(connection, DeliveryRow).from_select(
         ["outbox_id", "target", "version", "state", "attempts", "not_before_us"], new
@@ -366,8 +370,9 @@ def retry_deliveries(connection: Connection, target: str | None = None) -> int:
 def counts(connection: Connection) -> dict[str, dict[str, int]]:
     """Resources by target and state; ``pending`` includes what is not enrolled yet."""
     found: dict[str, dict[str, int]] = {}
-    for name, enrolled in connection.execute(select(TargetRow.name, TargetRow.enrolled).order_by(TargetRow.name)):
-        waiting = select(func.count(OutboxRow.id)).where(OutboxRow.id > enrolled, fits(name))
+    known = select(TargetRow.name, TargetRow.kind, TargetRow.enrolled).order_by(TargetRow.name)
+    for name, kind, enrolled in connection.execute(known):
+        waiting = select(func.count(OutboxRow.id)).where(OutboxRow.id > enrolled, fits(kind))
         found[name] = {**dict.fromkeys(STATES, 0), "pending": connection.execute(waiting).scalar_one()}
     query = select(DeliveryRow.target, DeliveryRow.state, func.count()).group_by(DeliveryRow.target, DeliveryRow.state)
     for name, state, count in connection.execute(query):

@@ -7,7 +7,7 @@ along an index, and the totals since the beginning are summed once and then carr
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,7 @@ class TargetLine:
     """One target: its resources by state, since when the oldest of them waits, how many went in the last hour, day."""
 
     target: str
+    kind: str  # folder | fhir | dicomweb | pacs
     states: Mapping[str, int]
     oldest_us: int | None
     hour: int
@@ -198,15 +199,19 @@ class Totals:
 # --- delivery ------------------------------------------------------------------------------------------------
 
 
-def deliveries(connection: Connection, *, at_us: int, expected: Sequence[str] = ()) -> list[TargetLine]:
-    """Every target that was ever used, and those ``expected`` to be; ``pending`` includes what is not enrolled yet."""
-    enrolled = {name: last for name, last in connection.execute(select(TargetRow.name, TargetRow.enrolled))}
-    for name in expected:
-        enrolled.setdefault(name, 0)
-    return [_target_line(connection, name, last, at_us) for name, last in sorted(enrolled.items())]
+def deliveries(connection: Connection, *, at_us: int, expected: Mapping[str, str] | None = None) -> list[TargetLine]:
+    """Every target that was ever used, and those ``expected`` to be (name to kind).
+
+    ``pending`` includes what is not enrolled yet.
+    """
+    query = select(TargetRow.name, TargetRow.kind, TargetRow.enrolled)
+    known = {name: (kind, last) for name, kind, last in connection.execute(query)}
+    for name, kind in (expected or {}).items():
+        known.setdefault(name, (kind, 0))
+    return [_target_line(connection, name, kind, last, at_us) for name, (kind, last) in sorted(known.items())]
 
 
-def _target_line(connection: Connection, name: str, enrolled: int, at_us: int) -> TargetLine:
+def _target_line(connection: Connection, name: str, kind: str, enrolled: int, at_us: int) -> TargetLine:
     states: dict[str, int] = dict.fromkeys(DELIVERY_STATES, 0)
     oldest: list[int] = []
     mine = DeliveryRow.target == name
@@ -217,9 +222,9 @@ def _target_line(connection: Connection, name: str, enrolled: int, at_us: int) -
             some = select(DeliveryRow.outbox_id).where(mine, DeliveryRow.state == state).limit(SAMPLED).subquery()
             query = select(func.min(OutboxRow.created_us)).join(some, some.c.outbox_id == OutboxRow.id)
             oldest.append(connection.execute(query).scalar_one())
-    if count := _unseen(connection, name, enrolled, sum(states.values())):
+    if count := _unseen(connection, kind, enrolled, sum(states.values())):
         states["pending"] += count
-        unseen = and_(OutboxRow.id > enrolled, fits(name))
+        unseen = and_(OutboxRow.id > enrolled, fits(kind))
         some = select(OutboxRow.created_us).where(unseen).order_by(OutboxRow.id).limit(SAMPLED).subquery()
         oldest.append(connection.execute(select(func.min(some.c.created_us))).scalar_one())
     hour, day = (
@@ -230,13 +235,13 @@ def _target_line(connection: Connection, name: str, enrolled: int, at_us: int) -
         ).scalar_one()
         for span in (HOUR_US, DAY_US)
     )
-    return TargetLine(target=name, states=states, oldest_us=min(oldest, default=None), hour=hour, day=day)
+    return TargetLine(target=name, kind=kind, states=states, oldest_us=min(oldest, default=None), hour=hour, day=day)
 
 
-def _unseen(connection: Connection, target: str, enrolled: int, known: int) -> int:
+def _unseen(connection: Connection, kind: str, enrolled: int, known: int) -> int:
     """How many resources are not enrolled; where they are many, by what is: their bodies are not read for it."""
     newest = connection.execute(select(func.max(OutboxRow.id))).scalar_one() or 0
-    query = select(func.count(OutboxRow.id)).where(fits(target))
+    query = select(func.count(OutboxRow.id)).where(fits(kind))
     if newest - enrolled > SAMPLED:
         return connection.execute(query).scalar_one() - known
     return connection.execute(query.where(OutboxRow.id > enrolled)).scalar_one()

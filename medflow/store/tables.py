@@ -448,6 +448,8 @@ class DeliveryRow(Base):
     not_before_us: Mapped[int] = mapped_column(default=0)
     last_error: Mapped[str | None]
     delivered_us: Mapped[int | None]
+    server_id: Mapped[str | None]  # of a server that refuses ids of clients: the one it gave
+    etag: Mapped[str | None]  # of the version that the server has of it, for If-Match
     __table_args__ = (Index("ix_delivery_standing", "target", "state", "delivered_us"),)
 
 
@@ -455,11 +457,36 @@ class TargetRow(Base):
     """One delivery target, who is writing to it now, and how far its files are committed."""
 
     __tablename__ = "target"
-    name: Mapped[str] = mapped_column(primary_key=True)  # folder path or base URL, without credentials
+    name: Mapped[str] = mapped_column(primary_key=True)  # folder path, base URL or AET@host:port; no credentials
+    kind: Mapped[str] = mapped_column(default="folder", server_default="folder")  # folder | fhir | dicomweb | pacs
     enrolled: Mapped[int] = mapped_column(default=0)  # outbox rows up to this id have a delivery row
     committed: Mapped[dict[str, Any]] = mapped_column(default=dict)  # file name -> committed size in bytes
     lease_owner: Mapped[str | None]
     lease_until_us: Mapped[int | None]
+
+
+class ConnectionRow(Base):
+    """How a server that inputs come from, or results go to, answered last."""
+
+    __tablename__ = "connection"
+    role: Mapped[str] = mapped_column(primary_key=True)  # source | target
+    name: Mapped[str] = mapped_column(primary_key=True)
+    ok_us: Mapped[int | None]
+    failing_since_us: Mapped[int | None]
+    failed_us: Mapped[int | None]
+    failures: Mapped[int] = mapped_column(default=0)  # in a row
+    error: Mapped[str | None]
+
+
+class WatermarkRow(Base):
+    """How far a source has been read: everything before ``until_us`` is stored, or on record as a reject."""
+
+    __tablename__ = "watermark"
+    source: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)  # a FHIR resource type, "studies", "export"
+    until_us: Mapped[int | None]
+    state: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    updated_us: Mapped[int]
 
 
 # --- the ledger --------------------------------------------------------------------------------------------------

@@ -28,7 +28,9 @@ def queue(store: Store, *items: Outgoing, job_id: int | None = None) -> None:
 
 def claim(store: Store, owner: str = ME, target: str = TARGET, seconds: int = 60) -> dict[str, int]:
     with store.writing() as connection:
-        return outbox.claim_target(connection, target, owner, seconds=seconds)
+        return outbox.claim_target(
+            connection, target, owner, seconds=seconds, kind="fhir" if "://" in target else "folder"
+        )
 
 
 def pending(store: Store, target: str = TARGET, at_us: int | None = None) -> list[list[PendingResource]]:

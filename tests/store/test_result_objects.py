@@ -45,7 +45,7 @@ def commit(store: Store, job_id: int, *objects: ResultObject) -> None:
 def sent(store: Store, target: str) -> list[outbox.PendingResource]:
     """What a delivery would send; noted as delivered."""
     with store.writing() as connection:
-        outbox.claim_target(connection, target, ME, seconds=60)
+        outbox.claim_target(connection, target, ME, seconds=60, kind="fhir" if "://" in target else "folder")
         envelopes = outbox.pending_envelopes(connection, target, at_us=now_us())
         found = outbox.load_resources(connection, target, [key for keys in envelopes for key in keys])
         outbox.record_delivered(connection, target, list(found.values()))

@@ -174,7 +174,7 @@ def test_totals_follow_a_chunk_that_is_being_scored(store: Store) -> None:
 def test_a_target_waits_since_its_oldest_undelivered_result_was_made(store: Store) -> None:
     with store.writing() as connection:
         outbox.queue(connection, None, [*catalog(), *risk_of(1)])
-        outbox.claim_target(connection, "/out", ME, seconds=60)
+        outbox.claim_target(connection, "/out", ME, seconds=60, kind="folder")
         envelopes = outbox.pending_envelopes(connection, "/out", at_us=now_us())
         found = outbox.load_resources(connection, "/out", [key for keys in envelopes for key in keys])
         outbox.record_delivered(connection, "/out", list(found.values()))
@@ -193,7 +193,7 @@ def test_a_target_waits_since_its_oldest_undelivered_result_was_made(store: Stor
 def test_a_changed_result_waits_since_it_changed(store: Store) -> None:
     with store.writing() as connection:
         outbox.queue(connection, None, risk_of(1))
-        outbox.claim_target(connection, "/out", ME, seconds=60)
+        outbox.claim_target(connection, "/out", ME, seconds=60, kind="folder")
         envelopes = outbox.pending_envelopes(connection, "/out", at_us=now_us())
         found = outbox.load_resources(connection, "/out", [key for keys in envelopes for key in keys])
         outbox.record_delivered(connection, "/out", list(found.values()))
@@ -215,7 +215,7 @@ def test_what_is_not_enrolled_is_counted_alike_however_much_it_is(
     monkeypatch.setattr(standing, "SAMPLED", sampled)
     with store.writing() as connection:
         outbox.queue(connection, None, risk_of(1))
-        outbox.claim_target(connection, "/out", ME, seconds=60)
+        outbox.claim_target(connection, "/out", ME, seconds=60, kind="folder")
         outbox.queue(connection, None, [*risk_of(1, 0.75), *risk_of(2)])
 
     with store.reading() as connection:
@@ -229,7 +229,7 @@ def test_a_target_that_is_expected_lacks_everything_until_it_is_used(store: Stor
         outbox.queue(connection, None, risk_of(1))
 
     with store.reading() as connection:
-        (line,) = standing.deliveries(connection, at_us=now_us(), expected=["/new"])
+        (line,) = standing.deliveries(connection, at_us=now_us(), expected={"/new": "folder"})
 
     assert (line.target, line.states["pending"]) == ("/new", 3)
     assert line.oldest_us is not None
