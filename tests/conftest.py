@@ -22,6 +22,8 @@ from medflow.config import Settings, load_settings
 from medflow.store import Store
 from tests.services import missing
 from tests.services.fhir_server import fhir_server as start_fhir_server
+from tests.services.orthanc import Orthanc
+from tests.services.orthanc import orthanc as run_orthanc
 from tests.services.postgres import PostgresServer, postgres_server
 from tests.services.prefect_server import PrefectServer
 from tests.services.prefect_server import prefect_server as start_prefect_server
@@ -30,7 +32,13 @@ from tests.services.s3_server import s3_server as start_s3_server
 
 REPOSITORY = Path(__file__).parent.parent
 REALDATA = Path(os.environ.get("MEDFLOW_REALDATA") or REPOSITORY.parent / "shared" / "data")
-MARKS = ("realdata", "fhir_server", "postgres", "prefect_server")  # fixtures whose tests carry a mark of that name
+MARKS = (
+    "realdata",
+    "fhir_server",
+    "orthanc",
+    "postgres",
+    "prefect_server",
+)  # fixtures whose tests carry a mark of that name
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -173,6 +181,19 @@ def prefect_server() -> Iterator[PrefectServer]:
     """A Prefect server on SQLite for this session; its tests tell their runs apart by names of their own."""
     with start_prefect_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def _orthanc_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    with run_orthanc(tmp_path_factory.mktemp("orthanc")) as server:
+        yield server
+
+
+@pytest.fixture
+def orthanc(_orthanc_process: Orthanc) -> Orthanc:
+    """An Orthanc without any patients; see tests/services/orthanc.py."""
+    _orthanc_process.empty()
+    return _orthanc_process
 
 
 @pytest.fixture(scope="session")

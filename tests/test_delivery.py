@@ -187,7 +187,8 @@ def test_a_full_disk_leaves_nothing_half_written(local: Store, settings: Setting
     queue(local, cohort(*range(2, 60)))
     size = (out / "Observation.ndjson").stat().st_size
     program = (
-        "import resource, signal, sys; from pathlib import Path; from medflow.config import load_settings, parsed_target;"
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from medflow.config import load_settings, parsed_target;"
         "from medflow.delivery import deliver; from medflow.errors import ConfigurationError; "
         "from medflow.store import Store\n"
         "settings = load_settings(home=Path(sys.argv[1])); store = Store(settings).open()\n"
