@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -16,6 +16,9 @@ from medflow.connections.endpoints import Basic, Bearer, HttpServer, Tls
 from medflow.connections.patience import retry_after_s
 from medflow.connections.secrets import reveal
 from medflow.errors import ConfigurationError, ServerUnavailable
+
+if TYPE_CHECKING:
+    from requests import Session
 
 OVERLOADED = frozenset({408, 425, 429})
 
@@ -35,6 +38,21 @@ def client(server: HttpServer, *, timeout_s: float, headers: Mapping[str, str] |
         timeout=timeout_s,
         follow_redirects=False,
     )
+
+
+def session(server: HttpServer, *, timeout_s: float) -> Session:
+    """A session of requests for one server, for dicomweb-client; close it.
+
+    A request without a timeout has ``timeout_s``; a redirect raises ConfigurationError.
+
+    Raises
+    ------
+    ConfigurationError
+        A TLS file or a secret cannot be read.
+    """
+    from medflow.connections import sessions  # requests is no light import
+
+    return sessions.session(server, tls_context(server.tls), timeout_s=timeout_s)
 
 
 def send(http: httpx.Client, server: HttpServer, method: str, url: str, **request: Any) -> httpx.Response:

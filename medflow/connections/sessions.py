@@ -1,0 +1,92 @@
+"""Sessions of requests, which dicomweb-client speaks through: the same identity, TLS and time limits as `http` gives.
+
+Apart from it because requests is imported here only.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase, HTTPBasicAuth
+
+from medflow.connections.endpoints import Basic, Bearer, HttpServer
+from medflow.connections.secrets import reveal
+from medflow.errors import ConfigurationError
+
+CONNECTIONS = 16  # to one server, kept open
+
+
+def session(server: HttpServer, context: ssl.SSLContext, *, timeout_s: float) -> requests.Session:
+    """A session that knows who we are to ``server``; a redirect raises ConfigurationError."""
+    made = _Session(server.public)
+    made.auth = _auth(server)
+    adapter = _Adapter(context, timeout_s)
+    made.mount("https://", adapter)
+    made.mount("http://", adapter)
+    return made
+
+
+class _Session(requests.Session):
+    """Follows no redirect: it could carry a credential, or what is asked about a patient, elsewhere."""
+
+    def __init__(self, shown: str) -> None:
+        super().__init__()
+        self._shown = shown
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        if 300 <= resp.status_code < 400 and "Location" in resp.headers:
+            resp.close()
+            raise ConfigurationError(
+                f"{self._shown} redirects elsewhere (HTTP {resp.status_code}): give the address it redirects to"
+            )
+        return None
+
+
+class _Adapter(HTTPAdapter):
+    def __init__(self, context: ssl.SSLContext, timeout_s: float) -> None:
+        self._context, self._timeout_s = context, timeout_s
+        super().__init__(pool_connections=2, pool_maxsize=CONNECTIONS)
+
+    def init_poolmanager(self, *args: Any, **named: Any) -> None:
+        super().init_poolmanager(*args, **named, ssl_context=self._context)
+
+    def proxy_manager_for(self, proxy: str, **named: Any) -> Any:
+        return super().proxy_manager_for(proxy, **named, ssl_context=self._context)
+
+    def cert_verify(self, conn: Any, *_args: Any, **_named: Any) -> None:
+        conn.cert_reqs = "CERT_REQUIRED"  # by our context alone: the usual would add certifi's authorities to it
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **named: Any) -> requests.Response:
+        if named.get("timeout") is None:
+            named["timeout"] = self._timeout_s
+        return super().send(request, *args, **named)
+
+
+def _auth(server: HttpServer) -> AuthBase:
+    auth = server.auth
+    if isinstance(auth, Basic):
+        return HTTPBasicAuth(auth.user.encode(), reveal(auth.password).encode())  # latin-1 otherwise
+    if isinstance(auth, Bearer):
+        return _BearerAuth(reveal(auth.token))
+    if auth is not None:
+        raise ConfigurationError(f"{server.public}: nothing here speaks auth {auth.type}")
+    return _Anonymous()
+
+
+class _Anonymous(AuthBase):
+    """None at all: without it requests would look into ~/.netrc."""
+
+    def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
+        return r
+
+
+class _BearerAuth(AuthBase):
+    def __init__(self, token: str) -> None:
+        self._header = f"Bearer {token}"
+
+    def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
+        r.headers["Authorization"] = self._header
+        return r
