@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, and_, exists, select
+from sqlalchemy import Connection, and_, exists, func, select
 
 from medflow.records import Coding, Identifier, UnitKind
 from medflow.store.tables import (
+    AuditRow,
     CodedFactRow,
     ConceptRow,
     EncounterRow,
@@ -108,11 +109,22 @@ def live_predictions(connection: Connection, model: str, output: str) -> list[Sc
 
 
 def every_prediction(connection: Connection, model: str, output: str) -> list[Scored]:
-    """The predictions of one output of a model, superseded or not: of each unit, moment and version the last made."""
+    """The predictions of one output of a model, superseded or not: of each unit, moment and version the last made.
+
+    Not those that were taken back: nobody should have acted on them.
+    """
     found: dict[tuple[int, int, str], Scored] = {}
-    for row in connection.execute(_predictions(model, output)):
-        found[row.unit_id, row.prediction_time_us, row.version] = _scored(row)
+    withdrawn = _withdrawn(connection)
+    for row in connection.execute(_predictions(model, output).add_columns(JobRow.id, JobRow.finished_us)):
+        if withdrawn.get(f"job {row.id}", -1) < (row.finished_us or 0):  # else it was scored again since
+            found[row.unit_id, row.prediction_time_us, row.version] = _scored(row)
     return sorted(found.values(), key=lambda item: (item.unit_id, item.time_us))
+
+
+def _withdrawn(connection: Connection) -> dict[str, int]:
+    """When each result that was taken back was so last, by the audit's name of its job."""
+    query = select(AuditRow.subject, func.max(AuditRow.at_us)).where(AuditRow.action == "withdraw")
+    return {subject: at_us for subject, at_us in connection.execute(query.group_by(AuditRow.subject))}
 
 
 def answered_since(connection: Connection, model: str, version: str, since_us: int) -> list[Moment]:

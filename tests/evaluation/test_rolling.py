@@ -94,6 +94,19 @@ def test_every_prediction_counts_with_what_came_in_its_own_horizon(site, tmp_pat
     assert found.events == {"no": 30, "yes": 3}
 
 
+def test_a_prediction_that_was_taken_back_does_not_count(site, tmp_path):
+    site = three_nights(site, tmp_path)
+    take(site, tmp_path / "c.ndjson", [condition(stay, "2026-01-03T12:00:00Z") for stay in STAYS[:6]])
+    wrong = {"status": "entered-in-error", "code": {"coding": [{"system": "http://loinc.org", "code": "8867-4"}]}}
+    values = [f"r0-{at:%d}" for at in NIGHTS]
+    take(site, tmp_path / "wrong.ndjson", [resource("Observation", name, STAYS[0], **wrong) for name in values])
+    assert steps.score(site, ["heart-risk"], as_of=Instant.of(NIGHTS[2])).notes["withdrawn"] == 1
+
+    found = steps.evaluate(site, "heart-risk")
+
+    assert found.predictions == 35
+
+
 @ON_SQLITE
 def test_a_table_says_when_it_happened(site, tmp_path):
     site = three_nights(site, tmp_path)
