@@ -57,6 +57,7 @@ class RejectCode(StrEnum):
     UID_CONFLICT = "uid-conflict"
     DICOMDIR_MISSING_FILE = "dicomdir-missing-file"
     NOT_AN_INSTANCE = "not-an-instance"
+    NOT_RETRIEVED = "not-retrieved"
     # FHIR
     NOT_JSON = "not-json"
     NOT_FHIR = "not-fhir"

@@ -36,7 +36,7 @@ BLOCK = 1 << 20
 def ingest_dicom(
     store: Store,
     settings: Settings,
-    paths: Iterable[Path | str],
+    paths: Iterable[Path | str | Offer],
     *,
     run_id: int | None = None,
     in_place: bool = False,

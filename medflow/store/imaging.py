@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from sqlalchemy import Connection, bindparam, select, text, update
+from sqlalchemy import Connection, bindparam, func, select, text, update
 
 from medflow.records import DicomObject, Instance
 from medflow.store.imaging_batch import Batch, Outcome, content_of, instant, rows_among
-from medflow.store.tables import InstanceRow
+from medflow.store.tables import InstanceRow, SeriesRow
 
-__all__ = ["content_of", "known_objects", "lock_imaging", "relocate_objects", "series_instances", "store_objects"]
+__all__ = [
+    "content_of",
+    "counts_by_series",
+    "held_instances",
+    "known_objects",
+    "lock_imaging",
+    "relocate_objects",
+    "series_instances",
+    "store_objects",
+]
 
 IMAGING_LOCK = 0x6D656470  # advisory lock of PostgreSQL: one writer at a time decides what a UID means
 
@@ -19,6 +28,18 @@ def known_objects(connection: Connection, digests: Iterable[str]) -> dict[str, s
     """Which of these SHA-256 are stored already, each with the path of its file where it was taken in place."""
     query = select(InstanceRow.sha256, InstanceRow.path)
     return {row.sha256: row.path for row in rows_among(connection, query, InstanceRow.sha256, digests)}
+
+
+def held_instances(connection: Connection, sop_instance_uids: Iterable[str]) -> set[str]:
+    """Which of these SOP Instance UIDs are stored."""
+    return {row.uid for row in rows_among(connection, select(InstanceRow.uid), InstanceRow.uid, sop_instance_uids)}
+
+
+def counts_by_series(connection: Connection, series_uids: Iterable[str]) -> dict[str, int]:
+    """How many instances are stored of each of these series (by Series Instance UID) that is known at all."""
+    query = select(SeriesRow.uid, func.count(InstanceRow.id).label("number"))
+    query = query.join(InstanceRow, InstanceRow.series_id == SeriesRow.id).group_by(SeriesRow.uid)
+    return {row.uid: row.number for row in rows_among(connection, query, SeriesRow.uid, series_uids)}
 
 
 def relocate_objects(connection: Connection, paths: Mapping[str, str | None]) -> None:

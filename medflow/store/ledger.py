@@ -99,6 +99,22 @@ def settle_rejects(connection: Connection, ids: Sequence[int], *, before_us: int
     return settled
 
 
+def open_origins(connection: Connection, source: str, code: str) -> list[str]:
+    """Where the open rejects of one code and source came from, the oldest first."""
+    wanted = (RejectRow.state == "open", RejectRow.source == source, RejectRow.code == code)
+    return list(connection.scalars(select(RejectRow.origin).where(*wanted).order_by(RejectRow.id)))
+
+
+def settle_origins(connection: Connection, source: str, code: str, origins: Sequence[str]) -> int:
+    """Mark the open rejects of one code and source that came from there as resolved; returns how many."""
+    settled = 0
+    for start in range(0, len(origins), IN_LIST):
+        wanted = (RejectRow.state == "open", RejectRow.source == source, RejectRow.code == code)
+        which = RejectRow.origin.in_(origins[start : start + IN_LIST])
+        settled += connection.execute(update(RejectRow).where(*wanted, which).values(state="resolved")).rowcount
+    return settled
+
+
 def count_rejects(connection: Connection) -> dict[str, int]:
     """Open rejects by code."""
     query = select(RejectRow.code, func.count()).where(RejectRow.state == "open").group_by(RejectRow.code)
