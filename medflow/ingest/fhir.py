@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import chain
@@ -69,16 +70,9 @@ def ingest_fhir(
     ConfigurationError
         The object store or the database cannot be written; what was reported to ``progress`` stays stored.
     """
-    ingest = _Ingest(store=store, settings=settings, source=source or settings.source, run_id=run_id)
-    tally = Tally()
-    with seldom_collected(), ingest:
-        for counted in ingest.chunks(_chunks(ingest.offered(paths))):
-            counted.check()
-            tally.add(counted)
-            if progress is not None:
-                progress(counted.offered)
+    with FhirIngest(store=store, settings=settings, source=source or settings.source, run_id=run_id) as ingest:
+        tally = ingest.take(paths, progress=progress)
         tally.notes.update(ingest.absent())
-    tally.check()
     return tally
 
 
@@ -95,8 +89,12 @@ class _Chunk:
     answer: Future[Answer] | Answer | None = None
 
 
-class _Ingest:
-    """One ingest: chunks go out to be checked while earlier ones are written, in order."""
+class FhirIngest:
+    """One ingest, of as many parts as there are calls of `take`; arguments and errors are those of `ingest_fhir`.
+
+    Chunks go out to be checked while earlier ones are written, in order. What `take` was given is committed when it
+    returns; processes and what was learnt of the store stay for the next part.
+    """
 
     def __init__(self, *, store: Store, settings: Settings, source: str, run_id: int | None) -> None:
         self._store, self._settings, self._source, self._run_id = store, settings, source, run_id
@@ -106,17 +104,38 @@ class _Ingest:
         self._fresh_bytes = 0
         self._references: set[str] = set()
         self._look_up = False
+        self._open = ExitStack()
 
-    def __enter__(self) -> _Ingest:
+    def __enter__(self) -> FhirIngest:
         with self._store.reading() as connection:
             self._look_up = has_resources(connection, self._source)
+        self._open.enter_context(seldom_collected())
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+        self._open.close()
 
-    def offered(self, paths: Iterable[Path | str | Offer]) -> Iterator[Input]:
+    def take(self, paths: Iterable[Path | str | Offer], *, progress: Progress | None = None) -> Tally:
+        """Ingest these, an `Offer` as it is, and count what became of them."""
+        tally = Tally()
+        for counted in self._written(_chunks(self._offered(paths))):
+            counted.check()
+            tally.add(counted)
+            if progress is not None:
+                progress(counted.offered)
+        tally.check()
+        return tally
+
+    def absent(self) -> Counter[str]:
+        """How many resources were referred to that are not in the store, and how many by a search only."""
+        searches = {item for item in self._references if "?" in item}
+        with self._store.reading() as connection:
+            missing = absent_resources(connection, self._source, self._references - searches)
+        return +Counter({"absent-reference": missing.total(), "conditional-reference": len(searches)})
+
+    def _offered(self, paths: Iterable[Path | str | Offer]) -> Iterator[Input]:
         """Every input, in order."""
         context = Context(source=self._source, zone=self._settings.zone)
         plain = []
@@ -129,7 +148,7 @@ class _Ingest:
             else:
                 yield from inputs(item, context, self._settings.max_input_bytes)
 
-    def chunks(self, chunks: Iterable[Sequence[Input]]) -> Iterator[Tally]:
+    def _written(self, chunks: Iterable[Sequence[Input]]) -> Iterator[Tally]:
         """Take each chunk in; its tally comes when it is committed."""
         waiting: deque[_Chunk] = deque()
         for offered in chunks:
@@ -138,13 +157,6 @@ class _Ingest:
                 yield self._write(waiting.popleft())
         while waiting:
             yield self._write(waiting.popleft())
-
-    def absent(self) -> Counter[str]:
-        """How many resources were referred to that are not in the store, and how many by a search only."""
-        searches = {item for item in self._references if "?" in item}
-        with self._store.reading() as connection:
-            missing = absent_resources(connection, self._source, self._references - searches)
-        return +Counter({"absent-reference": missing.total(), "conditional-reference": len(searches)})
 
     # --- checking ----------------------------------------------------------------------------------------------
 
