@@ -47,6 +47,12 @@ def base_url(value: str) -> str:
     return value.strip().rstrip("/")
 
 
+def token_url(value: str) -> str:
+    """The address of a token endpoint, as an assertion names it: a slash at its end is part of it. As `base_url`."""
+    base_url(value)
+    return value.strip()
+
+
 def ae_address(value: str) -> str:
     """``AET@host:port``, checked; raises ValueError."""
     found = ADDRESS.fullmatch(value.strip())
@@ -56,6 +62,7 @@ def ae_address(value: str) -> str:
 
 
 BaseUrl = Annotated[str, AfterValidator(base_url)]
+TokenUrl = Annotated[str, AfterValidator(token_url)]
 AeAddress = Annotated[str, AfterValidator(ae_address)]
 
 
@@ -93,20 +100,27 @@ class Bearer(_Model):
 
 
 class ClientCredentials(_Model):
-    """OAuth 2.0 client credentials (RFC 6749 section 4.4)."""
+    """OAuth 2.0 client credentials (RFC 6749 section 4.4).
+
+    ``method`` is how the secret is shown: in a header, or in the form. ``tls`` is the token endpoint's, where it is not
+    the server's.
+    """
 
     type: Literal["client-credentials"]
-    token_url: BaseUrl
+    token_url: TokenUrl
     client_id: str
     client_secret: SecretStr
     scope: str | None = None
+    method: Literal["client_secret_basic", "client_secret_post"] = "client_secret_basic"
+    tls: Tls | None = None
 
 
 class SmartBackend(_Model):
     """SMART Backend Services: client credentials with a signed assertion (private_key_jwt, RFC 7523).
 
-    ``key`` is a private key, PEM or JWK. Without ``token_url`` it is what the server's
-    ``.well-known/smart-configuration`` names.
+    ``key`` is a private key, PEM or JWK; ``kid`` names it to the server (default: the JWK's, or its RFC 7638
+    thumbprint). Without ``token_url`` it is what the server's ``.well-known/smart-configuration`` names. ``tls`` is the
+    token endpoint's, where it is not the server's.
     """
 
     type: Literal["smart-backend"]
@@ -114,8 +128,9 @@ class SmartBackend(_Model):
     key: SecretStr
     kid: str | None = None
     alg: Literal["RS384", "ES384"] = "RS384"
-    token_url: BaseUrl | None = None
+    token_url: TokenUrl | None = None
     scope: str = "system/*.read"
+    tls: Tls | None = None
 
 
 Auth = Annotated[Basic | Bearer | ClientCredentials | SmartBackend, Field(discriminator="type")]
@@ -235,7 +250,9 @@ class FhirSource(HttpServer):
 
     ``mode``: ``search`` by ``_lastUpdated``, type by type; ``export`` (Bulk Data) of ``level`` "system", "patient" or
     "Group/<id>"; ``everything`` of each patient that changed. ``overlap_s`` is how far a window reaches back into the
-    one before it, for servers whose clocks differ or that index late.
+    one before it, for servers whose clocks differ or that index late. ``source`` is the system that its ids are unique
+    in (default: MEDFLOW_SOURCE); ``also`` are other base URLs that the server calls itself by, as behind a proxy.
+    ``deletions``: whether its history is asked for what is gone.
     """
 
     kind: Literal["fhir-server"]
@@ -247,6 +264,11 @@ class FhirSource(HttpServer):
     revinclude: tuple[str, ...] = ()
     level: Annotated[str, Field(pattern=r"^(system|patient|Group/[A-Za-z0-9\-.]{1,64})$")] = "system"
     overlap_s: float = Field(300.0, ge=0)
+    export_hours: float = Field(12.0, gt=0)
+    file_hosts: tuple[str, ...] = ()
+    source: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] | None = None
+    also: tuple[BaseUrl, ...] = ()
+    deletions: bool = True
 
 
 AnySource = Files | DicomWebSource | PacsSource | FhirSource
