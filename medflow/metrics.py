@@ -73,6 +73,7 @@ class StandingCollector(Collector):
             [(key, spent) for key, spent in sorted(seconds.items())],
         )
         yield from _targets(found)
+        yield from _links(found)
         yield from _others(found)
         spent = time.perf_counter() - started
         yield _gauge("medflow_scrape_seconds", "How long it took to ask the store.", (), [((), spent)])
@@ -124,6 +125,12 @@ def _sources(found: Standing) -> Iterator[Metric]:
             for name in names
             if one.success is not None
         ],
+    )
+    yield _gauge(
+        "medflow_source_read_age_seconds",
+        "How far back what a configured server has was last read to its end, by kind of record; infinite: never.",
+        ("source", "kind"),
+        [((one.name, mark.kind), _since(found, mark.until_us)) for one in found.sources for mark in one.marks],
     )
     yield _gauge(
         "medflow_received_age_seconds",
@@ -179,6 +186,35 @@ def _targets(found: Standing) -> Iterator[Metric]:
         "Results that a configured target took in the last hour.",
         ("target",),
         [((one.name,), one.line.hour) for one in watched],
+    )
+
+
+def _links(found: Standing) -> Iterator[Metric]:
+    links = [((one.line.role, one.name), one) for one in found.links]
+    labels = ("role", "name")
+    yield _gauge(
+        "medflow_connection_up",
+        "Whether a server or folder did what it was asked when it was last asked.",
+        labels,
+        [(key, one.up) for key, one in links],
+    )
+    yield _gauge(
+        "medflow_connection_failures",
+        "How often in a row it did not.",
+        labels,
+        [(key, one.line.failures) for key, one in links],
+    )
+    yield _gauge(
+        "medflow_connection_failing_seconds",
+        "Time since the first of these failures; 0: none.",
+        labels,
+        [(key, found.age_s(one.line.failing_since_us) or 0.0) for key, one in links],
+    )
+    yield _gauge(
+        "medflow_connection_answered_age_seconds",
+        "Time since it last did what it was asked; infinite: never.",
+        labels,
+        [(key, _since(found, one.line.ok_us)) for key, one in links],
     )
 
 

@@ -1,7 +1,7 @@
 """Where an installation stands: one account for `medflow status`, its alarms, and the metrics.
 
-Targets are called by their configured names here. One that was named by its address or folder alone gets a name made
-of a hash, so that neither a path nor a credential reaches a metric.
+Sources and targets are called by their configured names here. One that was named by its address or folder alone gets a
+name made of a hash, so that neither a path nor a credential reaches a metric.
 """
 
 from __future__ import annotations
@@ -15,26 +15,39 @@ from medflow.config import Settings
 from medflow.connections.endpoints import AnyTarget
 from medflow.errors import ConfigurationError
 from medflow.records import Instant, digest_of
-from medflow.store import Connection, Store, ledger, standing, workers
+from medflow.store import Connection, Store, connections, ledger, standing, watermarks, workers
+from medflow.store.connections import ConnectionLine
 from medflow.store.history import RunLine
 from medflow.store.ledger import now_us
 from medflow.store.standing import Rate, TargetLine, Work
+from medflow.store.watermarks import MarkLine
 from medflow.store.workers import Worker
 
 KINDS = ("dicom", "fhir", "vcf", "fasta")
 DEFAULT = "default"  # what a default target is called that has no name of its own
 MAX_AGE_HOURS = 26.0  # a night, and two hours for it to take
 HOUR_US = standing.HOUR_US
+FORGOTTEN_US = 7 * standing.DAY_US  # after which a server that nobody configured is no longer listed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceLine:
-    """One configured source: the last run that ingested it, and the last that did so to its end."""
+    """One configured source: the last run that ingested it, and the last that did so to its end.
+
+    ``marks`` say how far it was read, where it is a server.
+    """
 
     name: str
     kind: str
     attempt: RunLine | None
     success: RunLine | None
+    marks: Sequence[MarkLine] = ()
+
+    @property
+    def read_us(self) -> int | None:
+        """Until when all of it was read; None: nothing was to its end, or it is no server."""
+        until = [mark.until_us for mark in self.marks]
+        return min((at_us for at_us in until if at_us is not None), default=None) if None not in until else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +60,23 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Link:
+    """A server that inputs come from, or a server or folder that results go to, and how it answered last.
+
+    ``name`` may be shown anywhere. ``watched``: it is configured, so that its silence is somebody's problem.
+    """
+
+    name: str
+    watched: bool
+    line: ConnectionLine
+
+    @property
+    def up(self) -> bool:
+        """It did what it was asked when it was last asked."""
+        return self.line.failing_since_us is None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Standing:
     """Everything at one moment, from one snapshot of the store."""
 
@@ -56,6 +86,7 @@ class Standing:
     work: Sequence[Work]
     rates: Sequence[Rate]
     targets: Sequence[Target]
+    links: Sequence[Link]
     rejects: Mapping[str, int]
     workers: Sequence[Worker]
     workers_wanted: bool
@@ -84,8 +115,15 @@ def look(store: Store, settings: Settings) -> Standing:
 def look_from(connection: Connection, settings: Settings) -> Standing:
     """How everything stands in the snapshot that this connection reads."""
     at_us = now_us()
+    marks = watermarks.standing(connection)
     sources = [
-        SourceLine(name=name, kind=source.kind, attempt=attempt, success=success)
+        SourceLine(
+            name=name,
+            kind=source.kind,
+            attempt=attempt,
+            success=success,
+            marks=[mark for mark in marks if mark.source == name],
+        )
         for name, source in sorted(settings.sources.items())
         for attempt, success in [standing.last_of_source(connection, name)]
     ]
@@ -103,6 +141,7 @@ def look_from(connection: Connection, settings: Settings) -> Standing:
             Target(name=names.get(line.target) or _safe_name(line), watched=line.target in names, line=line)
             for line in lines
         ],
+        links=_links(connections.standing(connection), settings, names, at_us),
         rejects=ledger.count_rejects(connection),
         workers=workers.listed(connection),
         workers_wanted=settings.executor == "workers",
@@ -126,6 +165,20 @@ def _configured(settings: Settings, target: str | None) -> AnyTarget | None:
         return None
 
 
+def _links(lines: Sequence[ConnectionLine], settings: Settings, targets: Mapping[str, str], at_us: int) -> list[Link]:
+    names = {connections.SOURCE: {name: name for name in settings.sources}, connections.TARGET: targets}
+    found = [
+        Link(
+            name=names[line.role].get(line.name) or f"unnamed-{digest_of(line.name)[:8]}",
+            watched=line.name in names[line.role],
+            line=line,
+        )
+        for line in lines
+    ]
+    since_us = at_us - FORGOTTEN_US
+    return [link for link in found if link.watched or max(link.line.ok_us or 0, link.line.failed_us or 0) > since_us]
+
+
 def _safe_name(line: TargetLine) -> str:
     """A name for an address or a folder that tells neither its path nor more than its host."""
     host = urlsplit(line.target).hostname if "://" in line.target else None
@@ -138,11 +191,30 @@ def _safe_name(line: TargetLine) -> str:
 def problems(found: Standing, *, max_age_hours: float = MAX_AGE_HOURS, max_dead: int = 0) -> list[Problem]:
     """What needs a person; empty is well. Up to ``max_dead`` dead cases of a model are put up with."""
     return [
+        *_silent_servers(found),
         *_stale_sources(found, max_age_hours),
         *_dead_jobs(found, max_dead),
         *_late_targets(found, max_age_hours),
         *_workers_missing(found),
     ]
+
+
+def _silent_servers(found: Standing) -> Iterator[Problem]:
+    for link in found.links:
+        if link.watched and not link.up:
+            yield Problem(code=f"{link.line.role}-fails", name=link.name, message=said_of(found, link, link.name))
+
+
+def said_of(found: Standing, link: Link, name: str) -> str:
+    """What is wrong with a connection that fails, since when and how often, and what comes of it."""
+    line = link.line
+    times = "once" if line.failures == 1 else f"{line.failures} times in a row"
+    if line.role == connections.SOURCE:
+        then = "the next run reads on where this one stopped"
+    else:
+        then = "the next run sends what waits"
+    since = said_age(found.age_s(line.failing_since_us))
+    return f"{line.role} {name} has failed for {since} ({times}): {line.error}; once it is mended, {then}"
 
 
 def _stale_sources(found: Standing, max_age_hours: float) -> Iterator[Problem]:
@@ -208,6 +280,7 @@ def as_json(found: Standing, *, last: int = 10) -> dict[str, Any]:
         "backlog": {model.model: _backlog_json(found, model) for model in found.work},
         "rates": {rate.model: _rate_json(rate) for rate in found.rates},
         "targets": {target.name: _target_json(found, target) for target in found.targets},
+        "connections": [_link_json(found, link) for link in found.links],
         "workers": [_worker_json(found, worker) for worker in found.workers],
         "runs": [_run_json(line) for line in found.runs[:last]],
     }
@@ -223,6 +296,7 @@ def _source_json(found: Standing, source: SourceLine) -> dict[str, Any]:
         "brought": _counts(success),
         "attempt": _iso(source.attempt.started_us) if source.attempt else None,
         "attempt_status": source.attempt.status if source.attempt else None,
+        "read_until": {mark.kind: _iso(mark.until_us) for mark in source.marks},
     }
 
 
@@ -254,6 +328,22 @@ def _target_json(found: Standing, target: Target) -> dict[str, Any]:
         "oldest_s": None if age_s is None else round(age_s),
         "last_hour": target.line.hour,
         "last_day": target.line.day,
+    }
+
+
+def _link_json(found: Standing, link: Link) -> dict[str, Any]:
+    failing_s = found.age_s(link.line.failing_since_us)
+    return {
+        "role": link.line.role,
+        "name": link.name,
+        "address": link.line.name,
+        "watched": link.watched,
+        "up": link.up,
+        "answered": _iso(link.line.ok_us),
+        "failing_since": _iso(link.line.failing_since_us),
+        "failing_s": None if failing_s is None else round(failing_s),
+        "failures": link.line.failures,
+        "error": link.line.error,
     }
 
 

@@ -13,6 +13,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.distributions import environment, medflow, write_distribution
+from tests.services.fault_proxy import answering, http_proxy
+from tests.services.faulty_fhir import faulty_fhir
 
 GC = "from tests import models\n\nclass GcContent(models.GcContent):\n    pass\n"
 
@@ -136,3 +138,20 @@ def test_metrics_are_served_until_asked_to_stop(env: dict[str, str]) -> None:
 
         assert process.wait(timeout=30) == 0
     assert "medflow_up 1.0" in text
+
+
+def test_check_says_what_is_wrong_with_a_target_until_it_takes_results(after_a_night: dict[str, str]) -> None:
+    with faulty_fhir() as server:
+        with http_proxy(server.url) as (proxy, url):
+            env = {**after_a_night, "MEDFLOW_TARGETS": json.dumps({"archive": url})}
+            with proxy.failing(answering(401)):
+                refused = medflow(env, "deliver", "--to", "archive")
+                during = medflow(env, "status", "--check")
+            sent = medflow(env, "deliver", "--to", "archive")
+            after = medflow(env, "status", "--check")
+
+    assert refused.returncode == 1
+    assert during.returncode == 3
+    assert "target archive has failed for" in during.stdout and "wants other credentials (HTTP 401)" in during.stdout
+    assert sent.returncode == 0, sent.stderr
+    assert (after.returncode, after.stdout) == (0, "OK\n")

@@ -24,6 +24,7 @@ from medflow.status import (
     per_case_ms,
     problems,
     said_age,
+    said_of,
     worker_state,
 )
 from medflow.store import Store
@@ -109,6 +110,7 @@ def _show(found: Standing, wrong: list[Problem]) -> None:
         for one in found.targets
     ]
     show_table(["target", *states, "oldest waits", "last hour"], rows, title="results")
+    _show_links(found)
     show_table(["open rejects", "count"], Counter(found.rejects).most_common())
     if found.workers:
         rows = [
@@ -123,7 +125,7 @@ def _show(found: Standing, wrong: list[Problem]) -> None:
         ]
         show_table(["run", "command", "source", "status", "began"], rows)
     for problem in wrong:
-        out.print(f"! {problem.message}", markup=False)
+        out.print(f"! {problem.message}", markup=False, soft_wrap=True)
 
 
 def _show_sources(found: Standing) -> None:
@@ -138,11 +140,33 @@ def _show_sources(found: Standing) -> None:
                 source.name,
                 source.kind,
                 said_age(found.age_s(success.finished_us if success else None)),
+                f"{_ago(found, source.read_us)} ago" if source.read_us is not None else "",
                 *(brought.get(name, "") for name in ("stored", "unchanged", "rejected")),
                 f"{attempt.status}, {_ago(found, attempt.started_us)} ago" if attempt else "",
             ]
         )
-    show_table(["source", "kind", "ingested", "stored", "unchanged", "rejected", "last attempt"], rows, title="sources")
+    columns = ["source", "kind", "ingested", "read until", "stored", "unchanged", "rejected", "last attempt"]
+    show_table(columns, rows, title="sources")
+
+
+def _show_links(found: Standing) -> None:
+    if not found.links:
+        return
+    rows = [
+        [
+            one.line.role,
+            one.name if one.watched else one.line.name,
+            "answers" if one.up else "fails",
+            said_age(found.age_s(one.line.ok_us)),
+            _ago(found, one.line.failing_since_us),
+            one.line.failures or "",
+        ]
+        for one in found.links
+    ]
+    show_table(["", "name", "", "answered", "fails since", "in a row"], rows, title="connections")
+    for one in found.links:
+        if not one.up and not one.watched:  # of those that are configured it is among the problems
+            out.print(f"- {said_of(found, one, one.line.name)}", markup=False, soft_wrap=True)
 
 
 def _ago(found: Standing, then_us: int | None) -> str:

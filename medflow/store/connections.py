@@ -19,12 +19,13 @@ SOURCE, TARGET = "source", "target"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectionLine:
-    """One connection. ``failing_since_us`` and ``error`` are None where it answered last."""
+    """One connection. ``failing_since_us``, ``failed_us`` (the last time) and ``error`` are None where it answered."""
 
     role: str
     name: str
     ok_us: int | None
     failing_since_us: int | None
+    failed_us: int | None
     failures: int
     error: str | None
 
@@ -56,6 +57,6 @@ def _note(connection: Connection, role: str, name: str, first: dict, again: dict
 def standing(connection: Connection) -> Sequence[ConnectionLine]:
     """Every connection that was ever used, by role and name."""
     table = ConnectionRow.__table__
-    columns = [table.c[name] for name in ("role", "name", "ok_us", "failing_since_us", "failures", "error")]
+    columns = [table.c[name] for name in ConnectionLine.__dataclass_fields__]
     rows = connection.execute(select(*columns).order_by(table.c.role, table.c.name))
     return [ConnectionLine(**row._mapping) for row in rows]

@@ -39,6 +39,24 @@ def set_mark(connection: Connection, source: str, kind: str, mark: Watermark) ->
     connection.execute(statement.on_conflict_do_update(index_elements=["source", "kind"], set_=values))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MarkLine:
+    """How far one source was read for one kind, and when that was last noted."""
+
+    source: str
+    kind: str
+    until_us: int | None
+    updated_us: int
+
+
+def standing(connection: Connection) -> list[MarkLine]:
+    """Every mark, by source and kind, without what its reader keeps of it."""
+    table = WatermarkRow.__table__
+    columns = [table.c[name] for name in MarkLine.__dataclass_fields__]
+    rows = connection.execute(select(*columns).order_by(table.c.source, table.c.kind))
+    return [MarkLine(**row._mapping) for row in rows]
+
+
 def forget_marks(connection: Connection, source: str) -> int:
     """Have a source read from its beginning; returns how many marks it had."""
     return connection.execute(delete(WatermarkRow).where(WatermarkRow.source == source)).rowcount
