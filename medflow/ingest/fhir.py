@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import chain
 from multiprocessing import get_context
@@ -120,7 +120,7 @@ class FhirIngest:
     def take(self, paths: Iterable[Path | str | Offer], *, progress: Progress | None = None) -> Tally:
         """Ingest these, an `Offer` as it is, and count what became of them."""
         tally = Tally()
-        for counted in self._written(_chunks(self._offered(paths))):
+        for counted in self.written(_chunks(self._offered(paths))):
             counted.check()
             tally.add(counted)
             if progress is not None:
@@ -146,10 +146,11 @@ class FhirIngest:
             if isinstance(item, Refused):
                 yield item
             else:
-                yield from inputs(item, context, self._settings.max_input_bytes)
+                its = replace(context, bases=item.bases) if item.bases else context
+                yield from inputs(item, its, self._settings.max_input_bytes)
 
-    def _written(self, chunks: Iterable[Sequence[Input]]) -> Iterator[Tally]:
-        """Take each chunk in; its tally comes when it is committed."""
+    def written(self, chunks: Iterable[Sequence[Input]]) -> Iterator[Tally]:
+        """Take each chunk in; its tally comes when it is committed, in order."""
         waiting: deque[_Chunk] = deque()
         for offered in chunks:
             waiting.append(self._send(offered))

@@ -316,7 +316,7 @@ def _links(entries: list[dict[str, Any]], context: Context) -> Context:
         links[url] = f"{kind}/{name}"
         if "://" in url and url.endswith(f"/{kind}/{name}"):
             bases.add(url.removesuffix(f"/{kind}/{name}"))
-    return Context(source=context.source, zone=context.zone, links=links, bases=frozenset(bases))
+    return Context(source=context.source, zone=context.zone, links=links, bases=context.bases | bases)
 
 
 def _id_of(entry: dict[str, Any]) -> str | None:

@@ -20,13 +20,15 @@ from medflow.ingest.tally import Refused
 class Offer:
     """One thing offered: a file on disk (``path``), or an archive's member (``data``).
 
-    ``entry``: the data are one entry of a file, offered again, and ``origin`` names that entry already.
+    ``entry``: the data are one entry of a file, offered again, and ``origin`` names that entry already. ``bases``: the
+    FHIR servers that an absolute reference may name and mean the same source.
     """
 
     origin: str
     path: Path | None = None
     data: bytes | None = None
     entry: bool = False
+    bases: frozenset[str] = frozenset()
 
     def entry_origin(self, number: int) -> str:
         """Where the entry of this number (from 1) comes from."""
