@@ -152,12 +152,14 @@ class HttpServer(_Model):
 class DicomNode(_Model):
     """An application that speaks DICOM over TCP, as ``AET@host:port``.
 
-    ``calling_aet`` is what we are called there (default: MEDFLOW_RECEIVE_AET).
+    ``calling_aet`` is what we are called there (default: MEDFLOW_RECEIVE_AET). ``timeout_s`` is how long it may be
+    silent.
     """
 
     address: AeAddress
     calling_aet: Annotated[str, Field(pattern=f"^{AE_TITLE}$")] | None = None
     tls: Tls | None = None
+    timeout_s: float = Field(120.0, gt=0)
 
     @property
     def aet(self) -> str:
@@ -221,11 +223,16 @@ class DicomWebSource(HttpServer, Wanted):
 
 
 class PacsSource(DicomNode, Wanted):
-    """An archive that speaks C-FIND, and C-GET, or C-MOVE to ``move_to`` (default: our own AE title)."""
+    """An archive that speaks C-FIND, and C-GET, or C-MOVE to ``move_to`` (default: MEDFLOW_RECEIVE_AET).
+
+    ``move_port`` is where the archive has that application: we listen there for as long as something is fetched, or
+    `medflow receive` does already (default: MEDFLOW_RECEIVE_PORT).
+    """
 
     kind: Literal["pacs"]
     retrieve: Literal["get", "move"] = "get"
     move_to: Annotated[str, Field(pattern=f"^{AE_TITLE}$")] | None = None
+    move_port: int | None = Field(None, ge=1, le=65535)
 
 
 RECORDS = (
@@ -252,7 +259,9 @@ class FhirSource(HttpServer):
     "Group/<id>"; ``everything`` of each patient that changed. ``overlap_s`` is how far a window reaches back into the
     one before it, for servers whose clocks differ or that index late. ``source`` is the system that its ids are unique
     in (default: MEDFLOW_SOURCE); ``also`` are other base URLs that the server calls itself by, as behind a proxy.
-    ``deletions``: whether its history is asked for what is gone.
+    ``deletions``: whether its history is asked for what is gone. ``export_hours`` is how long one run waits for an
+    export and its files; ``file_hosts`` (``host`` or ``host:port``) are other hosts whose files of an export may be
+    asked for with our credentials, where the server says that they want them.
     """
 
     kind: Literal["fhir-server"]

@@ -6,14 +6,17 @@ Apart from it because requests is imported here only.
 from __future__ import annotations
 
 import ssl
+from functools import partial
 from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase, HTTPBasicAuth
 
+from medflow.connections.auth import ended, given_token
 from medflow.connections.endpoints import Basic, Bearer, HttpServer
 from medflow.connections.secrets import reveal
+from medflow.connections.tokens import Tokens, of
 from medflow.errors import ConfigurationError
 
 CONNECTIONS = 16  # to one server, kept open
@@ -22,7 +25,7 @@ CONNECTIONS = 16  # to one server, kept open
 def session(server: HttpServer, context: ssl.SSLContext, *, timeout_s: float) -> requests.Session:
     """A session that knows who we are to ``server``; a redirect raises ConfigurationError."""
     made = _Session(server.public)
-    made.auth = _auth(server)
+    made.auth = _auth(server, timeout_s)
     adapter = _Adapter(context, timeout_s)
     made.mount("https://", adapter)
     made.mount("http://", adapter)
@@ -65,15 +68,15 @@ class _Adapter(HTTPAdapter):
         return super().send(request, *args, **named)
 
 
-def _auth(server: HttpServer) -> AuthBase:
+def _auth(server: HttpServer, timeout_s: float) -> AuthBase:
     auth = server.auth
+    if auth is None:
+        return _Anonymous()
     if isinstance(auth, Basic):
         return HTTPBasicAuth(auth.user.encode(), reveal(auth.password).encode())  # latin-1 otherwise
     if isinstance(auth, Bearer):
-        return _BearerAuth(reveal(auth.token))
-    if auth is not None:
-        raise ConfigurationError(f"{server.public}: nothing here speaks auth {auth.type}")
-    return _Anonymous()
+        return _Given(given_token(auth.token))
+    return _Granted(of(server, timeout_s=timeout_s), server)
 
 
 class _Anonymous(AuthBase):
@@ -83,10 +86,39 @@ class _Anonymous(AuthBase):
         return r
 
 
-class _BearerAuth(AuthBase):
+class _Given(AuthBase):
     def __init__(self, token: str) -> None:
         self._header = f"Bearer {token}"
 
     def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
         r.headers["Authorization"] = self._header
         return r
+
+
+class _Granted(AuthBase):
+    """A token of `Tokens`; where the server does not take it, a new one, once."""
+
+    def __init__(self, tokens: Tokens, server: HttpServer) -> None:
+        self._tokens, self._server = tokens, server
+
+    def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
+        token = self._tokens.current()
+        r.headers["Authorization"] = f"Bearer {token}"
+        r.register_hook("response", partial(self._answered, token))
+        return r
+
+    def _answered(self, token: str, response: requests.Response, **sending: Any) -> requests.Response:
+        if response.status_code != 401:
+            self._tokens.accepted(token)
+            return response
+        was_good = self._tokens.refused(token)
+        if not isinstance(response.request.body, str | bytes | None):  # a stream, which is used up
+            if was_good:
+                response.close()
+                raise ended(self._server)
+            return response
+        response.content  # noqa: B018 - read to its end, the connection is free again
+        response.close()
+        again = response.request.copy()
+        again.headers["Authorization"] = f"Bearer {self._tokens.current()}"
+        return response.connection.send(again, **sending)  # pyright: ignore[reportAttributeAccessIssue] - set by requests
