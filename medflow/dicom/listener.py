@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
-from contextlib import suppress
 from socketserver import BaseServer
 from typing import Any
 
@@ -22,7 +21,6 @@ from medflow.errors import ConfigurationError
 log = logging.getLogger(__name__)
 
 PDU_BYTES = 128 << 10  # announced to senders; larger ones cost fewer turns of the loop
-LARGEST_PDU_BYTES = 1 << 20  # an association request may list many contexts
 OPENING_S = 10  # for TLS, and for the association request
 RETIRED = {  # storage classes that archives still send
     "1.2.840.10008.5.1.4.1.1.3": "RetiredUltrasoundMultiFrameImageStorage",
@@ -97,39 +95,6 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
             "they must be readable PEM files, and the key unencrypted and of this certificate"
         ) from None
     return context
-
-
-def read_bounded(event: Event) -> None:
-    """Have a new connection's PDUs read in one go, and none larger than any that is honest.
-
-    pynetdicom takes a peer's word for a PDU's length, up to 4 GiB, before it knows who that is.
-    """
-    connection: Any = event.assoc.dul.socket  # the AssociationSocket
-
-    def recv(count: int) -> bytearray:
-        if count > LARGEST_PDU_BYTES:
-            raise OSError("a PDU is larger than allowed")
-        data, done = bytearray(count), 0
-        while done < count:
-            got = connection.socket.recv_into(memoryview(data)[done:])
-            if not got:
-                return data[:done]
-            done += got
-        return data
-
-    connection.recv = recv
-
-
-def acknowledge_now(event: Event) -> None:
-    """Acknowledge what comes at once, rather than 40 ms later: many senders hold a PDU back until its head is.
-
-    The kernel forgets this with what is sent next, hence after every PDU.
-    """
-    association: Any = event.assoc
-    connection = association.dul.socket.socket
-    if connection is not None and hasattr(socket, "TCP_QUICKACK"):
-        with suppress(OSError):  # gone by now, which the next read finds out
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 class Listener(ThreadedAssociationServer):

@@ -10,27 +10,24 @@ sends it and whenever.
 from __future__ import annotations
 
 import logging
-import struct
 import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import NAMESPACE_URL, uuid5
 
 from pynetdicom import _config, evt
 from pynetdicom.association import Association
 from pynetdicom.events import Event
 
 from medflow.config import Settings
-from medflow.dicom.listener import Listener, acknowledge_now, agree, application_entity, read_bounded, tls_context
+from medflow.dicom.lane import CANNOT_UNDERSTAND, SUCCESS, Lane, acknowledge_now, attempted, file_meta, peer_of
+from medflow.dicom.listener import Listener, agree, application_entity, tls_context
 from medflow.dicom.spool import Spool
-from medflow.errors import ConfigurationError, place_of
+from medflow.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
-SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000  # PS3.4, Table B.2-1
 ENDING_S = 5  # for associations that are aborted at the end of the grace time
-IMPLEMENTATION = f"2.25.{uuid5(NAMESPACE_URL, 'medflow/receive').int}"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -74,12 +71,12 @@ class Receiver:
                 (settings.receive_host, settings.receive_port),
                 ssl_context=context,
                 evt_handlers=[
-                    (evt.EVT_CONN_OPEN, read_bounded),
+                    (evt.EVT_CONN_OPEN, self._connected),
                     (evt.EVT_REQUESTED, agree),
                     (evt.EVT_REJECTED, _refused),
                     (evt.EVT_ESTABLISHED, self._opened),
                     (evt.EVT_PDU_RECV, self._received),
-                    (evt.EVT_PDU_SENT, acknowledge_now),
+                    (evt.EVT_PDU_SENT, _acknowledge),
                     (evt.EVT_C_STORE, self._store),
                     (evt.EVT_C_ECHO, lambda _event: SUCCESS),
                     (evt.EVT_CONN_CLOSE, self._closed),
@@ -126,7 +123,7 @@ class Receiver:
         return not left
 
     def _opened(self, event: Event) -> None:
-        peer = _peer(event.assoc)
+        peer = peer_of(event.assoc)
         self._accounts[event.assoc] = _Account(peer=peer)
         log.info("association from %s", peer)
 
@@ -138,45 +135,38 @@ class Receiver:
                 "association from %s %s: %d stored, %d refused", account.peer, how, account.stored, account.refused
             )
 
+    def _connected(self, event: Event) -> None:
+        association = event.assoc
+        Lane(association, self.spool, self.settings.max_input_bytes, lambda status: self._count(association, status))
+
     def _received(self, event: Event) -> None:
         """Let nobody fill the memory: an object past the limit ends its association."""
         association: Any = event.assoc
-        acknowledge_now(event)
+        _acknowledge(event)
         message = association.dimse.message
         if message is not None and message.data_set.tell() > self.settings.max_input_bytes:
-            log.warning("an object from %s is larger than MEDFLOW_MAX_INPUT_BYTES: cut off", _peer(event.assoc))
+            log.warning("an object from %s is larger than MEDFLOW_MAX_INPUT_BYTES: cut off", peer_of(event.assoc))
             association.dul.socket.close()
 
     def _store(self, event: Event) -> int:
-        status = self._kept(event)
-        account = self._accounts.get(event.assoc)
+        """A C-STORE that did not go the short way."""
+        request: Any = event.request
+        with request.DataSet.getbuffer() as data:
+            if data.nbytes < 8:  # not even one element
+                log.warning("an object from %s has no content: refused", peer_of(event.assoc))
+                status = CANNOT_UNDERSTAND
+            else:
+                syntax = event.context.transfer_syntax
+                meta = file_meta(request.AffectedSOPClassUID, request.AffectedSOPInstanceUID, syntax)
+                status = attempted(lambda: self.spool.keep([meta, data]), event.assoc)
+        self._count(event.assoc, status)
+        return status
+
+    def _count(self, association: Association, status: int) -> None:
+        account = self._accounts.get(association)
         if account is not None:
             account.stored += status == SUCCESS
             account.refused += status != SUCCESS
-        return status
-
-    def _kept(self, event: Event) -> int:
-        request: Any = event.request
-        try:
-            with request.DataSet.getbuffer() as data:
-                if data.nbytes < 8:  # not even one element
-                    log.warning("an object from %s has no content: refused", _peer(event.assoc))
-                    return CANNOT_UNDERSTAND
-                if data.nbytes > self.settings.max_input_bytes:
-                    log.warning("an object from %s is larger than MEDFLOW_MAX_INPUT_BYTES: refused", _peer(event.assoc))
-                    return OUT_OF_RESOURCES
-                syntax = event.context.transfer_syntax
-                meta = file_meta(request.AffectedSOPClassUID, request.AffectedSOPInstanceUID, syntax)
-                self.spool.keep([meta, data])
-            return SUCCESS
-        except (OSError, MemoryError) as error:
-            reason = getattr(error, "strerror", None) or type(error).__name__
-            log.error("an object from %s cannot be written (%s): refused", _peer(event.assoc), reason)
-            return OUT_OF_RESOURCES
-        except Exception as error:
-            # its text may quote what was received
-            log.error("an unforeseen %s at %s: object refused", type(error).__name__, place_of(error))
-            return CANNOT_UNDERSTAND
 
 
 def receiver(settings: Settings) -> Receiver:
@@ -185,34 +175,11 @@ def receiver(settings: Settings) -> Receiver:
     return Receiver(settings=settings, spool=Spool(root, min_free_bytes=settings.receive_min_free_mib << 20))
 
 
-def file_meta(sop_class: str, sop_instance: str, transfer_syntax: str) -> bytes:
-    """Preamble, prefix and file meta group of a file that holds one data set (PS3.10, 7.1)."""
-    elements = (
-        struct.pack("<HH2sHI", 2, 0x0001, b"OB", 0, 2)
-        + b"\x00\x01"
-        + _text(0x0002, b"UI", sop_class)
-        + _text(0x0003, b"UI", sop_instance)
-        + _text(0x0010, b"UI", transfer_syntax)
-        + _text(0x0012, b"UI", IMPLEMENTATION)
-        + _text(0x0013, b"SH", "MEDFLOW")
-    )
-    return bytes(128) + b"DICM" + struct.pack("<HH2sHI", 2, 0x0000, b"UL", 4, len(elements)) + elements
-
-
-def _text(element: int, vr: bytes, value: str) -> bytes:
-    data = value.encode("ascii", "replace")
-    if len(data) % 2:
-        data += b"\x00" if vr == b"UI" else b" "
-    return struct.pack("<HH2sH", 2, element, vr, len(data)) + data
-
-
-def _peer(association: Association) -> str:
-    """Who sends: AE title and address; both are whatever the other side says, so nothing unprintable gets through."""
-    requestor = association.requestor
-    info = requestor.address_info
-    return f"{requestor.ae_title.strip()!a} at {info.address if info else 'an unknown address'}"
-
-
 def _refused(event: Event) -> None:
     result = event.assoc.acceptor.primitive
-    log.warning("association from %s refused: %s", _peer(event.assoc), result.reason_str if result else "not allowed")
+    log.warning("association from %s refused: %s", peer_of(event.assoc), result.reason_str if result else "not allowed")
+
+
+def _acknowledge(event: Event) -> None:
+    association: Any = event.assoc
+    acknowledge_now(association.dul.socket.socket)

@@ -86,7 +86,8 @@ def test_what_a_killed_process_left_is_removed_later_but_not_what_is_being_writt
 
 def test_those_that_wait_for_a_flush_share_the_next(spool: Spool, monkeypatch):
     spool.prepare()
-    [folder] = spool._folders.values()
+    folder = spool._folder
+    assert folder is not None
     flushes = []
     first_runs, first_may_end = threading.Event(), threading.Event()
 
