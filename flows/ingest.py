@@ -8,6 +8,8 @@ from prefect import State, flow, task
 from pydantic import Field
 
 from medflow import steps
+from medflow.connections.endpoints import Files
+from medflow.errors import ConfigurationError, ServerUnavailable
 from medflow.flows.installation import TASK, only_transient, site
 from medflow.flows.report import final_state, named, report
 from medflow.ingest.tally import Tally
@@ -26,18 +28,28 @@ def ingest_source(source: str) -> dict[str, Any]:
 
 
 def take_in(sources: list[str] | None) -> dict[str, Any]:
-    """Every source in turn, and their counts together."""
+    """Every source in turn, and their counts together; a server that does not answer keeps no other source waiting."""
     total = Tally()
     by_source: dict[str, Any] = {}
-    for name in site().settings.chosen_sources(sources or None):
-        by_source[name] = ingest_source(name)
+    errors: dict[str, int] = {}
+    for name, source in site().settings.chosen_sources(sources or None).items():
+        try:
+            by_source[name] = ingest_source(name)
+        except ServerUnavailable:
+            errors[f"{name} did not answer, see `medflow status`"] = 1
+        except ConfigurationError:
+            if isinstance(source, Files):
+                raise
+            errors[f"{name} does not answer as it is configured, see `medflow status`"] = 1
     for counts in by_source.values():
         total.add(Tally(**{name: counts[name] for name in ("offered", "stored", "unchanged", "rejected")}))
         total.reasons.update(counts["reasons"])
         total.notes.update(counts["notes"])
-    if not by_source:
+    if not by_source and not errors:
         total.notes["no-source-configured"] = 1
     counts = {**total.as_json(), "sources": by_source}
+    if errors:
+        counts |= {"failed": len(errors), "errors": errors}
     report("ingest", "What was taken in", counts)
     return counts
 

@@ -14,6 +14,7 @@ from typing import Any
 from medflow.evaluation.result import InputDrift
 from medflow.flows.drift import Drift, as_rows, input_rows
 from medflow.flows.timings import Stage, inner_stages
+from medflow.status import Link, said_age
 
 Counts = Mapping[str, Any]
 HELD = "held-by-others"
@@ -40,17 +41,24 @@ def step(title: str, counts: Counts) -> str:
 
 
 def night(
-    counts: Mapping[str, Counts], *, verdict: str, waiting: Mapping[str, Counts], more: Sequence[str] = ()
+    counts: Mapping[str, Counts],
+    *,
+    verdict: str,
+    waiting: Mapping[str, Counts],
+    silent: str = "",
+    more: Sequence[str] = (),
 ) -> str:
     """The page of a whole night.
 
-    ``verdict`` begins it; ``waiting`` says where each target stands now; ``more`` are sections for its end.
+    ``verdict`` begins it; ``waiting`` says where each target stands now; ``silent`` is the section of servers that do
+    not answer; ``more`` are sections for its end.
     """
     ingest, score, deliver = (counts.get(name, {}) for name in ("ingest", "score", "deliver"))
     said = [taken_sentence(ingest), scored_sentence(score), delivered_sentence(deliver)]
     sections = [
         " ".join([f"**{verdict}**", *filter(None, said)]),
         needs(ingest=ingest, score=score, deliver=deliver),
+        silent,
         taken(ingest),
         scored(score),
         delivered({"this night": deliver}, waiting),
@@ -148,6 +156,25 @@ def _needs_deliver(counts: Counts) -> Iterable[Sequence[object]]:
     if counts.get("failed"):
         why = ", ".join(map(cell, counts.get("errors", {})))
         yield "delivery did not get through", why, "nothing: the next run sends what is left"
+
+
+def silent(links: Sequence[Link], now_us: int) -> str:
+    """Sources and targets that did not do what they were last asked, as a section: why is in `medflow status`."""
+    if not links:
+        return ""
+    rows = [
+        [
+            link.line.role,
+            cell(link.name),
+            said_age((now_us - (link.line.failing_since_us or now_us)) / 1e6),
+            link.line.failures,
+            f"{said_age((now_us - link.line.ok_us) / 1e6)} ago" if link.line.ok_us else "never",
+        ]
+        for link in links
+    ]
+    said = "Nothing is lost: the next run that they answer reads on where it was, and sends what waits."
+    columns = ["", "name", "fails since", "in a row", "answered last"]
+    return "\n\n".join(["## What does not answer", grid(columns, rows), f"`medflow status` says why. {said}"])
 
 
 # --- tables ------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from medflow.flows import drift, pages, plots, timings
 from medflow.flows.drift import Drift
 from medflow.flows.timings import Stage
 from medflow.pictures import picture_of
+from medflow.status import Link, look_at_links
 from medflow.steps import Site
 from medflow.store import history, outbox
 from medflow.store.history import ChunkLine, RunLine
@@ -72,6 +73,7 @@ class _Record:
     drifts: Sequence[Drift] = ()
     inputs: Mapping[str, InputDrift] = field(default_factory=dict)
     targets: Mapping[str, Counts] = field(default_factory=dict)
+    links: Sequence[Link] = ()
 
 
 def report_night(here: Site, counts: Mapping[str, Counts], started_us: int) -> None:
@@ -92,6 +94,7 @@ def report_night(here: Site, counts: Mapping[str, Counts], started_us: int) -> N
         {**counts, "score": score},
         verdict=f"{VERDICTS[str(final_state(counts).name)]} {_duration(now_us() - started_us)}.",
         waiting=found.targets,
+        silent=pages.silent(found.links, now_us()),
         more=[pages.timings(stages), pages.drifts(found.drifts), pages.inputs(found.inputs)],
     )
     create_markdown_artifact(key=key_of("night"), markdown=page, description=summary(counts))
@@ -118,6 +121,7 @@ def _look_back(here: Site, started_us: int) -> _Record:
             chunks=history.chunks(connection, since_us=started_us),
             nights=history.nights(connection, last=NIGHTS),
             targets=_named_targets(here, targets),
+            links=[link for link in look_at_links(connection, here.settings) if link.watched and not link.up],
             drifts=drift.drifts(connection, since_us=started_us),
         )
     models = [item.model for item in found.drifts]

@@ -141,7 +141,7 @@ def look_from(connection: Connection, settings: Settings) -> Standing:
             Target(name=names.get(line.target) or _safe_name(line), watched=line.target in names, line=line)
             for line in lines
         ],
-        links=_links(connections.standing(connection), settings, names, at_us),
+        links=look_at_links(connection, settings),
         rejects=ledger.count_rejects(connection),
         workers=workers.listed(connection),
         workers_wanted=settings.executor == "workers",
@@ -165,17 +165,18 @@ def _configured(settings: Settings, target: str | None) -> AnyTarget | None:
         return None
 
 
-def _links(lines: Sequence[ConnectionLine], settings: Settings, targets: Mapping[str, str], at_us: int) -> list[Link]:
-    names = {connections.SOURCE: {name: name for name in settings.sources}, connections.TARGET: targets}
+def look_at_links(connection: Connection, settings: Settings) -> list[Link]:
+    """How every server and folder answered last that is configured, or was used in the last week."""
+    names = {connections.SOURCE: {name: name for name in settings.sources}, connections.TARGET: _target_names(settings)}
     found = [
         Link(
             name=names[line.role].get(line.name) or f"unnamed-{digest_of(line.name)[:8]}",
             watched=line.name in names[line.role],
             line=line,
         )
-        for line in lines
+        for line in connections.standing(connection)
     ]
-    since_us = at_us - FORGOTTEN_US
+    since_us = now_us() - FORGOTTEN_US
     return [link for link in found if link.watched or max(link.line.ok_us or 0, link.line.failed_us or 0) > since_us]
 
 

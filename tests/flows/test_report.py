@@ -8,6 +8,8 @@ from prefect.states import StateType
 
 from medflow.flows import pages
 from medflow.flows.report import _show, final_state, key_of, summary
+from medflow.status import Link
+from medflow.store.connections import ConnectionLine
 from tests.test_docs import ROOT
 
 TAKEN = {"offered": 3, "stored": 2, "unchanged": 0, "rejected": 1, "reasons": {"empty": 1}, "notes": {}}
@@ -130,6 +132,27 @@ def test_a_step_that_the_infrastructure_stopped_is_said_with_its_error():
 
     assert "**Nothing was scored**: the database did not answer." in page
     assert "5 resources delivered." in page
+
+
+def test_a_server_that_does_not_answer_is_on_the_page_of_the_night_by_name_and_without_address():
+    line = ConnectionLine(
+        role="source",
+        name="pacs",
+        ok_us=1,
+        failing_since_us=7_200_000_001,
+        failed_us=None,
+        failures=3,
+        error="http://pacs.example does not answer",
+    )
+    silent = pages.silent([Link(name="pacs", watched=True, line=line)], now_us=10_800_000_001)
+    counts = {"ingest": TAKEN | {"failed": 1, "errors": {"pacs did not answer": 1}}, "deliver": SENT}
+
+    page = pages.night(counts, verdict="Not everything got through", waiting={}, silent=silent)
+
+    needs, [row], *_ = tables(page)
+    assert [item["look"] for item in needs if item["what"] == "a source could not be read"] == ["pacs did not answer"]
+    assert row == {"": "source", "name": "pacs", "fails since": "60 min", "in a row": "3", "answered last": "3 h ago"}
+    assert "example" not in page
 
 
 def test_results_that_were_withdrawn_are_said_first_though_nothing_was_new():
