@@ -159,7 +159,7 @@ class DicomNode(_Model):
     address: AeAddress
     calling_aet: Annotated[str, Field(pattern=f"^{AE_TITLE}$")] | None = None
     tls: Tls | None = None
-    timeout_s: float = Field(120.0, gt=0)
+    timeout_s: float = Field(default=120.0, gt=0)
 
     @property
     def aet(self) -> str:
@@ -232,7 +232,7 @@ class PacsSource(DicomNode, Wanted):
     kind: Literal["pacs"]
     retrieve: Literal["get", "move"] = "get"
     move_to: Annotated[str, Field(pattern=f"^{AE_TITLE}$")] | None = None
-    move_port: int | None = Field(None, ge=1, le=65535)
+    move_port: int | None = Field(default=None, ge=1, le=65535)
 
 
 RECORDS = (

@@ -1,0 +1,289 @@
+"""A PACS as an archive that images come from: C-FIND says what there is, C-GET or C-MOVE brings what is lacking.
+
+What C-MOVE sends goes where everything goes that is received: to `medflow receive` where that runs, else to a receiver
+that is started here for the time of the fetch. Either way it is durable before the PACS is told so, and what others
+send meanwhile is safe in the same folder. From there the objects that were asked for are taken into the landing.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from medflow.config import Settings
+from medflow.connections.endpoints import DicomNode, PacsSource
+from medflow.dicom.association import closed, echo
+from medflow.dicom.query import Query, batches, date_windows
+from medflow.dicom.receive import Receiver, receiver
+from medflow.dicom.retrieve import Getting, Moving, Part, Sent
+from medflow.dicom.spool import SUFFIX
+from medflow.errors import ConfigurationError, InputRejected, RejectCode, ServerUnavailable, SourceUnavailable
+from medflow.ingest.landing import Landing, stated_uid
+from medflow.ingest.retrieval import Asked, Lacking, Listed
+
+ECHO_S = 30.0
+NOT_GIVEN_IN_A_ROW = 5  # instances of a series, asked for one by one, until the others are not
+LATE_S = 10.0  # how long nothing may come of what an archive says it has sent
+LOOK_S = 0.1
+BLOCK = 1 << 20
+
+
+class _Way(Protocol):
+    """How parts of a study are brought."""
+
+    def retrieve(self, part: Part) -> Sent: ...
+
+
+class Pacs:
+    """One archive for one fetch; see `medflow.ingest.retrieval.Archive`."""
+
+    def __init__(self, source: PacsSource, settings: Settings) -> None:
+        self._source, self._settings = source, settings
+        self._calling_aet = source.calling_aet or settings.receive_aet
+        self._query = Query(source, self._calling_aet)
+        self._classes: dict[str, str | None] = {}  # SOP classes by SOP Instance UID, of the study asked for last
+        self._arrivals: _Arrivals | None = None
+
+    def check(self) -> None:
+        """C-ECHO."""
+        with _away():
+            echo(self._source, self._calling_aet, min(self._source.timeout_s, ECHO_S))
+
+    def studies(self, asked: Asked) -> Iterator[str]:
+        """Study Instance UIDs, by day and by modality; "" stands for one that is listed without."""
+        yield from asked.studies
+        for matching in _questions(asked, datetime.now(self._settings.zone or UTC)):
+            with _away():
+                found, unnamed = self._query.studies(matching)
+            yield from found
+            if unnamed:
+                yield ""
+
+    def series(self, study_uid: str, modalities: Sequence[str]) -> Sequence[Listed]:
+        """The series, with the number of their instances where the archive tells it."""
+        if not study_uid:
+            raise InputRejected(RejectCode.NOT_RETRIEVED, "the archive lists a study without a StudyInstanceUID")
+        self._classes = {}
+        with _away():
+            found = self._query.series(study_uid)
+        wanted = [one for one in found if not modalities or one.modality is None or one.modality in modalities]
+        return [Listed(series_uid=one.series_uid, count=one.count) for one in wanted]
+
+    def instances(self, study_uid: str, series_uid: str) -> Sequence[str]:
+        """The SOP Instance UIDs of a series."""
+        with _away():
+            found = self._query.instances(study_uid, series_uid)
+        if not found:
+            raise InputRejected(RejectCode.NOT_RETRIEVED, "the archive lists a series of this study and no instances")
+        self._classes.update((one.sop_instance_uid, one.sop_class_uid) for one in found)
+        return [one.sop_instance_uid for one in found]
+
+    def retrieve(self, study_uid: str, lacking: Sequence[Lacking], landing: Landing) -> None:
+        """Whole series as such, other instances by name; what did not come of a series is asked for one by one."""
+        missing = 0
+        said = "the archive lists it and does not give it"
+        with _away(), self._way(lacking, landing) as (way, came):
+            for one in lacking:
+                fetching = _Fetching(study_uid=study_uid, lacking=one, way=way, came=came, landing=landing)
+                missing += fetching.run()
+                said = fetching.said or said
+        if missing:
+            raise InputRejected(RejectCode.NOT_RETRIEVED, said)
+
+    def close(self) -> None:
+        """End the association, and stop listening."""
+        self._query.close()
+        if self._arrivals is not None:
+            self._arrivals.stop()
+
+    @property
+    def listened_in(self) -> Path | None:
+        """The folder in which objects were received by this very process."""
+        return self._arrivals.root if self._arrivals is not None and self._arrivals.ours else None
+
+    @contextmanager
+    def _way(self, lacking: Sequence[Lacking], landing: Landing) -> Iterator[tuple[_Way, _Arrivals | None]]:
+        if self._source.retrieve == "move":
+            if self._arrivals is None:
+                self._arrivals = _Arrivals(self._source, self._settings)
+            self._arrivals.take_in(landing, lacking)
+            way = Moving(self._source, self._calling_aet, self._arrivals.move_to)
+        else:
+            classes = {self._classes.get(uid) for one in lacking for uid in one.instances}
+            known = [] if None in classes else [uid for uid in classes if uid]
+            way = Getting(
+                self._source, self._calling_aet, known, _keeping(landing), max_bytes=self._settings.max_input_bytes
+            )
+        try:
+            yield way, self._arrivals
+        finally:
+            closed(way.association)
+            if self._arrivals is not None:
+                self._arrivals.take_in(landing, lacking)
+
+
+@dataclass(kw_only=True, slots=True)
+class _Fetching:
+    """What is lacking of one series, brought part by part; ``said`` is why the archive would not."""
+
+    study_uid: str
+    lacking: Lacking
+    way: _Way
+    came: _Arrivals | None
+    landing: Landing
+    said: str = ""
+
+    def run(self) -> int:
+        """Bring it; returns how many instances did not come."""
+        if self.lacking.whole:
+            self._bring(())
+        else:
+            for some in batches(self._missing()):
+                self._bring(tuple(some))
+        missing = self._missing()
+        in_a_row = 0
+        for uid in missing if len(self.lacking.instances) > 1 else ():
+            in_a_row = 0 if self._bring((uid,)) else in_a_row + 1
+            if in_a_row >= NOT_GIVEN_IN_A_ROW:
+                break
+        return len(self._missing()) if missing else 0
+
+    def _bring(self, instances: tuple[str, ...]) -> bool:
+        part = Part(study_uid=self.study_uid, series_uid=self.lacking.series_uid, instances=instances)
+        wanted = instances or self.lacking.instances
+        try:
+            sent = self.way.retrieve(part)
+        except InputRejected as error:
+            self.said = error.message
+            return False
+        if self.came is not None:
+            self.came.wait_for(self.landing, wanted, sent.claimed)
+        return bool(self.landing.arrived(wanted))
+
+    def _missing(self) -> tuple[str, ...]:
+        there = self.landing.arrived(self.lacking.instances)
+        return tuple(uid for uid in self.lacking.instances if uid not in there)
+
+
+class _Arrivals:
+    """What C-MOVE sends: where it is received, by whom, and what of it has come."""
+
+    def __init__(self, source: PacsSource, settings: Settings) -> None:
+        self.move_to = source.move_to or settings.receive_aet
+        allowed = (*settings.receive_allow, source.aet) if settings.receive_allow else ()
+        changes = {"receive_aet": self.move_to, "receive_allow": allowed}
+        if source.move_port is not None:
+            changes["receive_port"] = source.move_port
+        here = settings.model_copy(update=changes)
+        self._receiver: Receiver = receiver(here)
+        self.root = self._receiver.spool.root
+        self.ours = not _listening(here, source)
+        if self.ours:
+            self._receiver.start()
+        self._seen: set[Path] = set()
+        self._lying: dict[str, Path] = {}
+
+    def stop(self) -> None:
+        """Stop listening, if it is we who do."""
+        if self.ours:
+            hurry = threading.Event()
+            hurry.set()  # what is cut off was not acknowledged
+            self._receiver.stop(hurry)
+
+    def take_in(self, landing: Landing, lacking: Sequence[Lacking]) -> None:
+        """Put into the landing what lies there of what is lacking."""
+        self._take(landing, [uid for one in lacking for uid in one.instances])
+
+    def wait_for(self, landing: Landing, wanted: Sequence[str], claimed: int | None) -> None:
+        """Take what was sent: some archives say so before they have."""
+        number = min(len(wanted), len(wanted) if claimed is None else claimed)
+        here = self._take(landing, wanted)
+        deadline = time.monotonic() + LATE_S
+        while here < number and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+            before, here = here, self._take(landing, wanted)
+            if here > before:
+                deadline = time.monotonic() + LATE_S
+
+    def _take(self, landing: Landing, wanted: Sequence[str]) -> int:
+        """Returns how many of those wanted are in the landing."""
+        self._look()
+        there = landing.arrived(wanted)
+        for uid in wanted:
+            path = self._lying.pop(uid, None)
+            if path is None or uid in there:
+                continue
+            try:
+                with path.open("rb") as received, landing.writing() as file:
+                    while block := received.read(BLOCK):
+                        file.write(block)
+            except FileNotFoundError:
+                pass  # ingested and removed meanwhile
+        return len(landing.arrived(wanted))
+
+    def _look(self) -> None:
+        for path in self.root.glob(f"*/*{SUFFIX}"):
+            if path not in self._seen:
+                self._seen.add(path)
+                self._lying[stated_uid(path)] = path
+
+
+def _listening(settings: Settings, source: PacsSource) -> bool:
+    """Whether `medflow receive` listens where the archive is to send to; raises ConfigurationError if another does."""
+    host = "127.0.0.1" if settings.receive_host in ("", "0.0.0.0") else settings.receive_host  # noqa: S104 - compared
+    try:
+        socket.create_connection((host, settings.receive_port), timeout=1.0).close()
+    except OSError:
+        return False
+    if settings.receive_tls_cert is not None:
+        return True  # it may want a certificate of the sender, which this process has none of
+    address = f"{settings.receive_aet}@{host}:{settings.receive_port}"
+    try:
+        echo(DicomNode(address=address), source.aet, ECHO_S)
+    except (ServerUnavailable, ConfigurationError):
+        raise ConfigurationError(
+            f"what listens at {host}:{settings.receive_port} does not answer {source.aet} as {settings.receive_aet}: "
+            "let `medflow receive` listen there by that name, or name another port (move_port)"
+        ) from None
+    return True
+
+
+def _keeping(landing: Landing):  # noqa: ANN202 - a function
+    def keep(parts: Sequence[bytes | memoryview]) -> None:
+        with landing.writing() as file:
+            for part in parts:
+                file.write(part)
+
+    return keep
+
+
+def _questions(asked: Asked, now: datetime) -> Iterator[dict[str, str]]:
+    """The matching keys of every question to ask (PS3.4 C.2.2.2): one value each, as many archives take no lists."""
+    keys = {"AccessionNumber": asked.accession_number, "PatientID": asked.patient_id}
+    named = {keyword: value for keyword, value in keys.items() if value}
+    if asked.studies:
+        return  # they stand for themselves
+    windows = date_windows(asked.since, asked.until, now.date())
+    if named and len(windows) > 1:
+        windows = [f"{windows[0].partition('-')[0]}-{windows[-1].partition('-')[2]}"]
+    for window in windows:
+        for modality in asked.modalities or ("",):
+            question = {"StudyDate": window, "ModalitiesInStudy": modality}
+            yield named | {keyword: value for keyword, value in question.items() if value}
+
+
+@contextmanager
+def _away() -> Iterator[None]:
+    try:
+        yield
+    except SourceUnavailable:
+        raise
+    except ServerUnavailable as error:
+        raise SourceUnavailable(error.message, retry_after_s=error.retry_after_s) from None
