@@ -5,6 +5,7 @@ No URL with a query and no response text reaches a message.
 
 from __future__ import annotations
 
+import re
 import ssl
 from typing import Any
 
@@ -58,7 +59,7 @@ def tls_problem(error: BaseException, server: HttpServer) -> ConfigurationError 
                 f"the TLS certificate of {server.public} is not trusted ({inner.verify_message}): "
                 "give its authority as tls.ca, and the host by the name that its certificate has"
             )
-        if isinstance(inner, ssl.SSLError) and "ALERT" in (inner.reason or "") and "CERT" in (inner.reason or ""):
+        if isinstance(inner, ssl.SSLError) and re.search("ALERT.*(CERT|UNKNOWN_CA)", inner.reason or ""):
             return ConfigurationError(
                 f"{server.public} does not take our TLS certificate ({inner.reason}): check tls.cert and tls.key"
             )
