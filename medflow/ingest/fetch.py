@@ -35,6 +35,10 @@ def fetch(
         It wants other credentials, or is no such server.
     """
     with _noted(store, name):
+        if isinstance(source, PacsSource):
+            from medflow.ingest.pacs import fetch_pacs  # with pynetdicom
+
+            return fetch_pacs(store, settings, source, name, run_id=run_id, progress=progress)
         raise ConfigurationError(f"nothing here can read from a source of kind {source.kind}")
 
 

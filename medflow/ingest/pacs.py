@@ -26,13 +26,36 @@ from medflow.dicom.retrieve import Getting, Moving, Part, Sent
 from medflow.dicom.spool import SUFFIX
 from medflow.errors import ConfigurationError, InputRejected, RejectCode, ServerUnavailable, SourceUnavailable
 from medflow.ingest.landing import Landing, stated_uid
-from medflow.ingest.retrieval import Asked, Lacking, Listed
+from medflow.ingest.received import remove_received
+from medflow.ingest.retrieval import Asked, Lacking, Listed, fetch_studies
+from medflow.ingest.tally import Progress, Tally
+from medflow.store import Store
 
 ECHO_S = 30.0
 NOT_GIVEN_IN_A_ROW = 5  # instances of a series, asked for one by one, until the others are not
 LATE_S = 10.0  # how long nothing may come of what an archive says it has sent
 LOOK_S = 0.1
 BLOCK = 1 << 20
+
+
+def fetch_pacs(
+    store: Store,
+    settings: Settings,
+    source: PacsSource,
+    name: str,
+    *,
+    run_id: int | None = None,
+    progress: Progress | None = None,
+) -> Tally:
+    """Take into the store what a PACS has and the store lacks; errors as for `fetch_studies`."""
+    archive = Pacs(source, settings)
+    try:
+        tally = fetch_studies(store, settings, archive, source, name, run_id=run_id, progress=progress)
+    finally:
+        archive.close()
+    if archive.listened_in is not None:
+        remove_received(store, [archive.listened_in])
+    return tally
 
 
 class _Way(Protocol):
