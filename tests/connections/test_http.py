@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -80,15 +82,26 @@ def test_dicomweb_with_a_token(orthanc: Orthanc, tmp_path: Path) -> None:
 @BOTH
 def test_both_sides_of_tls_show_a_certificate(get: Get, orthanc: Orthanc, signed: Certificates) -> None:
     ours = {"ca": signed.ca, "cert": signed.client.cert, "key": signed.client.key}
+    strangers = {"ca": signed.ca, "cert": signed.stranger.cert, "key": signed.stranger.key}
     with protect(orthanc.url + "/system", tls=signed) as guarded:
         assert get(server_of(guarded.url, tls=ours)) == 200
-        with pytest.raises((httpx.TransportError, requests.RequestException)):
-            get(server_of(guarded.url, tls={"ca": signed.ca}))
-        theirs = {**ours, "cert": signed.stranger.cert, "key": signed.stranger.key}
-        with pytest.raises((httpx.TransportError, requests.RequestException)) as caught:
-            get(server_of(guarded.url, tls=theirs))
-        said = tls_problem(caught.value, server_of(guarded.url))
-        assert said is not None and "does not take our TLS certificate" in said.message
+        for theirs in ({"ca": signed.ca}, strangers):
+            with pytest.raises((httpx.TransportError, requests.RequestException)):
+                get(server_of(guarded.url, tls=theirs))
+
+
+@pytest.mark.parametrize("shown", ["no certificate", "a stranger's"])
+def test_a_server_that_does_not_take_our_certificate_is_quoted_on_it(signed: Certificates, shown: str) -> None:
+    stranger = {} if shown == "no certificate" else {"cert": signed.stranger.cert, "key": signed.stranger.key}
+    with protect("http://127.0.0.1:1", tls=signed) as guarded:
+        server = server_of(guarded.url, tls={"ca": signed.ca, **stranger})
+        address = urlsplit(server.url)
+        with socket.create_connection((address.hostname, address.port)) as plain, pytest.raises(OSError) as caught:
+            with http.tls_context(server.tls).wrap_socket(plain, server_hostname=address.hostname) as secured:
+                secured.recv(1)  # with a request under way, what the server says of us may be lost
+
+    said = tls_problem(caught.value, server)
+    assert said is not None and "does not take our TLS certificate" in said.message
 
 
 @BOTH
