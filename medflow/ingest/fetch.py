@@ -35,6 +35,10 @@ def fetch(
         It wants other credentials, or is no such server.
     """
     with _noted(store, name):
+        if isinstance(source, DicomWebSource):
+            from medflow.ingest.dicomweb import fetch_dicomweb  # with dicomweb-client
+
+            return fetch_dicomweb(store, settings, source, name, run_id=run_id, progress=progress)
         if isinstance(source, PacsSource):
             from medflow.ingest.pacs import fetch_pacs  # with pynetdicom
 

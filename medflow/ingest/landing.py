@@ -64,7 +64,7 @@ class Landing(Spool):
         self._files: deque[Landed] = deque()
         self._bytes = 0
         self._arrived: set[str] = set()
-        self._stopped = False
+        self._stopped = self._ended = False
         self._lock_file: int | None = None
 
     def prepare(self) -> None:
@@ -177,10 +177,16 @@ class Landing(Spool):
             return [self._files.popleft() for _ in range(min(most, len(self._files)))]
 
     def waiting(self, *, for_more_than: int = 0, timeout_s: float = 0.0) -> int:
-        """How many files lie there, as soon as there are more than asked for or the time is over."""
+        """How many files lie there, as soon as there are more than asked for, no more will come, or the time is over."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._files) > for_more_than, timeout=timeout_s)
+            self._changed.wait_for(lambda: self._ended or len(self._files) > for_more_than, timeout=timeout_s)
             return len(self._files)
+
+    def end(self) -> None:
+        """Say that no more will be put in."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
 
     def done(self, files: Sequence[Landed]) -> None:
         """Remove files that the store has, or has on record as rejects."""

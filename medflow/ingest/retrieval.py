@@ -18,7 +18,7 @@ from typing import Protocol
 
 from medflow.config import Settings
 from medflow.connections.endpoints import Wanted
-from medflow.errors import ConfigurationError, InputRejected, RejectCode, ServerUnavailable
+from medflow.errors import ConfigurationError, InputRejected, RejectCode, ServerUnavailable, SourceUnavailable
 from medflow.ingest.landing import Landed, Landing
 from medflow.ingest.offers import Offer
 from medflow.ingest.tally import Progress, Tally
@@ -167,6 +167,10 @@ def fetch_studies(
     landing.prepare()
     try:
         return _Fetch(store, settings, archive, wanted, name).run(landing, run_id, progress or (lambda _count: None))
+    except SourceUnavailable:
+        raise
+    except ServerUnavailable as error:
+        raise SourceUnavailable(error.message, retry_after_s=error.retry_after_s) from None
     finally:
         landing.stop()
         landing.close()
@@ -201,19 +205,17 @@ class _Fetch:
     def run(self, landing: Landing, run_id: int | None, progress: Progress) -> Tally:
         """Fetch to the end."""
         began_us, tally = now_us(), Tally()
+        self._take(landing.waiting(), landing, tally, run_id, progress)  # what a killed process had fetched
         with ThreadPoolExecutor(1, thread_name_prefix="medflow-fetch") as pool:
             try:
                 fetching = pool.submit(self._fetch, landing)
+                fetching.add_done_callback(lambda _fetching: landing.end())
                 finished = False
                 while not finished:
                     finished = fetching.done()  # asked first: then whatever it did is seen below
                     told = self._told_by_now()
                     waiting = landing.waiting(for_more_than=BATCH, timeout_s=0.0 if finished else TOGETHER_S)
-                    while waiting > 0:  # all that was there before those studies were told of
-                        files = landing.take(BATCH)
-                        self._ingest(files, tally, run_id, progress)
-                        landing.done(files)
-                        waiting -= len(files)
+                    self._take(waiting, landing, tally, run_id, progress)  # and so all files of those studies
                     self._account(told, landing, tally, run_id, progress)
             except BaseException:
                 landing.stop()
@@ -261,6 +263,8 @@ class _Fetch:
             listed, had = self._listed(uid)
             lacking, held = lacking_of(listed, self._store)
             had += held
+            if not listed and uid in self._wanted.studies and not had:
+                raise InputRejected(RejectCode.NOT_RETRIEVED, "the archive has no such study")
             requested = tuple(item for series in lacking for item in series.instances)
             if lacking:
                 self._archive.retrieve(uid, lacking, landing)
@@ -305,6 +309,13 @@ class _Fetch:
             while True:
                 told.append(self._told.get_nowait())
         return told
+
+    def _take(self, count: int, landing: Landing, tally: Tally, run_id: int | None, progress: Progress) -> None:
+        while count > 0:
+            files = landing.take(min(BATCH, count))
+            self._ingest(files, tally, run_id, progress)
+            landing.done(files)
+            count -= len(files)
 
     def _ingest(self, files: Sequence[Landed], tally: Tally, run_id: int | None, progress: Progress) -> None:
         from medflow.ingest.dicom import ingest_dicom  # with pydicom
