@@ -13,6 +13,7 @@ import httpx
 from medflow.connections.answers import OVERLOADED, check_status, send, tls_context, unanswered
 from medflow.connections.auth import httpx_auth
 from medflow.connections.endpoints import HttpServer
+from medflow.connections.pace import PacedClient
 
 if TYPE_CHECKING:
     from requests import Session
@@ -21,14 +22,15 @@ __all__ = ["OVERLOADED", "check_status", "client", "send", "session", "tls_conte
 
 
 def client(server: HttpServer, *, timeout_s: float, headers: Mapping[str, str] | None = None) -> httpx.Client:
-    """A client for one server; close it.
+    """A client for one server; close it. ``timeout_s`` bounds silence, and over it an answer must keep a least pace.
 
     Raises
     ------
     ConfigurationError
         A TLS file or a secret cannot be read.
     """
-    return httpx.Client(
+    return PacedClient(
+        window_s=timeout_s,
         headers=dict(headers or {}),
         auth=httpx_auth(server, timeout_s=timeout_s),
         verify=tls_context(server.tls),

@@ -1,0 +1,63 @@
+"""Answers that drip are given up; those that are slow to be taken are not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from medflow.connections import http
+from medflow.connections.endpoints import HttpServer
+from medflow.connections.pace import TooSlow, paced
+from medflow.errors import ServerUnavailable
+from tests.services.fault_proxy import dripping, http_proxy
+from tests.services.faulty_fhir import Reply, faulty_fhir
+
+
+def coming(count: int, size: int, every_s: float) -> Iterator[bytes]:
+    for _ in range(count):
+        time.sleep(every_s)
+        yield bytes(size)
+
+
+def test_chunks_that_come_too_slowly_are_given_up() -> None:
+    with pytest.raises(TooSlow):
+        list(paced(coming(1000, 10, 0.02), window_s=0.1))
+
+
+def test_chunks_that_come_fast_enough_all_come() -> None:
+    assert sum(map(len, paced(coming(20, 1024, 0.01), window_s=0.05))) == 20 * 1024
+
+
+def test_time_that_the_reader_takes_does_not_count() -> None:
+    for _ in paced(coming(3, 10, 0.0), window_s=0.05):
+        time.sleep(0.06)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_answer_that_drips_is_said_as_one_that_does_not_come(streamed: bool) -> None:
+    with faulty_fhir() as server, http_proxy(server.url) as (proxy, url):
+        server.metadata = Reply(body=b"{" + b" " * 5000 + b"}")
+        named = HttpServer(url=url)
+        started = time.monotonic()
+        with http.client(named, timeout_s=0.3) as client, proxy.failing(dripping(500)):
+            with pytest.raises(ServerUnavailable, match="did not answer in time"):
+                if streamed:
+                    read(client, named, f"{url}/metadata")
+                else:
+                    http.send(client, named, "GET", f"{url}/metadata")
+        assert time.monotonic() - started < 3
+        with http.client(named, timeout_s=0.3) as client:
+            assert len(http.send(client, named, "GET", f"{url}/metadata").content) == 5002
+
+
+def read(client, server: HttpServer, url: str) -> None:  # noqa: ANN001 - an httpx client
+    import httpx
+
+    try:
+        with client.stream("GET", url) as answer:
+            for _ in answer.iter_bytes():
+                pass
+    except httpx.HTTPError as error:
+        raise http.unanswered(error, server) from None
