@@ -7,7 +7,7 @@ UID and the bytes are the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
@@ -107,8 +107,8 @@ class Sender(Protocol):
         """
         ...
 
-    def send(self, files: Sequence[ResultFile]) -> Sequence[Outcome]:
-        """Send some objects once; an outcome for each, in any order. Nothing is repeated here.
+    def send(self, files: Sequence[ResultFile]) -> Iterable[Outcome]:
+        """Send some objects once; an outcome for each, in any order, as they are known. Nothing is repeated here.
 
         Raises
         ------
