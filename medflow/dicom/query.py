@@ -91,11 +91,15 @@ class Query:
     def instances(self, study_uid: str, series_uid: str) -> list[InstanceFound]:
         """The instances of a series; errors as for `series`."""
         asked = {"StudyInstanceUID": study_uid, "SeriesInstanceUID": series_uid, "SOPInstanceUID": ""}
+        try:
+            answers = self._ask("IMAGE", {**asked, "SOPClassUID": ""})
+        except InputRejected:  # for this key some archives look into the file, which one that they lost is not there
+            answers = self._ask("IMAGE", asked)
         return [
             InstanceFound(
                 sop_instance_uid=_named(answer, "SOPInstanceUID"), sop_class_uid=uid_of(answer, "SOPClassUID")
             )
-            for answer in self._ask("IMAGE", {**asked, "SOPClassUID": ""})
+            for answer in answers
         ]
 
     def close(self) -> None:

@@ -117,6 +117,12 @@ class Pacs:
                 fetching = _Fetching(study_uid=study_uid, lacking=one, way=way, came=came, landing=landing)
                 missing += fetching.run()
                 said = fetching.said or said
+        if missing and self._arrivals is not None and not self._arrivals.some:
+            raise SourceUnavailable(
+                f"{self._source.public} has moved nothing to {self._arrivals.move_to} yet ({said}): have this AE title "
+                "registered in the archive with the address of this host and the port that medflow receives at "
+                "(move_to, move_port), and that port be reachable from there"
+            )
         if missing:
             raise InputRejected(RejectCode.NOT_RETRIEVED, said)
 
@@ -210,6 +216,7 @@ class _Arrivals:
         self.ours = not _listening(here, source)
         if self.ours:
             self._receiver.start()
+        self.some = False  # whether anything has come
         self._seen: set[Path] = set()
         self._lying: dict[str, Path] = {}
 
@@ -249,7 +256,9 @@ class _Arrivals:
                         file.write(block)
             except FileNotFoundError:
                 pass  # ingested and removed meanwhile
-        return len(landing.arrived(wanted))
+        there = landing.arrived(wanted)
+        self.some = self.some or bool(there)
+        return len(there)
 
     def _look(self) -> None:
         for path in self.root.glob(f"*/*{SUFFIX}"):
