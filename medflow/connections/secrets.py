@@ -4,19 +4,23 @@
     file:/a/path   a file, as Docker, Kubernetes and systemd mount them; white space at its end is no part of it
     prefect:NAME   a Prefect Secret block
 
-Anything else is the secret itself.
+Anything else is the secret itself. Other schemes are entry points of the group ``medflow.secrets``: a function that
+is called with what stands after the colon. Prefect's is one, so that Prefect loads only where a block is asked for.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from pydantic import SecretStr
 
-from medflow.errors import ConfigurationError
+from medflow.errors import ConfigurationError, MedflowError, PluginBroken
 
+GROUP = "medflow.secrets"
 Lookup = Callable[[str], str]
 
 
@@ -35,12 +39,18 @@ def _file(name: str) -> str:
         raise ConfigurationError(f"the file {name}, which is to hold a secret, cannot be read: {reason}") from None
 
 
-_lookups: dict[str, Lookup] = {"env": _environment, "file": _file}
+_OURS: dict[str, Lookup] = {"env": _environment, "file": _file}
 
 
-def register(scheme: str, lookup: Lookup) -> None:
-    """Have references ``scheme:NAME`` resolved by ``lookup(NAME)``, which raises ConfigurationError."""
-    _lookups[scheme] = lookup
+@cache
+def _installed() -> dict[str, EntryPoint]:
+    return {found.name: found for found in entry_points(group=GROUP)}
+
+
+def is_reference(written: str) -> bool:
+    """Whether this says where a secret lies, and so is none itself."""
+    scheme, colon, name = written.partition(":")
+    return bool(colon and name) and (scheme in _OURS or scheme in _installed())
 
 
 def reveal(secret: SecretStr) -> str:
@@ -50,14 +60,35 @@ def reveal(secret: SecretStr) -> str:
     ------
     ConfigurationError
         What it refers to is not there, or is empty; the message names the reference.
+    ServerUnavailable
+        What keeps it does not answer.
     """
     written = secret.get_secret_value()
-    scheme, found, name = written.partition(":")
-    if not found or scheme not in (*_lookups, "prefect"):
+    if not is_reference(written):
         return written
-    if scheme not in _lookups:
-        raise ConfigurationError(f"the secret {written} can be read by flows only: Prefect keeps it")
-    value = _lookups[scheme](name)
+    scheme, _, name = written.partition(":")
+    value = (_OURS.get(scheme) or _loaded(scheme))(name)
     if not value:
         raise ConfigurationError(f"the secret that {written} refers to is empty")
     return value
+
+
+@cache
+def _loaded(scheme: str) -> Lookup:
+    entry = _installed()[scheme]
+    try:
+        lookup = entry.load()
+    except Exception as error:  # noqa: BLE001 - whatever a plugin's import raises
+        raise PluginBroken(
+            f"secrets written {scheme}:NAME cannot be read: {entry.value} does not import ({type(error).__name__})"
+        ) from error
+
+    def checked(name: str) -> str:
+        try:
+            return lookup(name)
+        except MedflowError:
+            raise
+        except Exception as error:  # noqa: BLE001 - its words may quote the secret
+            raise ConfigurationError(f"the secret {scheme}:{name} cannot be read ({type(error).__name__})") from None
+
+    return checked
