@@ -6,6 +6,7 @@ Apart from it because requests is imported here only.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -15,11 +16,13 @@ from requests.auth import AuthBase, HTTPBasicAuth
 
 from medflow.connections.auth import ended, given_token
 from medflow.connections.endpoints import Basic, Bearer, HttpServer
+from medflow.connections.pace import TooSlow, paced
 from medflow.connections.secrets import reveal
 from medflow.connections.tokens import Tokens, of
 from medflow.errors import ConfigurationError
 
 CONNECTIONS = 16  # to one server, kept open
+BLOCK = 128 << 10  # bytes read at once, at most
 
 
 def session(server: HttpServer, context: ssl.SSLContext, *, timeout_s: float) -> requests.Session:
@@ -65,7 +68,18 @@ class _Adapter(HTTPAdapter):
     def send(self, request: requests.PreparedRequest, *args: Any, **named: Any) -> requests.Response:
         if named.get("timeout") is None:
             named["timeout"] = self._timeout_s
-        return super().send(request, *args, **named)
+        response = super().send(request, *args, **named)
+        response.raw.stream = partial(_paced, response.raw, self._timeout_s)
+        return response
+
+
+def _paced(raw: Any, window_s: float, amt: int = BLOCK, decode_content: bool | None = None) -> Iterator[bytes]:
+    """A response's body as requests asks for it, but handed on as it comes: urllib3 would wait for whole blocks."""
+    size = min(amt, BLOCK)
+    try:
+        yield from paced(iter(partial(raw.read1, size, decode_content=decode_content), b""), window_s)
+    except TooSlow:
+        raise requests.ReadTimeout("the answer drips") from None
 
 
 def _auth(server: HttpServer, timeout_s: float) -> AuthBase:

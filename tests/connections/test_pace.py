@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import requests
 
 from medflow.connections import http
 from medflow.connections.endpoints import HttpServer
 from medflow.connections.pace import TooSlow, paced
 from medflow.errors import ServerUnavailable
-from tests.services.fault_proxy import dripping, http_proxy
+from tests.services.fault_proxy import cut, dripping, http_proxy
 from tests.services.faulty_fhir import Reply, faulty_fhir
 
 
@@ -50,6 +51,22 @@ def test_an_answer_that_drips_is_said_as_one_that_does_not_come(streamed: bool) 
         assert time.monotonic() - started < 3
         with http.client(named, timeout_s=0.3) as client:
             assert len(http.send(client, named, "GET", f"{url}/metadata").content) == 5002
+
+
+def test_an_answer_to_a_session_of_requests_that_drips_is_a_timeout_and_one_that_does_not_is_whole() -> None:
+    with faulty_fhir() as server, http_proxy(server.url) as (proxy, url):
+        body = b"{" + b" " * 500_000 + b"}"
+        server.metadata = Reply(body=body)
+        with http.session(HttpServer(url=url), timeout_s=0.3) as session:
+            started = time.monotonic()
+            with proxy.failing(dripping(500)), pytest.raises(requests.Timeout):
+                session.get(f"{url}/metadata")
+            assert time.monotonic() - started < 3
+            assert session.get(f"{url}/metadata").content == body
+            with session.get(f"{url}/metadata", stream=True) as answer:
+                assert b"".join(answer.iter_content(1 << 20)) == body
+            with proxy.failing(cut()), pytest.raises(requests.exceptions.ChunkedEncodingError):
+                session.get(f"{url}/metadata")
 
 
 def read(client, server: HttpServer, url: str) -> None:  # noqa: ANN001 - an httpx client
