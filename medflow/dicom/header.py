@@ -7,6 +7,7 @@ never holds more than the wanted values. Their conversion is pydicom's.
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -33,6 +34,7 @@ COMMON = {b"CS", b"DA", b"DS", b"IS", b"LO", b"LT", b"SH", b"SL", b"SS", b"ST", 
 VALUE_BYTES = 1 << 20  # a longer value of a wanted element is passed over
 DEPTH = 100  # of sequences within sequences
 PREAMBLE = 132
+COMPARED = 1 << 20  # bytes at once
 INFLATED = 2 << 30  # bytes that a deflated data set may grow to
 
 
@@ -64,6 +66,42 @@ def read_header(file: BinaryIO, size: int, wanted: frozenset[int]) -> Header:
     InputRejected
         NOT_DICOM, TRUNCATED or TOO_LARGE (a deflated data set that grows without end).
     """
+    header, start = _meta(file, size)
+    if header.transfer_syntax == DeflatedExplicitVRLittleEndian:
+        file, size, start = _inflated(file, start)
+    header.order, header.implicit = _encoding(file, start, header)
+    walk = _Walk(file=file, size=size, wanted=wanted | {CHARACTER_SET}, order=header.order, implicit=header.implicit)
+    walk.walk(start)
+    header.pixel_bytes, header.fragments, header.open_ended = walk.pixel_bytes, walk.fragments, walk.open_ended
+    header.dataset = _dataset(walk.values, header)
+    return header
+
+
+def same_data_set(one: BinaryIO, other: BinaryIO) -> bool:
+    """Whether two files hold the same data set, byte for byte, whatever their preambles and file meta groups say.
+
+    Both are open from their start, and seekable. Files that are no DICOM are the same as no other.
+    """
+    begun: list[tuple[str | None, int]] = []
+    for file in (one, other):
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        try:
+            header, start = _meta(file, size)
+        except InputRejected:
+            return False
+        begun.append((header.transfer_syntax, size - start))
+        file.seek(start)
+    if begun[0] != begun[1]:
+        return False
+    while block := one.read(COMPARED):
+        if block != other.read(len(block)):
+            return False
+    return True
+
+
+def _meta(file: BinaryIO, size: int) -> tuple[Header, int]:
+    """What the file meta group says (PS3.10 7.1), and where the data set starts."""
     head = file.read(PREAMBLE)
     header = Header(marked=head[128:] == b"DICM")
     if not header.marked and not _looks_bare(head):
@@ -77,14 +115,7 @@ def read_header(file: BinaryIO, size: int, wanted: frozenset[int]) -> Header:
     header.has_meta = meta.count > 0
     header.transfer_syntax = _uid(meta.values.get(TRANSFER_SYNTAX))
     header.sop_class = _uid(meta.values.get(META_SOP_CLASS))
-    if header.transfer_syntax == DeflatedExplicitVRLittleEndian:
-        file, size, start = _inflated(file, start)
-    header.order, header.implicit = _encoding(file, start, header)
-    walk = _Walk(file=file, size=size, wanted=wanted | {CHARACTER_SET}, order=header.order, implicit=header.implicit)
-    walk.walk(start)
-    header.pixel_bytes, header.fragments, header.open_ended = walk.pixel_bytes, walk.fragments, walk.open_ended
-    header.dataset = _dataset(walk.values, header)
-    return header
+    return header, start
 
 
 FOREIGN = (

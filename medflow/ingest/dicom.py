@@ -1,7 +1,8 @@
 """DICOM files into the store: bytes as received, headers read beside each other, SQL in bulk, each one accounted for.
 
-A chunk of some hundred files goes through four steps: hash, drop what is stored already, read the header and put the
-bytes into the object store, one transaction. Threads do: hashing, files and flushing to disk release the interpreter.
+A chunk of some hundred files goes through four steps: hash and drop what is stored already; read the header and drop
+what is stored with another file meta group; put the bytes into the object store; one transaction. Threads do: hashing,
+files and flushing to disk release the interpreter.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from functools import partial
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 from medflow.config import Settings
 from medflow.dicom.directory import read_directory
 from medflow.dicom.read import Reading, read_object
 from medflow.errors import InputRejected, RejectCode
 from medflow.ingest.offers import Offer, offers
+from medflow.ingest.same import OTHER_HEADER, Stored
 from medflow.ingest.tally import Progress, Refused, Tally
 from medflow.store import Store
 from medflow.store.imaging import known_objects, lock_imaging, relocate_objects, store_objects
@@ -127,6 +130,10 @@ class _Input:
         except InputRejected as error:
             return Refused.of(offer.origin, error)
 
+    def opened(self) -> BinaryIO:
+        """Its bytes as an open file; raises InputRejected."""
+        return BytesIO(self.data) if self.data is not None else _opened(self.path or Path())
+
     def blocks(self) -> Iterable[bytes]:
         """Its bytes; raises InputRejected (VANISHED) at the end if they are no longer those that were hashed."""
         return [self.data] if self.data is not None else self._same(_blocks(self.path or Path()))
@@ -147,7 +154,7 @@ class _Input:
     def read(self, settings: Settings, *, in_place: bool) -> Reading:
         """Its header; raises InputRejected."""
         path = self.lasting_path() if in_place else None
-        with BytesIO(self.data) if self.data is not None else _opened(self.path or Path()) as file:
+        with self.opened() as file:
             return read_object(file, size=self.size, digest=self.digest, settings=settings, path=path)
 
 
@@ -170,6 +177,28 @@ def _opened(path: Path):  # noqa: ANN202 - a buffered reader
 
 
 Taken = tuple[_Input, Reading]
+
+
+def uid_of(reading: Reading) -> str:
+    """The SOP Instance UID of what was read."""
+    return reading.object.instance.sop_instance_uid
+
+
+def _is_copy(pair: Taken, stored: Stored) -> bool:
+    item, reading = pair
+    if uid_of(reading) not in stored:
+        return False
+    try:
+        with item.opened() as file:
+            return stored.has(uid_of(reading), file)
+    except (InputRejected, OSError):
+        return False  # gone by now: whoever reads it next says so
+
+
+def _count_copies(count: int, tally: Tally) -> None:
+    if count:
+        tally.unchanged += count
+        tally.notes[OTHER_HEADER] += count
 
 
 @dataclass(kw_only=True, slots=True)
@@ -195,12 +224,8 @@ class _Chunk:
                 inputs.append(item)
         known = self._known(inputs)
         tally.unchanged = sum(item.digest in known for item in inputs)
-        taken: list[Taken] = []
-        for item in self._each(self._take, [item for item in inputs if item.digest not in known]):
-            if isinstance(item, Reject):
-                refused.append(item)
-            else:
-                taken.append(item)
+        read = self._sorted(self._each(self._read, [item for item in inputs if item.digest not in known]), refused)
+        taken = self._sorted(self._each(self._keep, self._without_copies(read, tally)), refused)
         self._write(taken, refused, tally)
         tally.rejected = len(refused)
         tally.reasons.update(item.code for item in refused)
@@ -237,13 +262,41 @@ class _Chunk:
             return None  # the stored object stays as it was; this copy of it is no longer there
         return (item.digest, None) if where is not None else None
 
-    def _take(self, item: _Input) -> Taken | Reject:
-        """Read the header and keep the bytes."""
+    def _sorted(self, items: Iterable[Taken | Reject], refused: list[Reject]) -> list[Taken]:
+        """Those that were taken; the others are added to ``refused``."""
+        taken: list[Taken] = []
+        for item in items:
+            if isinstance(item, Reject):
+                refused.append(item)
+            else:
+                taken.append(item)
+        return taken
+
+    def _read(self, item: _Input) -> Taken | Reject:
+        """Read the header."""
         try:
-            reading = item.read(self.settings, in_place=self.in_place)
+            return item, item.read(self.settings, in_place=self.in_place)
+        except InputRejected as error:
+            return self._refusal(item, error)
+
+    def _without_copies(self, taken: Sequence[Taken], tally: Tally) -> list[Taken]:
+        """Without those that are stored already, but for what their file meta groups say; which are counted."""
+        with self.store.reading() as connection:
+            stored = Stored(self.store, connection, (uid_of(reading) for _, reading in taken))
+        left: list[Taken] = []
+        for pair, copied in zip(taken, self._each(lambda pair: _is_copy(pair, stored), taken), strict=True):
+            if not copied:
+                left.append(pair)
+        _count_copies(len(taken) - len(left), tally)
+        return left
+
+    def _keep(self, pair: Taken) -> Taken | Reject:
+        """Put the bytes into the object store, unless the file stays where it is."""
+        item, reading = pair
+        try:
             if reading.object.instance.path is None:
                 self.store.objects.put_chunks(item.blocks(), item.digest)
-            return item, reading
+            return pair
         except InputRejected as error:
             return self._refusal(item, error)
 
@@ -288,8 +341,15 @@ class _Chunk:
                 else:
                     accepted.append((pair, patient))
             outcomes = store_objects(connection, [(reading.object, patient) for (_, reading), patient in accepted])
+            clashing = [
+                pair for (pair, _), one in zip(accepted, outcomes, strict=True) if isinstance(one, InputRejected)
+            ]
+            uids = [uid_of(reading) for _, reading in clashing]
+            stored = Stored(self.store, connection, uids)  # of this chunk too, and what others wrote meanwhile
             for ((item, reading), _), outcome in zip(accepted, outcomes, strict=True):
-                if isinstance(outcome, InputRejected):
+                if isinstance(outcome, InputRejected) and _is_copy((item, reading), stored):
+                    _count_copies(1, tally)
+                elif isinstance(outcome, InputRejected):
                     refused.append(self._refusal(item, outcome))
                 elif outcome == "stored":
                     tally.stored += 1

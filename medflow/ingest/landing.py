@@ -177,7 +177,7 @@ class Landing(Spool):
             return [self._files.popleft() for _ in range(min(most, len(self._files)))]
 
     def waiting(self, *, for_more_than: int = 0, timeout_s: float = 0.0) -> int:
-        """How many files lie there, as soon as there are more than asked for, no more will come, or the time is over."""
+        """How many files lie there, once there are more than asked for, no more will come, or the time is over."""
         with self._changed:
             self._changed.wait_for(lambda: self._ended or len(self._files) > for_more_than, timeout=timeout_s)
             return len(self._files)

@@ -16,6 +16,7 @@ __all__ = [
     "held_instances",
     "known_objects",
     "lock_imaging",
+    "objects_of",
     "relocate_objects",
     "series_instances",
     "store_objects",
@@ -33,6 +34,13 @@ def known_objects(connection: Connection, digests: Iterable[str]) -> dict[str, s
 def held_instances(connection: Connection, sop_instance_uids: Iterable[str]) -> set[str]:
     """Which of these SOP Instance UIDs are stored."""
     return {row.uid for row in rows_among(connection, select(InstanceRow.uid), InstanceRow.uid, sop_instance_uids)}
+
+
+def objects_of(connection: Connection, sop_instance_uids: Iterable[str]) -> dict[str, tuple[str, str | None]]:
+    """SHA-256 of the instances stored under these UIDs, and the path where one was taken in place."""
+    query = select(InstanceRow.uid, InstanceRow.sha256, InstanceRow.path)
+    rows = rows_among(connection, query, InstanceRow.uid, sop_instance_uids)
+    return {row.uid: (row.sha256, row.path) for row in rows}
 
 
 def counts_by_series(connection: Connection, series_uids: Iterable[str]) -> dict[str, int]:
