@@ -20,6 +20,7 @@ import pytest
 
 from medflow import delivery
 from medflow.config import Settings, load_settings, parsed_target
+from medflow.connections.circuit import CircuitRule
 from medflow.delivery import run, server
 from medflow.delivery.server import MAX_ENTRIES, Patience
 from medflow.errors import ConfigurationError, ServerUnavailable
@@ -36,6 +37,9 @@ HASTE = Patience(attempts=3, first_wait_s=0.01, longest_wait_s=0.05)
 def _haste(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "PATIENCE", HASTE)
     monkeypatch.setattr(server, "AT_START", HASTE)
+    monkeypatch.setattr(
+        server, "CIRCUIT", CircuitRule(open_after=3, longest_wait_s=0.05, first_wait_s=0.02, patience_s=0.4)
+    )
 
 
 @pytest.fixture
@@ -438,8 +442,9 @@ def test_a_passing_fault_costs_nothing(reply: Reply, local: Store, tmp_path: Pat
 
 
 def test_when_the_server_is_gone_the_run_stops_and_the_next_goes_on(
-    local: Store, settings: Settings, faulty: FaultyServer
+    local: Store, settings: Settings, faulty: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(server, "MAX_ENTRIES", 6)
     taken = iter(range(1_000_000))
     faulty.always = lambda _urls: Reply(status=503) if next(taken) > 5 else None
     queue(local, cohort(*range(100)))
@@ -463,7 +468,7 @@ def test_a_server_that_is_not_there_is_said_so_before_anything_is_tried(local: S
         deliver(local, settings, url)
 
     with local.reading() as connection:
-        assert outbox.counts(connection)[url] == {"pending": 5, "delivered": 0, "failed": 0, "dead": 0}
+        assert outbox.counts(connection)[url] == dict.fromkeys(outbox.STATES, 0) | {"pending": 5}
 
 
 def test_a_wrong_address_is_a_configuration_error(local: Store, settings: Settings, fhir_server: str) -> None:
@@ -474,14 +479,12 @@ def test_a_wrong_address_is_a_configuration_error(local: Store, settings: Settin
 def test_the_catalog_goes_first_and_no_patient_twice_at_once(
     local: Store, settings: Settings, faulty: FaultyServer
 ) -> None:
-    lock, busy, seen = threading.Lock(), set(), []
+    lock, seen = threading.Lock(), []
     patients = {f"{item.type}/{item.id}": item.envelope for item in cohort(*range(20))}
 
     def watch(urls: list[str]) -> None:
-        who = patients[urls[0]]
         with lock:
-            assert who not in busy and {patients[url] for url in urls} == {who}
-            seen.append(who)
+            seen.append({patients[url] for url in urls})
 
     faulty.always = watch
     queue(local, cohort(*range(20)))
@@ -489,7 +492,9 @@ def test_the_catalog_goes_first_and_no_patient_twice_at_once(
     tally = deliver(local, settings, faulty.url)
 
     assert tally.delivered == 62
-    assert seen[0] == "catalog" and len(seen) == len(set(seen)) == 21
+    assert seen[0] == {"catalog"}
+    assert sum(map(len, seen)) == len(set().union(*seen)) == 21  # each patient in one transaction
+    assert len(seen) < 21  # several patients in one
 
 
 def test_a_patient_with_much_goes_in_several_transactions(
@@ -501,7 +506,8 @@ def test_a_patient_with_much_goes_in_several_transactions(
     tally = deliver(local, settings, faulty.url)
 
     assert tally.delivered == 120
-    assert [len(urls) for urls in faulty.transactions] == [MAX_ENTRIES] * 3
+    assert max(len(urls) for urls in faulty.transactions) <= MAX_ENTRIES
+    assert len(faulty.transactions) == 2
 
 
 def test_the_token_goes_to_the_server_and_nowhere_else(

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from medflow.config import Settings
-from medflow.connections.endpoints import AnyTarget, FhirTarget, FolderTarget
+from medflow.connections.endpoints import AnyTarget, FhirTarget, FolderTarget, PacsTarget
 from medflow.delivery.folder import Folder
 from medflow.delivery.server import Server
 from medflow.delivery.target import Sent, Target
+from medflow.delivery.writing import Lookup
 from medflow.errors import ConfigurationError, ServerUnavailable
 from medflow.store import Store, connections, outbox
 from medflow.store.jobs import process_owner
@@ -29,15 +30,18 @@ PAGE = 2000  # resources held in memory, and committed to a folder at once
 class DeliveryTally:
     """Counts of one delivery, in resources and DICOM objects.
 
-    ``pending`` were to be sent when it began. ``failed`` are sent again by a later run, ``dead`` are not.
-    ``errors`` counts both by the server's status, issue codes and element paths.
+    ``pending`` were to be sent when it began. ``failed`` are sent again by a later run, ``dead`` are not; ``errors``
+    counts both by the server's status, issue codes and element paths. ``withheld`` are of types that the server has no
+    place for, which ``lacking`` counts.
     """
 
     pending: int = 0
     delivered: int = 0
     failed: int = 0
     dead: int = 0
+    withheld: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+    lacking: Counter[str] = field(default_factory=Counter)
 
     def as_json(self) -> dict[str, object]:
         """The counts as ``medflow deliver --json`` prints them."""
@@ -47,6 +51,7 @@ class DeliveryTally:
             "failed": self.failed,
             "dead": self.dead,
             "errors": dict(sorted(self.errors.items())),
+            **({"withheld": self.withheld, "lacking": dict(sorted(self.lacking.items()))} if self.withheld else {}),
         }
 
 
@@ -87,8 +92,23 @@ def _opened(store: Store, settings: Settings, target: AnyTarget) -> Target:
     if isinstance(target, FolderTarget):
         return Folder(Path(target.public), store.objects)
     if isinstance(target, FhirTarget):
-        return Server(settings, target)
+        return Server(settings, target, _names(store, target.public))
+    if isinstance(target, PacsTarget):
+        from medflow.delivery.archive import Archive
+        from medflow.delivery.cstore import CStore  # with pynetdicom
+
+        return Archive(store.objects, CStore(target, settings))
     raise ConfigurationError(f"nothing here can send to a target of kind {target.kind}")
+
+
+def _names(store: Store, name: str) -> Lookup:
+    """What a target calls resources of the outbox."""
+
+    def lookup(names: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], outbox.Known]:
+        with store.reading() as connection:
+            return outbox.known_resources(connection, name, names)
+
+    return lookup
 
 
 @contextmanager
@@ -123,6 +143,8 @@ class _Run:
                     self._record(sent)
         if self.tally.errors:
             log.warning("%d results were not taken: %s", self.tally.errors.total(), dict(self.tally.errors))
+        if self.tally.lacking:
+            log.warning("%d results were withheld: %s", self.tally.withheld, dict(self.tally.lacking))
 
     def _load(self, page: Sequence[Sequence[int]]) -> list[list[PendingResource]]:
         with self._store.reading() as connection:
@@ -137,6 +159,7 @@ class _Run:
                 resource=refusal.resource,
                 error=f"{refusal.reason}: {refusal.detail}" if refusal.detail else refusal.reason,
                 not_before_us=now + int(refusal.wait_s * 1e6),
+                withheld=refusal.withheld,
             )
             for refusal in sent.refused
         ]
@@ -145,10 +168,15 @@ class _Run:
             outbox.renew_target(connection, self.name, self.owner, seconds=seconds, committed=sent.committed)
             outbox.record_delivered(connection, self.name, sent.delivered)
             dead = outbox.record_failed(connection, self.name, failures, max_attempts=self._settings.max_attempts)
+            if sent.trouble:  # on record while it lasts, and not only when the run gives up
+                connections.note_failed(connection, connections.TARGET, self.name, sent.trouble)
+        withheld = [refusal.reason for refusal in sent.refused if refusal.withheld]
         self.tally.delivered += len(sent.delivered)
-        self.tally.failed += len(failures) - dead
+        self.tally.failed += len(failures) - dead - len(withheld)
         self.tally.dead += dead
-        self.tally.errors.update(refusal.reason for refusal in sent.refused)
+        self.tally.withheld += len(withheld)
+        self.tally.lacking.update(withheld)
+        self.tally.errors.update(refusal.reason for refusal in sent.refused if not refusal.withheld)
         self._progress(len(sent.delivered) + len(failures))
 
 

@@ -1,165 +1,262 @@
-"""A FHIR server as a target: one transaction per patient, several patients at once, every answer looked at.
+"""A FHIR server as a target: results of several patients in one request, and every answer looked at.
 
-What a server is too busy for is sent again, and only that; what it refuses is put aside with its reason, and the rest
-goes on. When it stops answering altogether, so does the run.
+A patient's results go in one transaction, and never in two at once. What a server is too busy for is sent again, and
+only that; what it refuses is put aside with its reason, and the rest goes on. A request that is refused as a whole is
+divided until it is known what is to blame: a patient, a job, or its size. When the server stops answering altogether,
+so does the run.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from itertools import groupby, islice
 
 import stamina
 
 from medflow.config import Settings
+from medflow.connections.circuit import Circuit, CircuitRule
 from medflow.connections.endpoints import Bearer, FhirTarget
 from medflow.connections.patience import Patience, tries
+from medflow.delivery.exchange import Exchange, Refused
 from medflow.delivery.target import Refusal, Sent
-from medflow.errors import DeliveryRefused, ServerUnavailable, TargetUnavailable
-from medflow.fhir.client import Answer, FhirClient, Put
+from medflow.delivery.writing import Lookup
+from medflow.errors import ConfigurationError, ServerUnavailable, TargetUnavailable
+from medflow.fhir.capability import Capabilities
+from medflow.fhir.client import Answer, FhirClient
 from medflow.store.outbox import PendingResource
 
-IN_FLIGHT = 4  # transactions at once, each of another patient
-MAX_ENTRIES = 40  # of one transaction: some servers refuse more than 50 updates
+log = logging.getLogger(__name__)
+IN_FLIGHT = 4  # requests at once, each of other patients
+MAX_ENTRIES = 100  # of one request, to begin with: a server that takes fewer is learned to
+WHOLE = 8  # entries of one job that are not divided but for their size: no server is known to take fewer
 HEARTBEAT_S = 5.0  # at least this often a part is told of, if an empty one: the caller's lease lives from it
-TELL = 200  # resources that are worth a commit
-GIVE_UP_AFTER = 3  # transactions in a row that found no server
+TELL = 400  # resources that are worth a commit
 REFUSED_WAIT_S = 60.0  # before what was refused is sent again: its patient may be there by then; four times each time
-
+NEEDED = "Observation"  # a server without a place for these cannot be delivered to
 
 PATIENCE = Patience()
 AT_START = Patience(attempts=3)
+CIRCUIT = CircuitRule()
 
 
 class Server:
-    """A FHIR R4 server."""
+    """A FHIR R4 server. ``lookup`` tells what the server calls resources that are in the outbox."""
 
-    def __init__(self, settings: Settings, target: FhirTarget) -> None:
+    def __init__(self, settings: Settings, target: FhirTarget, lookup: Lookup = lambda _names: {}) -> None:
         if target.auth is None and settings.fhir_token is not None:
             target = target.model_copy(update={"auth": Bearer(type="bearer", token=settings.fhir_token)})
         self._client = FhirClient(target, timeout_s=settings.http_timeout_s)
+        self._lookup = lookup
+        self._can = Capabilities()
+        self._exchange = Exchange(self._client, self._can, lookup)
+        self._circuit = Circuit(CIRCUIT)
         self._stopping = threading.Event()
-        self._resume_at = 0.0  # monotonic; until then the server has asked to be left alone
-        self._silent = 0  # transactions in a row without any answer
+        self._most = MAX_ENTRIES  # entries that this server takes in one request, as far as is known
 
     def open(self, committed: Mapping[str, int]) -> None:
-        """See that a FHIR R4 server is there."""
+        """See that a FHIR R4 server is there, and what it can do."""
         for attempt in self._tries(AT_START):
             with attempt:
-                self._client.check()
+                self._can = self._client.check()
+        if self._can.manner(NEEDED) is None:
+            raise ConfigurationError(
+                f"{self._client.base_url} cannot be sent results: {self._can.lacks(NEEDED)}; have it configured to "
+                "take one of these, or deliver elsewhere"
+            )
+        self._exchange = Exchange(self._client, self._can, self._lookup)
 
     def close(self) -> None:
         """Close connections."""
         self._client.close()
 
     def send(self, envelopes: Sequence[Sequence[PendingResource]]) -> Iterator[Sent]:
-        """Send each envelope in transactions of its own, the catalog before all others."""
-        catalog = [envelope for envelope in envelopes if envelope[0].envelope == "catalog"]
-        others = [envelope for envelope in envelopes if envelope[0].envelope != "catalog"]
+        """Send the envelopes, the catalog before all others; what the server has no place for is withheld."""
+        everything = [item for envelope in envelopes for item in envelope]
+        if withheld := [item for item in everything if self._can.manner(item.type) is None]:
+            yield Sent(refused=[self._withheld(item) for item in withheld])
+        self._exchange.writer.prepare(everything)
+        lacking = {item.outbox_id for item in withheld}
+        left = [[item for item in envelope if item.outbox_id not in lacking] for envelope in envelopes]
+        catalog = [envelope for envelope in left if envelope and envelope[0].envelope == "catalog"]
+        others = [envelope for envelope in left if envelope and envelope[0].envelope != "catalog"]
         for wave in (catalog, others):
             with ThreadPoolExecutor(max_workers=IN_FLIGHT, thread_name_prefix="deliver") as pool:
                 try:
-                    yield from self._sent(pool, iter(wave))
+                    yield from self._sent(pool, wave)
                 except BaseException:
-                    self._stopping.set()
+                    self._stop()
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
 
-    def _sent(self, pool: ThreadPoolExecutor, envelopes: Iterator[Sequence[PendingResource]]) -> Iterator[Sent]:
+    def _sent(self, pool: ThreadPoolExecutor, envelopes: Sequence[Sequence[PendingResource]]) -> Iterator[Sent]:
         """What became of the envelopes, in parts large enough to be worth a commit, or at every heartbeat."""
         part, told = Sent(), time.monotonic()
-        running: set[Future[Sent]] = set()
+        groups = self._groups(envelopes)
+        running: set[Future[dict[int, Answer]]] = set()
+        sending: dict[Future[dict[int, Answer]], list[PendingResource]] = {}
         while True:
             if not self._stopping.is_set():  # as many again as run now wait, so that no thread does
-                more = islice(envelopes, 2 * IN_FLIGHT - len(running))
-                running |= {pool.submit(self._send_envelope, envelope) for envelope in more}
+                for group in islice(groups, 2 * IN_FLIGHT - len(running)):
+                    future = pool.submit(self._settle, group)
+                    sending[future] = [item for envelope in group for item in envelope]
+                    running.add(future)
             if not running:
                 break
             done, running = wait(running, timeout=HEARTBEAT_S, return_when=FIRST_COMPLETED)
             for future in done:
-                part = part.joined(future.result())
+                part = part.joined(self._told(sending.pop(future), future.result()))
             if len(part) >= TELL or time.monotonic() - told >= HEARTBEAT_S:
-                yield part
+                yield replace(part, trouble=self._circuit.trouble)
                 part, told = Sent(), time.monotonic()
         yield part
         if self._stopping.is_set():
+            why = f" ({self._circuit.trouble})" if self._circuit.trouble else ""
             raise TargetUnavailable(
-                f"{self._client.base_url} stopped answering: what it has is noted; run the same command again later"
+                f"{self._client.base_url} stopped answering{why}: what it has is noted; "
+                "run the same command again later"
             )
 
-    def _send_envelope(self, resources: Sequence[PendingResource]) -> Sent:
+    def _groups(self, envelopes: Sequence[Sequence[PendingResource]]) -> Iterator[list[Sequence[PendingResource]]]:
+        """Whole envelopes that go in one request; enough of them that every thread has one."""
+        total = sum(map(len, envelopes))
+        at, count = 0, len(envelopes)
+        while at < count:
+            wanted = max(1, min(self._most, -(-total // IN_FLIGHT)))
+            group, size = [envelopes[at]], len(envelopes[at])
+            at += 1
+            while at < count and size + len(envelopes[at]) <= wanted:
+                group.append(envelopes[at])
+                size += len(envelopes[at])
+                at += 1
+            yield group
+
+    def _told(self, resources: Sequence[PendingResource], answers: Mapping[int, Answer]) -> Sent:
         delivered: list[PendingResource] = []
         refused: list[Refusal] = []
-        for part in _transactions(resources):
-            for resource, answer in self._send_part(part):
-                if answer.taken:
-                    delivered.append(resource)
-                else:
-                    refused.append(_refusal(resource, answer))
+        for item in resources:
+            answer = answers[item.outbox_id]
+            if answer.taken:
+                delivered.append(replace(item, server_id=self._exchange.writer.server_id(item), etag=answer.etag))
+            else:
+                refused.append(_refusal(item, answer))
         return Sent(delivered=delivered, refused=refused)
 
-    def _send_part(self, part: Sequence[PendingResource]) -> list[tuple[PendingResource, Answer]]:
-        """One transaction, repeated for the entries that the server is busy for. An answer for every resource."""
+    # --- one group of envelopes --------------------------------------------------------------------------------
+
+    def _settle(self, envelopes: Sequence[Sequence[PendingResource]]) -> dict[int, Answer]:
+        """An answer for every resource of these envelopes, whatever it takes."""
         answers: dict[int, Answer] = {}
-        left = list(part)
+        self._send_group(envelopes, answers)
+        return answers
+
+    def _send_group(self, envelopes: Sequence[Sequence[PendingResource]], answers: dict[int, Answer]) -> bool:
+        """Send envelopes together, or divided where that does not do; returns whether no part of it was refused."""
+        items = [item for envelope in envelopes for item in envelope]
+        if len(items) > self._most and (halves := _halves(envelopes, self._most)):
+            return all([self._send_group(half, answers) for half in halves])
+        try:
+            left = self._send_together(items, answers)
+        except Refused as error:
+            return self._divide(envelopes, items, error.answer, answers)
+        silent = _only(envelopes, left)
+        if len(silent) > 1 and not self._stopping.is_set():  # one of them may be more than the server can bear
+            for item in left:
+                del answers[item.outbox_id]
+            return all([self._send_group(half, answers) for half in _halves(silent, 0)])
+        return True
+
+    def _divide(
+        self,
+        envelopes: Sequence[Sequence[PendingResource]],
+        items: Sequence[PendingResource],
+        answer: Answer,
+        answers: dict[int, Answer],
+    ) -> bool:
+        """What was refused as a whole, in two parts; they tell whether it was refused for its size."""
+        open_ = [item for item in items if item.outbox_id not in answers]
+        halves = _halves(_only(envelopes, open_), 0 if answer.status == 413 else WHOLE)
+        if not halves:
+            answers.update((item.outbox_id, answer) for item in open_)
+            return False
+        largest = max(sum(map(len, half)) for half in halves)
+        if answer.status == 413:
+            self._learn(largest)
+        fine = all([self._send_group(half, answers) for half in halves])
+        if fine:
+            self._learn(largest)
+        return fine
+
+    def _learn(self, most: int) -> None:
+        if most < self._most:
+            self._most = most
+            log.info("the server takes no more than %d resources at once", most)
+
+    def _send_together(self, items: Sequence[PendingResource], answers: dict[int, Answer]) -> list[PendingResource]:
+        """One request, repeated for the entries that the server is busy for; returns what got no answer: to be divided.
+
+        Raises
+        ------
+        Refused
+            The request was refused as a whole.
+        """
+        left = list(items)
         try:
             for attempt in self._tries(PATIENCE):
                 with attempt:
-                    self._wait_until_welcome()
-                    for resource, answer in zip(left, self._transact(left), strict=True):
-                        answers[resource.outbox_id] = answer
-                    left = [resource for resource in left if answers[resource.outbox_id].busy]
+                    self._ask(left, answers)
+                    left = [item for item in items if answers[item.outbox_id].busy]
                     if left:
-                        raise _too_busy([answers[resource.outbox_id] for resource in left])
+                        raise _too_busy([answers[item.outbox_id] for item in left])
         except ServerUnavailable as error:
-            if not error.fields.get("answered"):
-                self._silent += 1
-                if self._silent >= GIVE_UP_AFTER:
-                    self._stopping.set()
-            for resource in left:
-                unanswered = Answer(status=503, reason="unavailable", retry_after_s=error.retry_after_s)
-                answers.setdefault(resource.outbox_id, unanswered)
-        except DeliveryRefused as error:
-            jobs = [list(group) for _, group in groupby(left, key=lambda resource: resource.job_id)]
-            if len(jobs) > 1:  # one of them may be to blame for all
-                answered = [(item, answers[item.outbox_id]) for item in part if item not in left]
-                return answered + [pair for job in jobs for pair in self._send_part(job)]
-            answers.update((resource.outbox_id, error.answer) for resource in left)
-        return [(resource, answers[resource.outbox_id]) for resource in part]
+            unanswered = Answer(status=503, reason="unavailable", retry_after_s=error.retry_after_s)
+            silent = [item for item in items if item.outbox_id not in answers]
+            answers.update((item.outbox_id, error.fields.get("answer") or unanswered) for item in silent)
+            if self._circuit.gave_up:
+                self._stop()
+            return silent if error.retry_after_s is None else []  # where it named a wait, it is left alone for as long
+        return []
 
-    def _transact(self, resources: Sequence[PendingResource]) -> list[Answer]:
+    def _ask(self, items: Sequence[PendingResource], answers: dict[int, Answer]) -> None:
+        """One request of these, as soon as the server may be asked."""
+        self._circuit.admit()
         try:
-            answers = self._client.transact([Put(type=item.type, id=item.id, body=item.body) for item in resources])
-        except DeliveryRefused as error:
-            self._silent = 0
+            self._exchange.send(items, answers)
+        except Refused as error:
+            self._circuit.answered()
             if error.answer.busy:
                 raise _too_busy([error.answer]) from None
             raise
         except ServerUnavailable as error:
-            if error.retry_after_s and error.retry_after_s <= PATIENCE.longest_retry_after_s:
-                self._resume_at = time.monotonic() + error.retry_after_s  # for every thread: the server asked for it
+            soon = error.retry_after_s and error.retry_after_s <= PATIENCE.longest_retry_after_s
+            self._circuit.failed(error, hold_s=(error.retry_after_s or 0.0) if soon else 0.0)
             raise
-        self._silent = 0
-        return answers
+        except BaseException:
+            self._circuit.stop()
+            raise
+        self._circuit.answered()
 
-    def _wait_until_welcome(self) -> None:
-        while (left := self._resume_at - time.monotonic()) > 0:
-            if self._stopping.wait(timeout=left):
-                return
+    def _stop(self) -> None:
+        self._stopping.set()
+        self._circuit.stop()
+
+    def _withheld(self, item: PendingResource) -> Refusal:
+        return Refusal(resource=item, reason=self._can.lacks(item.type), withheld=True)
 
     def _tries(self, patience: Patience) -> Iterable[stamina.Attempt]:
-        return tries(patience, stopping=self._stopping.is_set)
+        return tries(patience, stopping=lambda: self._stopping.is_set() or self._circuit.gave_up)
 
 
 def _too_busy(answers: Sequence[Answer]) -> TargetUnavailable:
     waits = [answer.retry_after_s for answer in answers if answer.retry_after_s]
     return TargetUnavailable(
-        "the server is too busy for some entries of a transaction",
+        "the server is too busy for some entries of a request",
         retry_after_s=max(waits, default=None),
-        answered=True,
+        answer=answers[0],
     )
 
 
@@ -168,17 +265,26 @@ def _refusal(resource: PendingResource, answer: Answer) -> Refusal:
     return Refusal(resource=resource, reason=answer.reason, detail=answer.detail, wait_s=wait_s)
 
 
-def _transactions(resources: Sequence[PendingResource]) -> Iterator[list[PendingResource]]:
-    """Parts of at most `MAX_ENTRIES`, each job's resources together: they refer to one another."""
-    part: list[PendingResource] = []
-    for _, group in groupby(resources, key=lambda resource: resource.job_id):
-        job = list(group)
-        if part and len(part) + len(job) > MAX_ENTRIES:
-            yield part
-            part = []
-        part += job
-        while len(part) > MAX_ENTRIES:  # a job, or the catalog, that is larger than a transaction
-            yield part[:MAX_ENTRIES]
-            part = part[MAX_ENTRIES:]
-    if part:
-        yield part
+def _only(
+    envelopes: Sequence[Sequence[PendingResource]], kept: Sequence[PendingResource]
+) -> list[list[PendingResource]]:
+    """The envelopes with those resources alone."""
+    keys = {item.outbox_id for item in kept}
+    some = ([item for item in envelope if item.outbox_id in keys] for envelope in envelopes)
+    return [envelope for envelope in some if envelope]
+
+
+def _halves(envelopes: Sequence[Sequence[PendingResource]], whole: int) -> list[list[list[PendingResource]]]:
+    """Two parts: of the envelopes, else of one envelope's jobs, else of a job with more than ``whole`` resources.
+
+    Empty where it cannot be divided. A job's resources refer to one another, backwards.
+    """
+    parts = [list(envelope) for envelope in envelopes]
+    if len(parts) == 1:
+        jobs = [list(group) for _, group in groupby(parts[0], key=lambda item: item.job_id)]
+        parts = jobs if len(jobs) > 1 else [[item] for item in jobs[0]] if len(jobs[0]) > max(whole, 1) else []
+        middle = len(parts) // 2
+        joined = [[item for part in half for item in part] for half in (parts[:middle], parts[middle:])]
+        return [[half] for half in joined] if parts else []
+    middle = len(parts) // 2
+    return [parts[:middle], parts[middle:]]

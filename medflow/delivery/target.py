@@ -14,21 +14,27 @@ class Refusal:
     """One resource that a target did not take.
 
     ``reason`` is made of codes; ``detail`` is the target's own text, for SQL only. ``wait_s``: not again before.
+    ``withheld``: the target has no place for its type, so that it was never sent.
     """
 
     resource: PendingResource
     reason: str
     detail: str = ""
     wait_s: float = 0.0
+    withheld: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sent:
-    """What became of some resources. ``committed``: a folder's file sizes that are now safe on disk."""
+    """What became of some resources. ``committed``: a folder's file sizes that are now safe on disk.
+
+    ``trouble``: what is wrong with the target now, as an operator may read it.
+    """
 
     delivered: Sequence[PendingResource] = ()
     refused: Sequence[Refusal] = ()
     committed: Mapping[str, int] | None = None
+    trouble: str | None = None
 
     def __len__(self) -> int:
         return len(self.delivered) + len(self.refused)
@@ -39,6 +45,7 @@ class Sent:
             delivered=[*self.delivered, *other.delivered],
             refused=[*self.refused, *other.refused],
             committed=other.committed,
+            trouble=other.trouble,
         )
 
 

@@ -1,7 +1,8 @@
 """The outbox: result resources, and DICOM objects, waiting to be sent, and what each target has been sent of them.
 
 A resource is queued in the transaction that stores its prediction. A target's `delivery` rows are made when a delivery
-to it begins, and say from then on what it still needs: pending --> delivered, or failed (sent again later), or dead.
+to it begins, and say from then on what it still needs: pending --> delivered, or failed (sent again later), or dead,
+or withheld (of a type that the target has no place for).
 
 A DICOM object is a row of type `DICOM` whose body is the SHA-256 (hex) of its file. Folders are sent them too, archives
 nothing else; a FHIR server has no place for them and gets no delivery row, so that nothing waits for it. An object of a
@@ -41,14 +42,17 @@ from medflow.store.tables import DeliveryRow, OutboxRow, TargetRow
 SECOND_US = 1_000_000
 IN_LIST = 5000
 QUEUE_LOCK = 0x6D65_6466_6C6F_7701  # PostgreSQL advisory lock: queueing (shared) against enrolling (exclusive)
-STATES = ("pending", "delivered", "failed", "dead")
+STATES = ("pending", "delivered", "failed", "dead", "withheld")
 DICOM = "DICOM"  # the type of a row that stands for a DICOM object; no FHIR resource type is written so
 WITHDRAWN = "WITHDRAWN"  # of a row whose object no longer holds: kept, as a target's `enrolled` relies on growing ids
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PendingResource:
-    """A resource that a target is to be sent. ``attempts`` counts the tries before this one."""
+    """A resource that a target is to be sent. ``attempts`` counts the tries before this one.
+
+    ``server_id`` and ``etag`` are what the server called its last version of it, if it has one and told.
+    """
 
     outbox_id: int
     version: int
@@ -58,15 +62,29 @@ class PendingResource:
     envelope: str
     job_id: int | None
     attempts: int
+    server_id: str | None = None
+    etag: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """A resource that a target did not take. ``error`` stays in SQL: a server's words may name a patient."""
+    """A resource that a target did not take. ``error`` stays in SQL: a server's words may name a patient.
+
+    ``withheld``: the target has no place for its kind, so that it was never sent.
+    """
 
     resource: PendingResource
     error: str
     not_before_us: int
+    withheld: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Known:
+    """What a target calls a resource of the outbox, if it has it, and what it is known by anywhere."""
+
+    server_id: str | None
+    identifier: dict[str, Any] | None
 
 
 # --- queueing ------------------------------------------------------------------------------------------------
@@ -283,7 +301,7 @@ def load_resources(connection: Connection, target: str, outbox_ids: Sequence[int
     found: dict[int, PendingResource] = {}
     for part in _parts(outbox_ids):
         query = (
-            select(OutboxRow.__table__, DeliveryRow.attempts)
+            select(OutboxRow.__table__, DeliveryRow.attempts, DeliveryRow.server_id, DeliveryRow.etag)
             .join(DeliveryRow, and_(DeliveryRow.outbox_id == OutboxRow.id, DeliveryRow.target == target))
             .where(OutboxRow.id.in_(part))
         )
@@ -297,15 +315,40 @@ def load_resources(connection: Connection, target: str, outbox_ids: Sequence[int
                 envelope=row.envelope,
                 job_id=row.job_id,
                 attempts=row.attempts,
+                server_id=row.server_id,
+                etag=row.etag,
             )
     return found
 
 
+def known_resources(
+    connection: Connection, target: str, names: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], Known]:
+    """Of these (type, id), those that are in the outbox, and what the target calls them."""
+    found: dict[tuple[str, str], Known] = {}
+    wanted = set(names)
+    for part in _parts(sorted({key for _, key in wanted})):
+        query = (
+            select(OutboxRow.type, OutboxRow.fhir_id, OutboxRow.body, DeliveryRow.server_id)
+            .outerjoin(DeliveryRow, and_(DeliveryRow.outbox_id == OutboxRow.id, DeliveryRow.target == target))
+            .where(OutboxRow.fhir_id.in_(part), OutboxRow.type.not_in((DICOM, WITHDRAWN)))
+        )
+        for kind, key, body, server_id in connection.execute(query):
+            if (kind, key) in wanted:
+                identifiers = orjson.loads(body).get("identifier")
+                found[kind, key] = Known(server_id=server_id, identifier=identifiers[0] if identifiers else None)
+    return found
+
+
 def record_delivered(connection: Connection, target: str, resources: Sequence[PendingResource]) -> None:
-    """Note that the target has these; one that got a newer version meanwhile stays pending."""
+    """Note that the target has these; one that got a newer version meanwhile stays pending.
+
+    What the server called them is kept of either: the newer version goes to the same place.
+    """
     by_version: dict[int, list[int]] = defaultdict(list)
     for resource in resources:
         by_version[resource.version].append(resource.outbox_id)
+    _name(connection, target, [item for item in resources if item.etag or item.server_id or item.version > 1])
     for version, ids in by_version.items():
         for part in _parts(ids):
             connection.execute(
@@ -315,17 +358,25 @@ def record_delivered(connection: Connection, target: str, resources: Sequence[Pe
             )
 
 
+def _name(connection: Connection, target: str, resources: Sequence[PendingResource]) -> None:
+    rows = [{"key": item.outbox_id, "new_id": item.server_id, "new_etag": item.etag} for item in resources]
+    if rows:
+        mine = and_(DeliveryRow.target == target, DeliveryRow.outbox_id == bindparam("key"))
+        values = {"server_id": bindparam("new_id"), "etag": bindparam("new_etag")}
+        connection.execute(update(DeliveryRow).where(mine).values(values), rows)
+
+
 def record_failed(connection: Connection, target: str, failures: Sequence[Failure], *, max_attempts: int) -> int:
     """Note what the target did not take: tried again from ``not_before_us`` on, dead after ``max_attempts`` tries.
 
-    Returns how many are dead.
+    What was withheld waits for nothing but `retry_deliveries`, or a newer version. Returns how many are dead.
     """
     rows = [
         {
             "key": failure.resource.outbox_id,
             "sent": failure.resource.version,
-            "new_state": "dead" if failure.resource.attempts + 1 >= max_attempts else "failed",
-            "new_attempts": failure.resource.attempts + 1,
+            "new_state": _state(failure, max_attempts),
+            "new_attempts": failure.resource.attempts + (0 if failure.withheld else 1),
             "new_error": failure.error,
             "new_not_before": failure.not_before_us,
         }
@@ -350,12 +401,18 @@ def record_failed(connection: Connection, target: str, failures: Sequence[Failur
     return sum(row["new_state"] == "dead" for row in rows)
 
 
+def _state(failure: Failure, max_attempts: int) -> str:
+    if failure.withheld:
+        return "withheld"
+    return "dead" if failure.resource.attempts + 1 >= max_attempts else "failed"
+
+
 def retry_deliveries(connection: Connection, target: str | None = None) -> int:
-    """Make failed and dead deliveries pending again, of one target or of all; returns how many.
+    """Make failed, dead and withheld deliveries pending again, of one target or of all; returns how many.
 
     A folder that is named is written anew as a whole: its files are what may have been lost.
     """
-    wanted = DeliveryRow.state.in_(("failed", "dead"))
+    wanted = DeliveryRow.state.in_(("failed", "dead", "withheld"))
     if target is not None:
         row = connection.execute(select(TargetRow.committed).where(TargetRow.name == target)).one_or_none()
         folder = row is not None and bool(row.committed)

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from medflow.config import parsed_target
 from medflow.connections.endpoints import Bearer, FhirTarget
 from medflow.errors import ConfigurationError, DeliveryRefused, ServerUnavailable
-from medflow.fhir.client import FhirClient, Put
+from medflow.fhir.client import FhirClient, Write
 from tests.results import catalog, risk_of
 from tests.services import free_port
 from tests.services.faulty_fhir import FaultyServer, Reply, faulty_fhir
@@ -26,7 +26,11 @@ def server(url: str, token: str | None = None) -> FhirTarget:
     return found.model_copy(update={"auth": Bearer(type="bearer", token=SecretStr(token))}) if token else found
 
 
-PUTS = [Put(type=item.type, id=item.id, body=item.body) for item in risk_of(1)]
+def put(kind: str, key: str, body: bytes) -> Write:
+    return Write(method="PUT", url=f"{kind}/{key}", body=body)
+
+
+PUTS = [put(item.type, item.id, item.body) for item in risk_of(1)]
 
 
 @pytest.fixture
@@ -42,22 +46,22 @@ def client(faulty: FaultyServer) -> Iterator[FhirClient]:
 
 
 def test_a_transaction_is_stored_by_a_real_server(fhir_server: str) -> None:
-    puts = [Put(type=item.type, id=item.id, body=item.body) for item in [*catalog(), *risk_of(1)]]
+    puts = [put(item.type, item.id, item.body) for item in [*catalog(), *risk_of(1)]]
     with FhirClient(server(fhir_server + "/")) as client:
         client.check()
-        answers = client.transact(puts)
-        again = client.transact(puts)
+        answers = client.bundle("transaction", puts)
+        again = client.bundle("transaction", puts)
 
     assert all(answer.taken for answer in [*answers, *again])
-    for put in puts:
-        assert httpx.get(f"{fhir_server}/{put.type}/{put.id}").status_code == 200
+    for write in puts:
+        assert httpx.get(f"{fhir_server}/{write.url}").status_code == 200
 
 
 def test_what_a_real_server_refuses_is_told_with_its_reason(fhir_server: str) -> None:
-    bad = Put(type="Observation", id="x", body=b'{"resourceType":"Observation","id":"x","status":"foo","code":{}}')
+    bad = put("Observation", "x", b'{"resourceType":"Observation","id":"x","status":"foo","code":{}}')
 
     with FhirClient(server(fhir_server)) as client, pytest.raises(DeliveryRefused) as caught:
-        client.transact([bad])
+        client.bundle("transaction", [bad])
 
     assert caught.value.answer.status == 400
     assert "HTTP 400" in caught.value.message
@@ -66,7 +70,7 @@ def test_what_a_real_server_refuses_is_told_with_its_reason(fhir_server: str) ->
 def test_every_entry_has_its_own_answer(faulty: FaultyServer, client: FhirClient) -> None:
     faulty.script.append(Reply(statuses={"Observation": 422, "RiskAssessment": 429}))
 
-    refused, busy, taken = client.transact(PUTS)
+    refused, busy, taken = client.bundle("transaction", PUTS)
 
     assert (refused.status, refused.taken, refused.busy) == (422, False, False)
     assert (busy.status, busy.taken, busy.busy) == (429, False, True)
@@ -79,7 +83,7 @@ def test_a_servers_own_words_are_in_no_message(faulty: FaultyServer, client: Fhi
     faulty.script.append(Reply(status=400))
 
     with pytest.raises(DeliveryRefused) as caught:
-        client.transact(PUTS)
+        client.bundle("transaction", PUTS)
 
     assert "SECRET" not in str(caught.value) and "SECRET" in caught.value.answer.detail
     assert pickle.loads(pickle.dumps(caught.value)).answer == caught.value.answer
@@ -90,7 +94,7 @@ def test_a_busy_server_is_worth_another_try(status: int, faulty: FaultyServer, c
     faulty.script.append(Reply(status=status, headers={"Retry-After": "7"}))
 
     with pytest.raises(ServerUnavailable) as caught:
-        client.transact(PUTS)
+        client.bundle("transaction", PUTS)
 
     assert caught.value.retry_after_s == 7.0
 
@@ -100,7 +104,7 @@ def test_retry_after_may_be_a_date(faulty: FaultyServer, client: FhirClient) -> 
     faulty.script.append(Reply(status=503, headers={"Retry-After": date}))
 
     with pytest.raises(ServerUnavailable) as caught:
-        client.transact(PUTS)
+        client.bundle("transaction", PUTS)
 
     assert 25 < caught.value.retry_after_s <= 30
 
@@ -110,7 +114,7 @@ def test_a_retry_after_that_is_neither_is_as_none(value: str, faulty: FaultyServ
     faulty.script.append(Reply(status=503, headers={"Retry-After": value}))
 
     with pytest.raises(ServerUnavailable) as caught:
-        client.transact(PUTS)
+        client.bundle("transaction", PUTS)
 
     assert caught.value.retry_after_s is None
 
@@ -136,7 +140,7 @@ def test_an_answer_that_does_not_arrive_whole_is_worth_another_try(
     faulty.script.append(reply)
 
     with pytest.raises(ServerUnavailable):
-        client.transact(PUTS)
+        client.bundle("transaction", PUTS)
 
 
 @pytest.mark.parametrize("entry", ["null", "{}", '{"response":{}}', '{"response":{"status":"fine"}}', '"x"'])
@@ -144,7 +148,7 @@ def test_an_entry_without_a_status_is_not_taken(entry: str, faulty: FaultyServer
     body = f'{{"resourceType":"Bundle","entry":[{entry},{entry},{entry}]}}'.encode()
     faulty.script.append(Reply(body=body))
 
-    assert not any(answer.taken for answer in client.transact(PUTS))
+    assert not any(answer.taken for answer in client.bundle("transaction", PUTS))
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_what_a_target_has_is_not_pending_for_it_but_for_others(store: Store) ->
 
     assert pending(store) == []
     assert len(flat(pending(store, "/other"))) == 3
-    assert counts(store)[TARGET] == {"pending": 0, "delivered": 3, "failed": 0, "dead": 0}
+    assert counts(store)[TARGET] == {"pending": 0, "delivered": 3, "failed": 0, "dead": 0, "withheld": 0}
 
 
 def test_the_same_result_again_is_no_change(store: Store) -> None:

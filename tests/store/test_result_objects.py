@@ -84,7 +84,7 @@ def test_a_server_is_sent_none_and_none_waits_for_it(store: Store) -> None:
     with store.reading() as connection:
         counted = outbox.counts(connection)[SERVER]
         (line,) = standing.deliveries(connection, at_us=now_us())
-    assert counted == {"pending": 0, "delivered": 3, "failed": 0, "dead": 0}
+    assert counted == {"pending": 0, "delivered": 3, "failed": 0, "dead": 0, "withheld": 0}
     assert dict(line.states) == counted
     assert line.oldest_us is None
 

@@ -185,7 +185,7 @@ def test_a_target_waits_since_its_oldest_undelivered_result_was_made(store: Stor
     with store.reading() as connection:
         (line,) = standing.deliveries(connection, at_us=now_us())
 
-    assert dict(line.states) == {"pending": 3, "delivered": len(found), "failed": 0, "dead": 0}
+    assert dict(line.states) == {"pending": 3, "delivered": len(found), "failed": 0, "dead": 0, "withheld": 0}
     assert line.oldest_us is not None and line.oldest_us >= between
     assert (line.hour, line.day) == (len(found), len(found))
 
