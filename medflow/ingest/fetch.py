@@ -43,7 +43,13 @@ def fetch(
             from medflow.ingest.pacs import fetch_pacs  # with pynetdicom
 
             return fetch_pacs(store, settings, source, name, run_id=run_id, progress=progress)
-        raise ConfigurationError(f"nothing here can read from a source of kind {source.kind}")
+        if isinstance(source, FhirSource) and source.mode == "export":
+            from medflow.ingest.bulk import fetch_export
+
+            return fetch_export(store, settings, source, name, run_id=run_id, progress=progress)
+        from medflow.ingest.fhir_server import fetch_records
+
+        return fetch_records(store, settings, source, name, run_id=run_id, progress=progress)
 
 
 @contextmanager

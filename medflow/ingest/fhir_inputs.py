@@ -246,8 +246,8 @@ def _document(origin: str, raw: bytes, context: Context) -> Iterator[Input]:
     except InputRejected as error:
         yield Refused.of(origin, error, raw)
         return
-    within = _links(entries, context)
-    spans = _spans(raw, len(entries))
+    within = links_of(entries, context)
+    spans = spans_of(raw, len(entries))
     moment = _instant(value.get("timestamp")) or _instant(_dict(value.get("meta")).get("lastUpdated"))
     for index, entry in enumerate(entries):
         where = f"{origin}#entry[{index}]"
@@ -279,17 +279,18 @@ def _entry(origin: str, entry: dict[str, Any], span: bytes | None, context: Cont
     method = request.get("method")
     if method == "DELETE":
         told = _instant(_dict(entry.get("response")).get("lastModified")) or moment
-        return Deletion(origin, _deleted(request.get("url"), context, told))
+        return Deletion(origin, deletion_of(request.get("url"), context, told))
     resource = entry.get("resource")
     if resource is None:
         raise InputRejected(RejectCode.UNSUPPORTED_TYPE, "the entry has no resource, and deletes none")
     if method in ("PATCH", "GET", "HEAD"):
         raise InputRejected(RejectCode.UNSUPPORTED_TYPE, f"the entry is a {method}; medflow takes whole resources")
     raw = span if span is not None else orjson.dumps(resource)
-    return Piece(origin, raw, context, _id_of(entry), replay=False)
+    return Piece(origin, raw, context, id_of(entry), replay=False)
 
 
-def _deleted(url: Any, context: Context, moment: Instant | None) -> FhirResource:
+def deletion_of(url: Any, context: Context, moment: Instant | None) -> FhirResource:
+    """The tombstone of what a DELETE names; raises InputRejected where that is no one resource."""
     parts = url.rstrip("/").split("/_history/")[0].split("/") if isinstance(url, str) else []
     if len(parts) < 2 or "?" in str(url):
         reason = "Bundle.entry.request.url: a DELETE must name one resource, as Type/id"
@@ -304,13 +305,13 @@ def _deleted(url: Any, context: Context, moment: Instant | None) -> FhirResource
     )
 
 
-def _links(entries: list[dict[str, Any]], context: Context) -> Context:
+def links_of(entries: list[dict[str, Any]], context: Context) -> Context:
     """What references mean inside this Bundle (bundle.html#references)."""
     links: dict[str, str] = {}
     bases: set[str] = set()
     for entry in entries:
         url, resource = entry.get("fullUrl"), _dict(entry.get("resource"))
-        kind, name = resource.get("resourceType"), resource.get("id") or _id_of(entry)
+        kind, name = resource.get("resourceType"), resource.get("id") or id_of(entry)
         if not isinstance(url, str) or not isinstance(kind, str) or not isinstance(name, str):
             continue
         links[url] = f"{kind}/{name}"
@@ -319,7 +320,7 @@ def _links(entries: list[dict[str, Any]], context: Context) -> Context:
     return Context(source=context.source, zone=context.zone, links=links, bases=context.bases | bases)
 
 
-def _id_of(entry: dict[str, Any]) -> str | None:
+def id_of(entry: dict[str, Any]) -> str | None:
     """The id that a fullUrl gives to a resource without one."""
     url = entry.get("fullUrl")
     name = re.split(r"[/:]", url)[-1] if isinstance(url, str) else ""
@@ -335,7 +336,7 @@ def _instant(text: Any) -> Instant | None:
     return Instant.of(moment) if moment is not None and moment.tzinfo is not None else None
 
 
-def _spans(raw: bytes, count: int) -> list[bytes | None]:
+def spans_of(raw: bytes, count: int) -> list[bytes | None]:
     """The bytes of each entry's resource, cut from the Bundle as received; None where an entry has none.
 
     Where they cannot be told apart (the same key twice, nesting beyond the decoder's depth) all are None, and the

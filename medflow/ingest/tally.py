@@ -29,7 +29,10 @@ class Refused:
 
 @dataclass(kw_only=True, slots=True)
 class Tally:
-    """Counts of one ingest. ``reasons`` counts reject codes; ``notes`` what is worth saying and is no reject."""
+    """Counts of one ingest. ``reasons`` counts reject codes; ``notes`` what is worth saying and is no reject.
+
+    ``broken``: parts of a source that could not be read at all (a resource type), and why.
+    """
 
     offered: int = 0
     stored: int = 0
@@ -37,6 +40,7 @@ class Tally:
     rejected: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
+    broken: dict[str, str] = field(default_factory=dict)
 
     def add(self, other: Tally) -> None:
         """Count another ingest's inputs as well."""
@@ -46,6 +50,7 @@ class Tally:
         self.rejected += other.rejected
         self.reasons.update(other.reasons)
         self.notes.update(other.notes)
+        self.broken.update(other.broken)
 
     def check(self) -> None:
         """Raise if an input was lost: offered = stored + unchanged + rejected."""
@@ -64,4 +69,5 @@ class Tally:
             "rejected": self.rejected,
             "reasons": dict(sorted(self.reasons.items())),
             "notes": dict(sorted(self.notes.items())),
+            **({"broken": dict(sorted(self.broken.items()))} if self.broken else {}),
         }
