@@ -23,7 +23,7 @@ from typing import Any
 
 from medflow import promotion, scoring, selection, trained
 from medflow.config import LabelTable, Settings
-from medflow.connections.endpoints import AnySource, Files
+from medflow.connections.endpoints import AnySource, DicomWebSource, Files, PacsSource
 from medflow.delivery import DeliveryTally
 from medflow.delivery import deliver as deliver_pending
 from medflow.dispatch import Dispatch, Wake
@@ -35,6 +35,7 @@ from medflow.ingest.fhir import ingest_fhir
 from medflow.ingest.genomics import ingest_fasta, ingest_vcf
 from medflow.ingest.offers import Offer
 from medflow.ingest.received import remove_received
+from medflow.ingest.retrieval import study_of
 from medflow.ingest.tally import Tally
 from medflow.overlap import select_and_score
 from medflow.promotion import Promotion
@@ -388,7 +389,8 @@ def replay_rejects(site: Site, *, reference: Path | None = None, progress: Progr
     """Offer every open reject again, from the bytes kept of it or from where it came; what is taken is settled.
 
     A VCF whose REF alleles were refused is offered only with a ``reference`` to check them against again: the one
-    given, else that of the configured VCF sources.
+    given, else that of the configured VCF sources. Studies that an archive did not give are asked for again where that
+    archive is configured.
     """
     files = [item for item in site.settings.sources.values() if isinstance(item, Files)]
     reference = reference or next((item.reference for item in files if item.reference), None)
@@ -398,6 +400,8 @@ def replay_rejects(site: Site, *, reference: Path | None = None, progress: Progr
     if reference is None and (left := [item for item in found if item.code == RejectCode.REF_MISMATCH]):
         total.notes["left-without-reference"] = len(left)
         found = [item for item in found if item.code != RejectCode.REF_MISMATCH]
+    missing = [item for item in found if item.code == RejectCode.NOT_RETRIEVED]
+    found = [item for item in found if item.code != RejectCode.NOT_RETRIEVED]
     with recorded(site, "retry rejects") as run:
         started = now_us()
         for kind in dict.fromkeys(item.kind for item in found):
@@ -408,8 +412,23 @@ def replay_rejects(site: Site, *, reference: Path | None = None, progress: Progr
         with site.store.writing() as connection:
             settled = ledger.settle_rejects(connection, [item.id for item in found], before_us=started)
             ledger.record_audit(connection, run.id, "replay", "rejects", offered=len(found), settled=settled)
+        _fetch_again(site, missing, total, run.id, progress)
         run.counts = total.as_json()
     return total
+
+
+def _fetch_again(
+    site: Site, missing: Sequence[ledger.Reject], total: Tally, run_id: int, progress: Progress | None
+) -> None:
+    """Ask the archives for what they did not give; the fetch itself settles what it has brought."""
+    for name in dict.fromkeys(item.source for item in missing):
+        origins = [item.origin for item in missing if item.source == name]
+        source = site.settings.sources.get(name)
+        if isinstance(source, DicomWebSource | PacsSource):
+            asked = source.model_copy(update={"studies": tuple(map(study_of, origins)), "days": None})
+            total.add(fetch(site.store, site.settings, asked, name, run_id=run_id, progress=progress))
+        else:
+            total.notes["left-to-the-next-fetch"] += len(origins)
 
 
 def _offer(store: Store, reject: ledger.Reject) -> Offer:

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from medflow.dicom.header import same_data_set
 from medflow.errors import ObjectDamaged
 from medflow.store import Connection, Store
 from medflow.store.imaging import objects_of
@@ -31,6 +30,8 @@ class Stored:
 
     def has(self, uid: str, file: BinaryIO) -> bool:
         """Whether the instance of this UID is stored with the data set of ``file``, which is read from its start."""
+        from medflow.dicom.header import same_data_set  # with pydicom, for which no other step should wait
+
         if uid not in self._known:
             return False
         digest, path = self._known[uid]
