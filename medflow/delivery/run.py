@@ -93,12 +93,15 @@ def _opened(store: Store, settings: Settings, target: AnyTarget) -> Target:
         return Folder(Path(target.public), store.objects)
     if isinstance(target, FhirTarget):
         return Server(settings, target, _names(store, target.public))
+    from medflow.delivery.archive import Archive  # with pydicom
+
     if isinstance(target, PacsTarget):
-        from medflow.delivery.archive import Archive
         from medflow.delivery.cstore import CStore  # with pynetdicom
 
         return Archive(store.objects, CStore(target, settings))
-    raise ConfigurationError(f"nothing here can send to a target of kind {target.kind}")
+    from medflow.delivery.stow import Stow  # with dicomweb-client
+
+    return Archive(store.objects, Stow(settings, target))
 
 
 def _names(store: Store, name: str) -> Lookup:

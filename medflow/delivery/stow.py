@@ -1,0 +1,85 @@
+"""Result objects to an archive by STOW-RS (PS3.18 10.5): several in a request, each with an answer of its own.
+
+202 and 409 say that some or all were not stored; which, and why, is in the answer's FailedSOPSequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from medflow.config import Settings
+from medflow.connections.endpoints import DicomWebTarget
+from medflow.delivery.archive import Outcome, ResultFile
+from medflow.dicom.multipart import PartFile
+from medflow.dicom.web import DicomWeb, Result, text_of, values_of
+from medflow.errors import DeliveryRefused
+
+ANSWERED = (200, 202, 409)  # with a Store Instances Response (PS3.18 Annex I)
+FAILED, REFERENCED, OTHERS = "00081198", "00081199", "0008119A"
+INSTANCE_UID, FAILURE_REASON, WARNING_REASON = "00081155", "00081197", "00081196"
+PROCESSING_FAILURE = 0x0110
+DETAIL = 2000  # characters of an answer that are kept, in SQL
+
+
+class Stow:
+    """A DICOMweb server that takes objects; see `medflow.delivery.archive.Sender`."""
+
+    def __init__(self, settings: Settings, target: DicomWebTarget) -> None:
+        self._web = DicomWeb(target, timeout_s=settings.http_timeout_s, stow_prefix=target.stow_prefix)
+        self.public = target.public
+
+    def check(self) -> None:
+        """See that it answers; whether it can be searched does not matter."""
+        self._web.check(searching=False)
+
+    def send(self, files: Sequence[ResultFile]) -> Sequence[Outcome]:
+        """One request."""
+        response = self._web.store([PartFile(open=file.open, size=file.size) for file in files])
+        if response.status_code not in ANSWERED:
+            raise DeliveryRefused(
+                f"{self.public} refuses the request (HTTP {response.status_code})",
+                reason=f"HTTP {response.status_code}",
+                detail=response.text[:DETAIL],
+            )
+        try:
+            answer = response.json() if response.content else {}
+        except ValueError:
+            answer = None
+        answer = answer[0] if isinstance(answer, list) and answer else answer
+        if not isinstance(answer, dict):
+            answer = {}
+        return outcomes_of(files, response.status_code, answer, response.text[:DETAIL])
+
+    def close(self) -> None:
+        """Close connections."""
+        self._web.close()
+
+
+def outcomes_of(files: Sequence[ResultFile], status: int, answer: Result, text: str = "") -> list[Outcome]:
+    """What a Store Instances Response says of each file; ``text`` is kept with what was not taken.
+
+    Where it names an object nowhere, 200 says that it was stored. 202 and 409 say nothing of it then.
+    """
+    failed = {text_of(item, INSTANCE_UID): _number(item, FAILURE_REASON) for item in _items(answer, FAILED)}
+    stored = {text_of(item, INSTANCE_UID): _number(item, WARNING_REASON) for item in _items(answer, REFERENCED)}
+    found: list[Outcome] = []
+    for file in files:
+        uid = file.sop_instance_uid
+        if uid in failed:
+            code = failed[uid] or PROCESSING_FAILURE
+            found.append(Outcome(file=file, status=code, detail=text))
+        elif uid in stored or (status == 200 and not _items(answer, OTHERS)):
+            found.append(Outcome(file=file))
+        else:
+            found.append(Outcome(file=file, reason=f"HTTP {status}", detail=text))
+    return found
+
+
+def _items(answer: Result, tag: str) -> list[Mapping[str, Any]]:
+    return [item for item in values_of(answer, tag) if isinstance(item, Mapping)]
+
+
+def _number(item: Mapping[str, Any], tag: str) -> int:
+    said = text_of(item, tag)
+    return int(said) if said.isdigit() else 0
