@@ -65,8 +65,8 @@ def read_capabilities(statement: dict[str, Any]) -> Capabilities:
     """What a CapabilityStatement offers."""
     rests = [item for item in _list(statement, "rest") if item.get("mode", "server") == "server"]
     rest = rests[0] if rests else {}
-    whole = _codes(rest)
     listed = [item for item in _list(rest, "resource") if isinstance(item.get("type"), str)]
+    whole = _codes(rest) or (frozenset() if listed else None)  # who lists types would list these too
     return Capabilities(
         transaction=whole is None or "transaction" in whole,
         batch=whole is None or "batch" in whole,

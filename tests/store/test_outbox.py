@@ -159,7 +159,7 @@ def test_what_was_refused_waits_and_is_dead_in_the_end(store: Store) -> None:
     assert [item.attempts for item in later] == [1, 1]
     assert refuse(store, later, max_attempts=2) == 2
     assert pending(store, at_us=now_us() + 10**12) == []
-    assert counts(store)[TARGET] == {"pending": 0, "delivered": 1, "failed": 0, "dead": 2}
+    assert counts(store)[TARGET] == {"pending": 0, "delivered": 1, "failed": 0, "dead": 2, "withheld": 0}
     with store.reading() as connection:
         assert [line[2:] for line in outbox.list_errors(connection, TARGET)] == [("dead", 2, "HTTP 400")] * 2
 
