@@ -27,7 +27,6 @@ from medflow.store.imaging import counts_by_series, held_instances
 from medflow.store.ledger import Reject, now_us, open_origins, record_rejects, settle_origins
 from medflow.store.watermarks import Watermark, read_mark, set_mark
 
-STUDIES = "studies"  # the kind of watermark
 BATCH = 256  # files ingested at once
 TOGETHER_S = 0.5  # how long fewer than that are waited for
 GIVE_UP_AFTER = 3  # studies in a row that an archive, which answers otherwise, does not give
@@ -129,6 +128,11 @@ def narrowed(wanted: Wanted) -> bool:
     return any((wanted.since, wanted.until, wanted.accession_number, wanted.patient_id, wanted.studies))
 
 
+def mark_of(wanted: Wanted) -> str:
+    """The kind of watermark: one for each choice of modalities, as the others were not read."""
+    return " ".join(["studies", *sorted(wanted.modalities)])
+
+
 def lacking_of(listed: Sequence[Listed], store: Store) -> tuple[list[Lacking], int]:
     """What the store lacks of series listed with their instances, and how many instances of them it has."""
     with store.reading() as connection:
@@ -198,7 +202,7 @@ class _Fetch:
         self._wanted = wanted
         self._told: SimpleQueue[_Study] = SimpleQueue()
         with store.reading() as connection:
-            self._mark = read_mark(connection, name, STUDIES)
+            self._mark = read_mark(connection, name, mark_of(wanted))
             open_ones = open_origins(connection, name, RejectCode.NOT_RETRIEVED)
         self._open = {study_of(origin) for origin in open_ones}
 
@@ -223,7 +227,7 @@ class _Fetch:
         fetching.result()  # raises what ended it
         if not narrowed(self._wanted):
             with self._store.writing() as connection:
-                set_mark(connection, self._name, STUDIES, Watermark(until_us=began_us))
+                set_mark(connection, self._name, mark_of(self._wanted), Watermark(until_us=began_us))
         tally.check()
         return tally
 
