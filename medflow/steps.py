@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +36,7 @@ from medflow.ingest.fhir import ingest_fhir
 from medflow.ingest.genomics import ingest_fasta, ingest_vcf
 from medflow.ingest.offers import Offer
 from medflow.ingest.received import remove_received
+from medflow.ingest.record_source import server_bases
 from medflow.ingest.retrieval import study_of
 from medflow.ingest.tally import Tally
 from medflow.overlap import select_and_score
@@ -43,7 +45,7 @@ from medflow.records import Instant
 from medflow.registry import RegisteredModel, Registry, elsewhere, installed, with_announced
 from medflow.scoring import LoadedModels, ScoreTally
 from medflow.selection import Explanation
-from medflow.store import Store, chunks, jobs, ledger, outbox, workers
+from medflow.store import Store, chunks, jobs, ledger, outbox, watermarks, workers
 from medflow.store import trained as trained_versions
 from medflow.store.ledger import begin_run, finish_run, now_us
 from medflow.training.asked import Asked
@@ -116,7 +118,15 @@ def ingest(site: Site, source: AnySource, *, name: str | None = None, progress: 
     return tally
 
 
-def _take(site: Site, source: Files, run_id: int, progress: Progress | None) -> Tally:
+def read_again(site: Site, name: str, since: datetime) -> int:
+    """Have the next `ingest` from a server begin no later than then; returns how many of its watermarks moved back."""
+    with site.store.writing() as connection:
+        return watermarks.lower_marks(connection, name, Instant.of(since).utc_us)
+
+
+def _take(
+    site: Site, source: Files, run_id: int, progress: Progress | None, *, record_source: str | None = None
+) -> Tally:
     store, settings, paths = site.store, site.settings, source.paths
     if source.kind == "dicom":
         from medflow.ingest.dicom import ingest_dicom  # with pydicom, for which no other step should wait
@@ -125,7 +135,7 @@ def _take(site: Site, source: Files, run_id: int, progress: Progress | None) -> 
         if source.remove_received:
             tally.notes["removed"] = remove_received(store, paths)
     elif source.kind == "fhir":
-        tally = ingest_fhir(store, settings, paths, run_id=run_id, progress=progress)
+        tally = ingest_fhir(store, settings, paths, source=record_source, run_id=run_id, progress=progress)
     elif source.kind == "vcf":
         tally = ingest_vcf(store, settings, paths, reference=source.reference, run_id=run_id, progress=progress)
     else:
@@ -400,15 +410,22 @@ def replay_rejects(site: Site, *, reference: Path | None = None, progress: Progr
     if reference is None and (left := [item for item in found if item.code == RejectCode.REF_MISMATCH]):
         total.notes["left-without-reference"] = len(left)
         found = [item for item in found if item.code != RejectCode.REF_MISMATCH]
+    left = [
+        item for item in found if item.kind == "fhir" and not item.payload and server_bases(site.settings, item.origin)
+    ]
+    if left:  # it is its server that would have to send it again
+        total.notes["left-at-their-server"] = len(left)
+        found = [item for item in found if item not in left]
     missing = [item for item in found if item.code == RejectCode.NOT_RETRIEVED]
     found = [item for item in found if item.code != RejectCode.NOT_RETRIEVED]
     with recorded(site, "retry rejects") as run:
         started = now_us()
-        for kind in dict.fromkeys(item.kind for item in found):
-            again = {offer.origin: offer for item in found if item.kind == kind for offer in [_offer(site.store, item)]}
+        for kind, system in dict.fromkeys((item.kind, item.source) for item in found):
+            same = [item for item in found if (item.kind, item.source) == (kind, system)]
+            again = {offer.origin: offer for offer in (_offer(site, item) for item in same)}
             paths = tuple(again.values())  # several entries of one file: the file once
             source = Files.model_construct(kind=kind, paths=paths, reference=reference)
-            total.add(_take(site, source, run.id, progress))
+            total.add(_take(site, source, run.id, progress, record_source=system))
         with site.store.writing() as connection:
             settled = ledger.settle_rejects(connection, [item.id for item in found], before_us=started)
             ledger.record_audit(connection, run.id, "replay", "rejects", offered=len(found), settled=settled)
@@ -431,10 +448,11 @@ def _fetch_again(
             total.notes["left-to-the-next-fetch"] += len(origins)
 
 
-def _offer(store: Store, reject: ledger.Reject) -> Offer:
-    kept = reject.sha256 if reject.payload else None
+def _offer(site: Site, reject: ledger.Reject) -> Offer:
+    store, kept = site.store, reject.sha256 if reject.payload else None
     if kept and kept in store.objects and not reject.code.startswith("archive-"):
-        return Offer(origin=reject.origin, path=store.objects.path(kept), entry="#" in reject.origin)
+        bases = server_bases(site.settings, reject.origin) if reject.kind == "fhir" else frozenset()
+        return Offer(origin=reject.origin, path=store.objects.path(kept), entry="#" in reject.origin, bases=bases)
     origin = reject.origin.partition("#")[0]  # of an entry whose bytes were not kept, the whole file
     return Offer(origin=origin, path=Path(origin))
 

@@ -15,9 +15,11 @@ from medflow import steps
 from medflow.cli import demo as demo_command
 from medflow.cli import deploy as deploy_command
 from medflow.cli import evaluate as evaluate_command
+from medflow.cli import fetch as fetch_command
 from medflow.cli import models as models_command
 from medflow.cli import plugins as plugin_commands
 from medflow.cli import receive as receive_command
+from medflow.cli import records as records_command
 from medflow.cli import select as select_command
 from medflow.cli import services, watch
 from medflow.cli import show as show_command
@@ -50,7 +52,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-ingest_app = typer.Typer(no_args_is_help=True, help="Take files into the store.")
+ingest_app = typer.Typer(no_args_is_help=True, help="Take files, and what servers have, into the store.")
 retry_app = typer.Typer(no_args_is_help=True, help="Try again what was rejected, died, or could not be delivered.")
 db_app = typer.Typer(no_args_is_help=True, help="The database.")
 app.add_typer(ingest_app, name="ingest")
@@ -71,6 +73,9 @@ app.command()(services.serve)
 app.command()(watch.status)
 app.command()(watch.metrics)
 app.command()(deploy_command.deploy)
+
+ingest_app.command("dicomweb")(fetch_command.ingest_dicomweb)
+ingest_app.command("pacs")(fetch_command.ingest_pacs)
 
 Paths = Annotated[list[Path], typer.Argument(help="Files and folders.", show_default=False)]
 Explain = Annotated[bool, typer.Option("--explain", help="Have models that can show what led to their answers.")]
@@ -106,10 +111,7 @@ def ingest_dicom(
     _ingest("dicom", paths, as_json, in_place=in_place, remove_received=remove_received)
 
 
-@ingest_app.command("fhir")
-def ingest_fhir(paths: Paths, as_json: Json = False) -> None:
-    """FHIR R4: Bundles, single resources and NDJSON, each also gzipped."""
-    _ingest("fhir", paths, as_json)
+ingest_app.command("fhir")(records_command.ingest_fhir)
 
 
 @ingest_app.command("vcf")

@@ -29,11 +29,13 @@ class Step:
     """A page, and until when everything is read once it is (None: unknown until the end).
 
     The last step has no page. ``unsure``: the server does not sort, and what was said before of this window is not so.
+    ``again``: id and time of what the page before had too.
     """
 
     page: Page | None
     read_us: int | None = None
     unsure: bool = False
+    again: frozenset[tuple[str, int]] = frozenset()
 
 
 class Window:
@@ -63,6 +65,7 @@ class Window:
         self._last_us: int | None = None  # of the last entry read
         self._latest_us: int | None = None  # of any entry read
         self._tail: list[tuple[str, int]] = []  # the last entries: id and time
+        self._again: frozenset[tuple[str, int]] = frozenset()
         self._asks_sort = True
         self._sorted = True  # as far as it was seen
         self._promised = True  # ... and as the self links say
@@ -82,7 +85,8 @@ class Window:
         page: Page | None = self._first()
         while page is not None:
             sure = self._sorted and self._promised
-            yield Step(page=page, read_us=self._last_us if sure else None, unsure=not sure)
+            yield Step(page=page, read_us=self._last_us if sure else None, unsure=not sure, again=self._again)
+            self._again = frozenset()
             page = self._following(page)
         yield Step(page=None, read_us=self._latest_us)
 
@@ -138,6 +142,7 @@ class Window:
             if self._ignored(page, start_us):
                 break
             if ends & {_id(entry) for entry in _matches(page)}:
+                self._again = frozenset(self._tail)
                 self._begin(start_us)
                 self._judge(page, sought=True)
                 return page

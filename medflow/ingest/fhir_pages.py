@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,7 +10,7 @@ import orjson
 
 from medflow.errors import InputRejected, RejectCode
 from medflow.fhir.read import Context
-from medflow.fhir.search import Page, instant_us, is_outcome
+from medflow.fhir.search import Page, instant_us, is_match, is_outcome, updated_us
 from medflow.ingest.fhir_inputs import Deletion, Input, Piece, deletion_of, id_of, links_of, spans_of
 from medflow.ingest.tally import Refused
 from medflow.records import Instant
@@ -18,10 +18,11 @@ from medflow.records import Instant
 PORTS = {"http": ":80", "https": ":443"}
 
 
-def offered_on(page: Page, context: Context, name: str) -> Iterator[Input]:
+def offered_on(page: Page, context: Context, name: str, *, again: Collection[tuple[str, int]] = ()) -> Iterator[Input]:
     """Every resource of a page; ``context.bases`` are the base URLs of its server, ``name`` what the source is called.
 
-    A resource of another server is refused: its id means nothing among this one's.
+    Matches in ``again`` (id and time) were on the page before and are passed over. A resource of another server is
+    refused: its id means nothing among this one's.
     """
     entries = page.bundle.get("entry")
     every = entries if isinstance(entries, list) else []
@@ -29,7 +30,7 @@ def offered_on(page: Page, context: Context, name: str) -> Iterator[Input]:
     taken = [
         (entry, span)
         for entry, span in zip(every, spans, strict=True)
-        if not (isinstance(entry, dict) and is_outcome(entry))
+        if not (isinstance(entry, dict) and (is_outcome(entry) or _was_read(entry, again)))
     ]
     own = {_plain(base) for base in context.bases}
     ours = [entry for entry, _ in taken if isinstance(entry, dict) and not _foreign(entry, own)]
@@ -94,6 +95,16 @@ def self_base(page: Page, path: str) -> str | None:
     """The base URL in a page's self link, if that is to ``path``, as what was asked for was."""
     address = (page.self_url or "").partition("?")[0].rstrip("/")
     return address.removesuffix(f"/{path}") if address.endswith(f"/{path}") and "://" in address else None
+
+
+def _was_read(entry: dict[str, Any], again: Collection[tuple[str, int]]) -> bool:
+    resource = entry.get("resource")
+    return (
+        bool(again)
+        and is_match(entry)
+        and isinstance(resource, dict)
+        and (resource.get("id"), updated_us(entry)) in again
+    )
 
 
 def _foreign(entry: dict[str, Any], own: set[str]) -> bool:

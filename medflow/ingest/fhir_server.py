@@ -248,7 +248,9 @@ class _Fetching:
 
     def _part_of(self, path: str) -> Callable[[Step], _Part]:
         def part(step: Step) -> _Part:
-            inputs = [] if step.page is None else list(offered_on(step.page, self._at(step.page, path), self._name))
+            inputs: list[Input] = []
+            if step.page is not None:
+                inputs = list(offered_on(step.page, self._at(step.page, path), self._name, again=step.again))
             return _Part(inputs=inputs, read_us=step.read_us, unsure=step.unsure)
 
         return part
@@ -267,7 +269,7 @@ class _Fetching:
         for step in steps:
             if step.page is not None:
                 context = self._at(step.page, kind)
-                yield _Part(inputs=list(offered_on(step.page, context, self._name)))
+                yield _Part(inputs=list(offered_on(step.page, context, self._name, again=step.again)))
                 for patient in _patients(step.page, context):
                     if patient not in met:
                         met.add(patient)

@@ -44,6 +44,17 @@ def record_source(store: Store, settings: Settings, source: FhirSource, name: st
     return system
 
 
+def server_bases(settings: Settings, origin: str) -> frozenset[str]:
+    """The base URLs of the FHIR server that a reject came from; none where it came from a file."""
+    for name, item in settings.sources.items():
+        if isinstance(item, FhirSource) and origin.startswith(f"{name}/"):
+            return frozenset((item.url, *item.also))
+    if origin.startswith(("http://", "https://")):
+        base, export, _ = origin.partition("/$export/")
+        return frozenset((base if export else origin.rsplit("/", 2)[0],))
+    return frozenset()
+
+
 def _one_server(source: FhirSource, url: str) -> bool:
     return url in (source.url, *source.also)
 

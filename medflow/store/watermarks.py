@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, select, update
 
 from medflow.store.ledger import now_us, upsert
 from medflow.store.tables import WatermarkRow
@@ -55,6 +55,17 @@ def standing(connection: Connection) -> list[MarkLine]:
     columns = [table.c[name] for name in MarkLine.__dataclass_fields__]
     rows = connection.execute(select(*columns).order_by(table.c.source, table.c.kind))
     return [MarkLine(**row._mapping) for row in rows]
+
+
+def drop_mark(connection: Connection, source: str, kind: str) -> None:
+    """Have no mark of one kind, where there was one."""
+    connection.execute(delete(WatermarkRow).where(WatermarkRow.source == source, WatermarkRow.kind == kind))
+
+
+def lower_marks(connection: Connection, source: str, until_us: int) -> int:
+    """Have a source read again from then on, where it was read further; returns how many marks moved back."""
+    statement = update(WatermarkRow).where(WatermarkRow.source == source, WatermarkRow.until_us > until_us)
+    return connection.execute(statement.values(until_us=until_us, updated_us=now_us())).rowcount
 
 
 def forget_marks(connection: Connection, source: str) -> int:
