@@ -1,4 +1,4 @@
-"""Settings, frozen, from MEDFLOW_* environment variables (and a .env file when one is named).
+"""Settings, frozen, from MEDFLOW_* environment variables and a TOML file; the environment wins, setting by setting.
 
 They are made once at the edge (CLI or flow) and passed in; nothing below reads the environment.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args
 from zoneinfo import ZoneInfo, available_timezones
 
 from platformdirs import user_data_path
@@ -24,9 +25,11 @@ from pydantic import (
     field_validator,
 )
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
-from medflow.connections.endpoints import AnySource, AnyTarget, Source, Target
+from medflow import config_file
+from medflow.connections.endpoints import AnySource, AnyTarget, Auth, Source, Target, Tls
+from medflow.connections.secrets import reveal
 from medflow.errors import ConfigurationError
 
 LABEL_UNITS = ("unit", "encounter", "patient", "series", "study", "sequence")
@@ -89,10 +92,13 @@ class LogSettings(BaseSettings):
 
 
 class Settings(LogSettings):
-    """Everything an installation can choose. Each field is MEDFLOW_<NAME> in the environment."""
+    """Everything an installation can choose. Each field is MEDFLOW_<NAME> in the environment, and a key in the file."""
 
     model_config = SettingsConfigDict(env_prefix="MEDFLOW_", frozen=True, extra="forbid")
 
+    config: Path | None = Field(
+        None, description="TOML file of the other settings; default medflow.toml at home, if it is there."
+    )
     home: Path = Field(default_factory=lambda: user_data_path("medflow"), description="Folder of database and objects.")
     database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; default is SQLite under home.")
     objects: str | None = Field(
@@ -254,7 +260,7 @@ class Settings(LogSettings):
     def url(self) -> str:
         """The SQLAlchemy URL, password included: never log it."""
         if self.database_url is not None:
-            return self.database_url.get_secret_value()
+            return reveal(self.database_url)
         return f"sqlite:///{self.home.absolute() / 'medflow.db'}"
 
 
@@ -274,36 +280,59 @@ def parsed_target(written: str) -> AnyTarget:
 
 
 _TARGET: TypeAdapter[AnyTarget] = TypeAdapter(Target)
+AnySettings = TypeVar("AnySettings", bound=LogSettings)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loaded(Generic[AnySettings]):
+    """Settings, and where each that is not the default came from: a variable, the file, or "given" by the caller."""
+
+    settings: AnySettings
+    origins: Mapping[str, str]
 
 
 def load_settings(**overrides: object) -> Settings:
-    """Settings from the environment and ``overrides``.
+    """Settings from the environment, the configuration file, and ``overrides``.
 
     Raises
     ------
     ConfigurationError
-        Naming each variable that is wrong and what it should be, without its value.
+        Naming each variable or key that is wrong and what it should be, without its value.
     """
-    return _load(Settings, **{name: value for name, value in overrides.items() if value is not None})
+    return load_with_origins(**overrides).settings
+
+
+def load_with_origins(**overrides: object) -> Loaded[Settings]:
+    """The same, and where each setting came from."""
+    return _load(Settings, {name: value for name, value in overrides.items() if value is not None})
 
 
 def load_log_settings() -> LogSettings:
-    """How to log, from the environment; errors as for `load_settings`."""
-    return _load(LogSettings)
+    """How to log, from the environment and the configuration file; errors as for `load_settings`."""
+    return _load(LogSettings, {}).settings
 
 
-Loaded = TypeVar("Loaded", bound=BaseSettings)
-
-
-def _load(kind: type[Loaded], **values: object) -> Loaded:
+def _load(kind: type[AnySettings], given: dict[str, Any]) -> Loaded[AnySettings]:
     try:
-        return kind(**values)  # type: ignore[arg-type]  # validated by pydantic
+        found = EnvSettingsSource(Settings)()
     except SettingsError as error:  # the message names the field, its cause would quote the value
         name = str(error).partition('"')[2].partition('"')[0]
         raise ConfigurationError(f"MEDFLOW_{name.upper()} is not the JSON that it should be") from None
+    outside = {**found, **given}
+    file = config_file.find(outside.get("config"), Path(outside.get("home") or user_data_path("medflow")))
+    named = "config" in outside
+    written = config_file.read(file, Settings.model_fields, named=named) if file is not None else {}
+    origins = {name: f"{file}: {name}" for name in written}
+    origins |= {name: f"MEDFLOW_{name.upper()}" for name in found} | dict.fromkeys(given, "given")
+    values = {**written, **outside, "config": file}
+    known = kind.model_fields
+    try:
+        settings = kind(**{name: value for name, value in values.items() if name in known or name in given})
     except ValidationError as error:
-        wrong = "; ".join(_said(item) for item in error.errors(include_input=False, include_url=False))
-        raise ConfigurationError(f"the configuration is not usable: {wrong}") from None
+        wrong = error.errors(include_input=False, include_url=False)
+        said = "; ".join(_said(problem, origins) for problem in wrong)
+        raise ConfigurationError(f"the configuration is not usable: {said}") from None
+    return Loaded(settings=settings, origins={name: origin for name, origin in origins.items() if name in known})
 
 
 _NAMED: dict[str, type[BaseModel]] = {"labels": LabelTable, "cohorts": Cohort}
@@ -311,15 +340,23 @@ _KINDS: dict[str, dict[str, type[BaseModel]]] = {
     setting: {kind: model for model in get_args(models) for kind in get_args(model.model_fields["kind"].annotation)}
     for setting, models in (("sources", AnySource), ("targets", AnyTarget))
 }
+_AUTHS: dict[str, type[BaseModel]] = {
+    kind: model for model in get_args(get_args(Auth)[0]) for kind in get_args(model.model_fields["type"].annotation)
+}
 
 
-def _said(problem: ErrorDetails) -> str:
+def _said(problem: ErrorDetails, origins: Mapping[str, str]) -> str:
     """What is wrong with one setting, and where in it: MEDFLOW_COHORTS.icu.min_age, say. Never its value."""
     setting, *inside = (str(part) for part in problem["loc"])
     model = _NAMED.get(setting)
     if setting in _KINDS and len(inside) > 1:  # its name, its kind, which is no part of where it is, the field
         model = _KINDS[setting].get(inside.pop(1))
-    where = ".".join([f"MEDFLOW_{setting.upper()}", *inside])
-    if problem["type"] == "extra_forbidden" and model is not None and len(inside) == 2:
+        if "auth" in inside[1:-1]:
+            model = _AUTHS.get(inside.pop(2))
+        elif "tls" in inside[1:-1]:
+            model = Tls
+    origin = origins.get(setting, "given")
+    where = ".".join([f"MEDFLOW_{setting.upper()}" if origin == "given" else origin, *inside])
+    if problem["type"] == "extra_forbidden" and model is not None:
         return f"{where}: there is no such field; there are {', '.join(model.model_fields)}"
     return f"{where}: {problem['msg']}"

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from medflow import steps
+from medflow.cli import config as config_command
 from medflow.cli import demo as demo_command
 from medflow.cli import deploy as deploy_command
 from medflow.cli import evaluate as evaluate_command
@@ -72,6 +73,7 @@ app.command()(receive_command.receive)
 app.command()(services.serve)
 app.command()(watch.status)
 app.command()(watch.metrics)
+app.command()(config_command.config)
 app.command()(deploy_command.deploy)
 
 ingest_app.command("dicomweb")(fetch_command.ingest_dicomweb)
