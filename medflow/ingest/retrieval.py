@@ -235,6 +235,7 @@ class _Fetch:
 
     def _fetch(self, landing: Landing) -> None:
         held_back: list[_Study] = []  # given by nobody: their own fault only if the archive gives others after them
+        answered = False  # to anything that was asked about a study
         for uid in self._uids():
             if landing.stopped:
                 return
@@ -247,9 +248,11 @@ class _Fetch:
                 continue
             for told in (*held_back, study):
                 self._told.put(told)
-            held_back = []
+            held_back, answered = [], True
         for told in held_back:
             self._told.put(told)
+        if held_back and not answered:  # on record one by one, and as a failure of the archive too
+            raise held_back[-1].silent or SourceUnavailable(f"{self._name} gave nothing that it was asked for")
 
     def _uids(self) -> Iterator[str]:
         asked = asked_for(self._wanted, self._mark, self._settings)
@@ -342,7 +345,7 @@ class _Fetch:
             landing.forget(study.requested)
             counted = Tally(offered=study.had + missing, unchanged=study.had, rejected=missing)
             if missing:
-                counted.reasons[RejectCode.NOT_RETRIEVED] = missing
+                counted.reasons[str(RejectCode.NOT_RETRIEVED)] = missing
                 rejects.append(self._reject(study, missing))
             elif study.uid in self._open:
                 settled.append(origin_of(self._name, study.uid))
