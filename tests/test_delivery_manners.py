@@ -5,6 +5,8 @@ The server is a stranger's, and keeps to the CapabilityStatement that a test giv
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,8 +21,9 @@ from medflow.connections.patience import Patience
 from medflow.delivery import server
 from medflow.errors import ConfigurationError
 from medflow.records import Outgoing
-from medflow.store import Store, outbox
+from medflow.store import Store, connections, outbox
 from tests.results import catalog, risk_of
+from tests.services.faulty_fhir import FaultyServer, Reply, faulty_fhir
 
 TYPES = ("Device", "DocumentReference", "Observation", "RiskAssessment", "Provenance")
 BOTH = ("transaction", "batch")
@@ -276,3 +279,104 @@ def test_what_was_removed_is_not_put_back(local: Store, settings: Settings, offe
     assert (tally.delivered, tally.failed) == (1, 1)
     assert "removed at the server" in next(iter(tally.errors))
     assert found(url, "Observation") == []
+
+
+# --- when it is in trouble ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def faulty() -> Iterator[FaultyServer]:
+    with faulty_fhir() as running:
+        yield running
+
+
+def test_a_request_that_is_too_large_halves_what_is_sent_from_then_on(
+    local: Store, settings: Settings, faulty: FaultyServer
+) -> None:
+    page = Reply(status=413, body=b"<html>too large</html>", headers={"Content-Type": "text/html"})
+    faulty.always = lambda urls: page if len(urls) > 12 else None
+    queue(local, cohort(*range(100)))
+
+    tally = deliver(local, settings, faulty.url)
+
+    assert (tally.delivered, tally.failed) == (302, 0)
+    sizes = [len(urls) for urls in faulty.transactions]
+    assert sum(size > 12 for size in sizes) < 20  # none after it was learned
+    assert max(sizes[-10:]) <= 12
+
+
+def test_one_entry_of_many_patients_is_sent_again_alone_after_the_wait_that_the_server_names(
+    local: Store, settings: Settings, faulty: FaultyServer
+) -> None:
+    faulty.script.append(Reply())  # the catalog
+    faulty.script.append(Reply(statuses={"RiskAssessment": 429}, headers={"Retry-After": "1"}))
+    queue(local, cohort(1, 2))
+
+    tally = deliver(local, settings, faulty.url)
+
+    assert (tally.delivered, tally.failed) == (8, 0)
+    again = [(urls, at) for urls, at in zip(faulty.transactions, faulty.times, strict=True) if len(urls) == 1]
+    assert [urls[0].partition("/")[0] for urls, _ in again] == ["RiskAssessment"]
+    assert again[0][1] - faulty.times[1] >= 1.0
+
+
+def test_one_patients_refused_entry_is_put_aside_with_the_servers_words_and_in_the_end_dead(
+    local: Store, settings: Settings, faulty: FaultyServer
+) -> None:
+    bad = f"Observation/{risk_of(7)[0].id}"
+    faulty.always = lambda urls: Reply(status=422) if bad in urls else None
+    queue(local, cohort(*range(20)))
+
+    for _ in range(settings.max_attempts):
+        deliver(local, settings, faulty.url)
+        with local.writing() as connection:
+            connection.exec_driver_sql("UPDATE delivery SET not_before_us = 0")
+
+    with local.reading() as connection:
+        assert outbox.counts(connection)[faulty.url] == dict.fromkeys(outbox.STATES, 0) | {"delivered": 59, "dead": 3}
+        lines = outbox.list_errors(connection, faulty.url)
+    assert {line[2:] for line in lines} == {
+        ("dead", settings.max_attempts, "HTTP 422, invalid at Observation.value: SECRET of Jane Doe")
+    }
+
+
+def test_a_patient_that_the_server_cannot_bear_is_found_and_the_others_arrive(
+    local: Store, settings: Settings, faulty: FaultyServer
+) -> None:
+    bad = f"Observation/{risk_of(7)[0].id}"
+    faulty.always = lambda urls: Reply(status=500) if bad in urls else None
+    queue(local, cohort(*range(20)))
+
+    tally = deliver(local, settings, faulty.url)
+
+    assert (tally.delivered, tally.failed) == (59, 3)
+
+
+def test_while_the_server_is_away_it_is_on_record_and_what_comes_back_in_time_is_waited_for(
+    local: Store, settings: Settings, faulty: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(server, "PATIENCE", Patience(attempts=50, first_wait_s=0.01, longest_wait_s=0.05))
+    rule = CircuitRule(open_after=3, first_wait_s=0.1, longest_wait_s=0.1, patience_s=20)
+    monkeypatch.setattr(server, "CIRCUIT", rule)
+    faulty.always = lambda _urls: Reply(status=503)
+    queue(local, cohort(*range(8)))
+    said: list[str | None] = []
+
+    def watch() -> None:
+        while not any(said):
+            time.sleep(0.05)
+            with local.reading() as connection:
+                said.extend(line.error for line in connections.standing(connection))
+        faulty.always = lambda _urls: None
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    tally = deliver(local, settings, faulty.url)
+    watcher.join()
+
+    assert (tally.delivered, tally.failed) == (26, 0)
+    assert any("not available now (HTTP 503)" in text for text in said if text)
+    with local.reading() as connection:
+        [line] = connections.standing(connection)
+    assert line.error is None

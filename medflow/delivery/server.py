@@ -23,7 +23,7 @@ from medflow.connections.circuit import Circuit, CircuitRule
 from medflow.connections.endpoints import Bearer, FhirTarget
 from medflow.connections.patience import Patience, tries
 from medflow.delivery.exchange import Exchange, Refused
-from medflow.delivery.target import Refusal, Sent
+from medflow.delivery.target import UNANSWERED, Refusal, Sent
 from medflow.delivery.writing import Lookup
 from medflow.errors import ConfigurationError, ServerUnavailable, TargetUnavailable
 from medflow.fhir.capability import Capabilities
@@ -57,6 +57,7 @@ class Server:
         self._circuit = Circuit(CIRCUIT)
         self._stopping = threading.Event()
         self._most = MAX_ENTRIES  # entries that this server takes in one request, as far as is known
+        self._taken = 0  # entries of the largest request that it took
 
     def open(self, committed: Mapping[str, int]) -> None:
         """See that a FHIR R4 server is there, and what it can do."""
@@ -183,6 +184,8 @@ class Server:
         if not halves:
             answers.update((item.outbox_id, answer) for item in open_)
             return False
+        if self._taken >= len(items):  # so many were once taken: of another kind
+            self._taken = 0
         largest = max(sum(map(len, half)) for half in halves)
         if answer.status == 413:
             self._learn(largest)
@@ -192,7 +195,7 @@ class Server:
         return fine
 
     def _learn(self, most: int) -> None:
-        if most < self._most:
+        if (most := max(most, self._taken)) < self._most:
             self._most = most
             log.info("the server takes no more than %d resources at once", most)
 
@@ -213,7 +216,8 @@ class Server:
                     if left:
                         raise _too_busy([answers[item.outbox_id] for item in left])
         except ServerUnavailable as error:
-            unanswered = Answer(status=503, reason="unavailable", retry_after_s=error.retry_after_s)
+            wait_s = error.retry_after_s
+            unanswered = Answer(status=503, reason=UNANSWERED, detail=error.message, retry_after_s=wait_s)
             silent = [item for item in items if item.outbox_id not in answers]
             answers.update((item.outbox_id, error.fields.get("answer") or unanswered) for item in silent)
             if self._circuit.gave_up:

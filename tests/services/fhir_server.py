@@ -15,15 +15,21 @@ INSTALL = "npm ci --prefix tests/services"
 
 
 @contextmanager
-def fhir_server() -> Iterator[str]:
-    """Start the server; gives its base URL. ``POST /$reset`` at the same port empties it."""
+def fhir_server(*, checked: bool = True) -> Iterator[str]:
+    """Start the server; gives its base URL. ``POST /$reset`` at the same port empties it.
+
+    Not ``checked``, it stores what it is sent without asking its validators.
+    """
     node = shutil.which("node")
     if node is None:
         missing(f"the FHIR test server needs Node 20 or newer: install it, then `{INSTALL}`")
     if not (HERE / "node_modules" / "@medplum").is_dir():
         missing(f"the FHIR test server is not installed: `{INSTALL}`")
     process = subprocess.Popen(
-        [node, str(HERE / "fhir-server.cjs"), "0"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [node, str(HERE / "fhir-server.cjs"), "0", *([] if checked else ["unchecked"])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdin is not None and process.stdout is not None
     try:
