@@ -19,6 +19,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    IPvAnyNetwork,
     SecretStr,
     TypeAdapter,
     ValidationError,
@@ -28,7 +29,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from medflow import config_file
-from medflow.connections.endpoints import AnySource, AnyTarget, Auth, Source, Target, Tls
+from medflow.connections.endpoints import AeAddress, AnySource, AnyTarget, Auth, Source, Target, Tls
 from medflow.connections.secrets import reveal
 from medflow.errors import ConfigurationError
 
@@ -145,10 +146,23 @@ class Settings(LogSettings):
     receive_port: int = Field(11112, ge=0, le=65535, description="TCP port of `medflow receive`; 0 takes any.")
     receive_into: Path | None = Field(None, description="Folder that received files lie in; default received/ at home.")
     receive_allow: tuple[str, ...] = Field((), description="JSON list of calling AE titles taken; empty means all.")
-    receive_associations: int = Field(16, ge=1, description="Associations at a time.")
+    receive_allow_addresses: tuple[IPvAnyNetwork, ...] = Field(
+        (), description="JSON list of IP addresses and networks (CIDR) that senders may have; empty means all."
+    )
+    receive_processes: int = Field(0, ge=0, description="Receiving processes; 0 means one per core, at most 8.")
+    receive_associations: int = Field(16, ge=1, description="Associations at a time, over all processes.")
     receive_timeout_s: float = Field(120.0, gt=0, description="How long a sender may be silent.")
     receive_grace_s: float = Field(30.0, ge=0, description="How long running associations have when asked to stop.")
     receive_min_free_mib: int = Field(1024, ge=0, description="Disk space in MiB below which objects are refused.")
+    receive_report_to: tuple[AeAddress, ...] = Field(
+        (), description="JSON list of AET@host:port: where senders are told what storage is committed."
+    )
+    receive_quiet_s: float = Field(
+        60.0, gt=0, description="A study that nothing came of for so long is complete (`medflow receive --ingest`)."
+    )
+    receive_count_from: str | None = Field(
+        None, description="Source (kind pacs) that tells how many instances a study has: complete at once with those."
+    )
     receive_tls_cert: Path | None = Field(None, description="Certificate (PEM) of `medflow receive`; TLS only with it.")
     receive_tls_key: Path | None = Field(None, description="The certificate's key (PEM, unencrypted).")
     receive_tls_ca: Path | None = Field(None, description="Authority that senders' certificates must be of (PEM).")

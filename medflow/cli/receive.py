@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,12 +22,16 @@ def receive(
     allow: Annotated[
         list[str] | None, typer.Option(help="A calling AE title to take images from; repeatable; all by default.")
     ] = None,
+    allow_address: Annotated[
+        list[str] | None, typer.Option(help="An IP address or network that may send; repeatable; all by default.")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="Receiving processes; one per core by default.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM) to speak TLS with.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="The certificate's key.")] = None,
     tls_ca: Annotated[Path | None, typer.Option(help="Authority that senders' certificates must be of.")] = None,
 ) -> None:
     """Take what modalities and the PACS send (DICOM C-STORE) into a folder, until asked to stop (SIGTERM)."""
-    from medflow.dicom.receive import receiver  # with pynetdicom, which no other command is to wait for
+    from medflow.dicom.reception import Reception  # with pynetdicom, which no other command is to wait for
 
     settings = load_settings(
         receive_aet=aet,
@@ -34,11 +39,14 @@ def receive(
         receive_host=host,
         receive_into=into,
         receive_allow=tuple(allow) if allow else None,
+        receive_allow_addresses=tuple(allow_address) if allow_address else None,
+        receive_processes=processes,
         receive_tls_cert=tls_cert,
         receive_tls_key=tls_key,
         receive_tls_ca=tls_ca,
     )
-    set_up_logging(settings, level="INFO")  # one line an event: all there is to see of a service
+    set_up = partial(set_up_logging, level="INFO")  # one line an event: all there is to see of a service
+    set_up(settings)
     asked, again = threading.Event(), threading.Event()
 
     def stop(_number: int, _frame: object) -> None:
@@ -46,7 +54,6 @@ def receive(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    running = receiver(settings)
-    running.start()
-    asked.wait()
-    running.stop(again)
+    reception = Reception(settings, set_up=set_up)
+    reception.start()
+    reception.serve(asked, again)

@@ -72,9 +72,7 @@ class Request:
             return None
         if 0x0800 not in elements or numbers[0x0800] == NO_DATA_SET:
             return None
-        return cls(
-            context=context, message=numbers[0x0110], sop_class=uids[0].decode(), sop_instance=uids[1].decode()
-        )
+        return cls(context=context, message=numbers[0x0110], sop_class=uids[0].decode(), sop_instance=uids[1].decode())
 
     def answer(self, status: int) -> bytes:
         """The PDU of its response (PS3.7, 9.3.1.2)."""

@@ -5,21 +5,25 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from socketserver import BaseServer
 from typing import Any
 
 from pydicom.uid import UID
-from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_context
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_context, evt
 from pynetdicom.events import Event
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import Verification, register_uid  # type: ignore[attr-defined]  # made from a table
-from pynetdicom.transport import ThreadedAssociationServer
+from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from medflow.config import Settings
 from medflow.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
+Network = IPv4Network | IPv6Network
+QUEUE = 64  # connections that wait to be accepted
 PDU_BYTES = 128 << 10  # announced to senders; larger ones cost fewer turns of the loop
 OPENING_S = 10  # for TLS, and for the association request
 RETIRED = {  # storage classes that archives still send
@@ -52,7 +56,10 @@ def agree(event: Event) -> None:
 
     pynetdicom would choose by the receiver's order, and make senders decompress what they propose compressed.
     """
-    association = event.assoc
+    association: Any = event.assoc
+    if association.over_limit:
+        _turn_away(association)
+        return
     wanted: dict[Any, set[UID]] = {}
     request: Any = association.requestor.primitive  # the A-ASSOCIATE that has just come
     for context in request.presentation_context_definition_list:
@@ -64,6 +71,15 @@ def agree(event: Event) -> None:
         *association.acceptor.supported_contexts,
         *(build_context(uid, sorted(syntaxes)) for uid, syntaxes in wanted.items()),
     ]
+
+
+def _turn_away(association: Any) -> None:
+    """Reject an association for now: local limit exceeded (PS3.8, 9.3.4)."""
+    association.requestor.ae_title = association.requestor.primitive.calling_ae_title
+    association.acse.send_reject(0x02, 0x03, 0x02)
+    association.is_rejected = True
+    evt.trigger(association, evt.EVT_REJECTED, {})
+    association.kill()
 
 
 def tls_context(settings: Settings) -> ssl.SSLContext | None:
@@ -97,25 +113,92 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
+def allowed(address: str, networks: Sequence[Network]) -> bool:
+    """Whether a peer with this IP address may send: it is in one of the networks, or there are none to be in."""
+    if not networks:
+        return True
+    try:
+        found = ip_address(address.partition("%")[0])  # a link-local address names its interface
+    except ValueError:
+        return False
+    found = getattr(found, "ipv4_mapped", None) or found  # how a socket of both kinds shows an IPv4 peer
+    return any(found in network for network in networks)
+
+
+def listening(settings: Settings) -> socket.socket:
+    """A socket that listens where the settings say.
+
+    Raises
+    ------
+    ConfigurationError
+        The address cannot be had.
+    """
+    where = settings.receive_host, settings.receive_port
+    try:
+        family = socket.getaddrinfo(*where, type=socket.SOCK_STREAM)[0][0]
+        opened = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            opened.bind(where)
+            opened.listen(QUEUE)
+        except OSError:
+            opened.close()
+            raise
+    except OSError as error:
+        raise unreachable(settings, error) from None
+    return opened
+
+
+def unreachable(settings: Settings, error: OSError) -> ConfigurationError:
+    """Why nothing can listen at the configured address."""
+    where = f"{settings.receive_host}:{settings.receive_port}"
+    return ConfigurationError(f"cannot listen at {where} ({error.strerror}): choose another --host or --port")
+
+
+class Handler(RequestHandler):
+    """One association, from its connection to its end, in a thread that waits for it."""
+
+    def handle(self) -> None:
+        """As pynetdicom's, but return when the association has ended."""
+        association: Any = self._create_association()
+        server: Any = self.server
+        association.over_limit = server.over_limit(self.request)
+        evt.trigger(association, evt.EVT_CONN_OPEN, {"address": self.client_address})
+        association.start()
+        association.join()
+
+
 class Listener(ThreadedAssociationServer):
     """pynetdicom's server, whose listener waits for nobody: what a peer may hold up is done in the peer's thread."""
 
     daemon_threads = True
-    request_queue_size = 64
+    request_queue_size = QUEUE
+    networks: Sequence[Network] = ()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """A connection, of which nothing has been read yet."""
         listening: Any = self.socket
         connection, address = listening.accept()
+        return self.prepared(connection), address
+
+    def prepared(self, connection: socket.socket) -> socket.socket:
+        """A connection with its options, and TLS to be shaken hands on."""
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.settimeout(OPENING_S)
         if self.ssl_context:
-            connection = self.ssl_context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
-        return connection, address
+            return self.ssl_context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Past twice the limit not even a refusal is spoken: a thread each would be too many."""
+        if not allowed(client_address[0], self.networks):
+            not_allowed(client_address[0])
+            return False
         return len(self.active_associations) <= 2 * self.ae.maximum_associations
+
+    def over_limit(self, request: Any) -> bool:
+        """Whether this connection is one too many; here pynetdicom counts itself."""
+        return False
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """In the connection's own thread: TLS, then the association."""
@@ -132,3 +215,52 @@ class Listener(ThreadedAssociationServer):
         """Stop listening; associations go on."""
         BaseServer.shutdown(self)
         self.server_close()
+
+
+class HandedListener(Listener):
+    """One that listens to nothing: another process accepts connections, counts them, and hands them over."""
+
+    ended: Callable[[], None] = staticmethod(lambda: None)  # called when a connection has
+
+    def server_bind(self) -> None:
+        """Leave the socket unbound."""
+        self._too_many: set[int] = set()
+
+    def server_activate(self) -> None:
+        """Listen to nothing."""
+
+    def take(self, connection: socket.socket, *, over_limit: bool) -> None:
+        """Serve a connection; one over the limit is told so."""
+        try:
+            address = connection.getpeername()
+            request = self.prepared(connection)
+        except OSError:  # gone already
+            connection.close()
+            self.ended()
+            return
+        if over_limit:
+            self._too_many.add(request.fileno())
+        self.process_request(request, address)
+
+    def over_limit(self, request: Any) -> bool:
+        """Whether the process that counts said so."""
+        number = request.fileno()
+        found = number in self._too_many
+        self._too_many.discard(number)
+        return found
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve it, and say when that is over."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.ended()
+
+    def shutdown(self) -> None:
+        """Nothing listens: who hands connections over has stopped."""
+        self.server_close()
+
+
+def not_allowed(address: str) -> None:
+    """Note a connection that was closed at once."""
+    log.warning("connection from %s refused: its address is not in MEDFLOW_RECEIVE_ALLOW_ADDRESSES", address)

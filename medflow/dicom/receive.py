@@ -10,10 +10,12 @@ sends it and whenever.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from pynetdicom import _config, evt
 from pynetdicom.association import Association
@@ -21,12 +23,21 @@ from pynetdicom.events import Event
 
 from medflow.config import Settings
 from medflow.dicom.lane import CANNOT_UNDERSTAND, SUCCESS, Lane, acknowledge_now, attempted, file_meta, peer_of
-from medflow.dicom.listener import Listener, agree, application_entity, tls_context
+from medflow.dicom.listener import (
+    HandedListener,
+    Handler,
+    Listener,
+    agree,
+    application_entity,
+    tls_context,
+    unreachable,
+)
 from medflow.dicom.spool import Spool
 from medflow.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
+Server = TypeVar("Server", bound=Listener)
 ENDING_S = 5  # for associations that are aborted at the end of the grace time
 
 
@@ -56,42 +67,55 @@ class Receiver:
         ConfigurationError
             The folder cannot be written, the address cannot be had, or the TLS files cannot be read.
         """
-        settings = self.settings
+        prepare(self.spool)
         try:
-            self.spool.prepare()
+            server = self._serving(Listener)
         except OSError as error:
-            raise ConfigurationError(
-                f"the folder {self.spool.root} cannot be written ({error.strerror}): "
-                "mend it, or name another with --into (MEDFLOW_RECEIVE_INTO)"
-            ) from None
-        context = tls_context(settings)
-        _config.LOG_HANDLER_LEVEL = "none"  # pynetdicom would write out every message, for no reader
-        try:
-            server = application_entity(settings).make_server(
-                (settings.receive_host, settings.receive_port),
-                ssl_context=context,
-                evt_handlers=[
-                    (evt.EVT_CONN_OPEN, self._connected),
-                    (evt.EVT_REQUESTED, agree),
-                    (evt.EVT_REJECTED, _refused),
-                    (evt.EVT_ESTABLISHED, self._opened),
-                    (evt.EVT_PDU_RECV, self._received),
-                    (evt.EVT_PDU_SENT, _acknowledge),
-                    (evt.EVT_C_STORE, self._store),
-                    (evt.EVT_C_ECHO, lambda _event: SUCCESS),
-                    (evt.EVT_CONN_CLOSE, self._closed),
-                ],
-                server_class=Listener,
-            )
-        except OSError as error:
-            where = f"{settings.receive_host}:{settings.receive_port}"
-            raise ConfigurationError(
-                f"cannot listen at {where} ({error.strerror}): choose another --host or --port"
-            ) from None
-        assert isinstance(server, Listener)  # noqa: S101 - the class asked for
-        self._server = server
+            raise unreachable(self.settings, error) from None
         threading.Thread(target=server.serve_forever, args=(0.2,), name="medflow-receive", daemon=True).start()
-        log.info("listening as %s at %s:%d%s", settings.receive_aet, *self.address, " with TLS" if context else "")
+        log.info("listening as %s at %s:%d%s", self.settings.receive_aet, *self.address, self.tls)
+
+    def attend(self, ended: Callable[[], None]) -> HandedListener:
+        """Serve connections that another process accepts: `take` them; ``ended`` is called when one has.
+
+        Raises
+        ------
+        ConfigurationError
+            The TLS files cannot be read.
+        """
+        server = self._serving(HandedListener)
+        server.ended = ended
+        server.ae.maximum_associations = sys.maxsize  # counted over all processes, where they are accepted
+        return server
+
+    def _serving(self, kind: type[Server]) -> Server:
+        settings = self.settings
+        _config.LOG_HANDLER_LEVEL = "none"  # pynetdicom would write out every message, for no reader
+        server: Any = application_entity(settings).make_server(
+            (settings.receive_host, settings.receive_port),
+            ssl_context=tls_context(settings),
+            evt_handlers=[
+                (evt.EVT_CONN_OPEN, self._connected),
+                (evt.EVT_REQUESTED, agree),
+                (evt.EVT_REJECTED, _refused),
+                (evt.EVT_ESTABLISHED, self._opened),
+                (evt.EVT_PDU_RECV, self._received),
+                (evt.EVT_PDU_SENT, _acknowledge),
+                (evt.EVT_C_STORE, self._store),
+                (evt.EVT_C_ECHO, lambda _event: SUCCESS),
+                (evt.EVT_CONN_CLOSE, self._closed),
+            ],
+            server_class=kind,
+            request_handler=Handler,
+        )
+        server.networks = settings.receive_allow_addresses
+        self._server = server
+        return server
+
+    @property
+    def tls(self) -> str:
+        """What the log says of TLS."""
+        return " with TLS" if self._server is not None and self._server.ssl_context else ""
 
     @property
     def address(self) -> tuple[str, int]:
@@ -104,11 +128,17 @@ class Receiver:
 
         Returns whether all ended by themselves. ``hurry`` ends the grace time early.
         """
+        assert self._server is not None  # noqa: S101 - started
+        log.info("stopping: no new associations; %d running", len(self._server.active_associations))
+        left = self.end(hurry)
+        log.info("stopped; %d associations were cut off", left)
+        return not left
+
+    def end(self, hurry: threading.Event | None = None) -> int:
+        """As `stop`, without a word; returns how many associations were aborted."""
         server = self._server
         assert server is not None  # noqa: S101 - started
         server.shutdown()
-        running = len(server.active_associations)
-        log.info("stopping: no new associations; %d running", running)
         deadline = time.monotonic() + self.settings.receive_grace_s
         hurry = hurry or threading.Event()
         while server.active_associations and time.monotonic() < deadline and not hurry.wait(0.1):
@@ -119,8 +149,7 @@ class Receiver:
         deadline = time.monotonic() + ENDING_S
         while server.active_associations and time.monotonic() < deadline:
             time.sleep(0.05)
-        log.info("stopped; %d associations were cut off", len(left))
-        return not left
+        return len(left)
 
     def _opened(self, event: Event) -> None:
         peer = peer_of(event.assoc)
@@ -167,6 +196,23 @@ class Receiver:
         if account is not None:
             account.stored += status == SUCCESS
             account.refused += status != SUCCESS
+
+
+def prepare(spool: Spool) -> None:
+    """Have the folder ready.
+
+    Raises
+    ------
+    ConfigurationError
+        It cannot be written.
+    """
+    try:
+        spool.prepare()
+    except OSError as error:
+        raise ConfigurationError(
+            f"the folder {spool.root} cannot be written ({error.strerror}): "
+            "mend it, or name another with --into (MEDFLOW_RECEIVE_INTO)"
+        ) from None
 
 
 def receiver(settings: Settings) -> Receiver:

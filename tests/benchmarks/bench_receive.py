@@ -91,7 +91,7 @@ def _storescp(folder: Path) -> Iterator[tuple[str, int]]:
     port = free_port()
     process = subprocess.Popen([program("storescp"), "--fork", "-od", str(folder), str(port)])
     try:
-        _wait(port)
+        _wait(port, process)
         yield "STORESCP", port
     finally:
         process.terminate()
@@ -110,15 +110,18 @@ def _medflow(folder: Path) -> Iterator[tuple[str, int]]:
     words = "-m", "medflow.cli", "--home", str(folder), "receive", "--port", str(port)
     process = subprocess.Popen([sys.executable, *words], stderr=subprocess.DEVNULL)
     try:
-        _wait(port)
+        _wait(port, process)
         yield "MEDFLOW", port
     finally:
         process.terminate()
         process.wait()
 
 
-def _wait(port: int) -> None:
-    while subprocess.run([program("echoscu"), "-aec", "MEDFLOW", "127.0.0.1", str(port)], capture_output=True).returncode:
+def _wait(port: int, process: subprocess.Popen) -> None:
+    echo = program("echoscu"), "-aec", "MEDFLOW", "127.0.0.1", str(port)
+    while subprocess.run(echo, capture_output=True).returncode:
+        if process.poll() is not None:
+            raise SystemExit(f"{process.args} ended")
         time.sleep(0.1)
 
 
