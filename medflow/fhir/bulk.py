@@ -151,16 +151,9 @@ class BulkServer:
         ConfigurationError
             As for `kick_off`.
         """
-        backing_off, failures = self.patience.first_wait_s, 0
+        backing_off = self.patience.first_wait_s
         while True:
-            try:
-                found = self.poll(status)
-                failures = 0
-            except ServerUnavailable as error:
-                failures += 1
-                if failures >= self.patience.attempts:
-                    raise
-                found = Pending(wait_s=error.retry_after_s)
+            found = self._polled(status)
             if not isinstance(found, Pending):
                 return found
             wait = found.wait_s
@@ -180,8 +173,14 @@ class BulkServer:
         log.info("the export of %s is under way%s; asked again in %.0f s", self.server.public, far, wait_s)
         time.sleep(wait_s)
 
+    def _polled(self, status: str) -> Manifest | Pending | Lost:
+        for attempt in tries(self.patience):
+            with attempt:
+                return self.poll(status)
+        raise AssertionError  # the last attempt returns or raises
+
     def poll(self, status: str) -> Manifest | Pending | Lost:
-        """Ask once how far an export is; errors as for `wait`."""
+        """Ask once how far an export is; raises as `wait` does, and SourceUnavailable where there is no good answer."""
         response = self._get(status, headers={"Accept": "application/json"})
         wait = retry_after_s(response.headers.get("Retry-After"))
         code = response.status_code

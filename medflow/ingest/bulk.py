@@ -115,6 +115,8 @@ class _Export:
         if job is not None and now_us() - job.asked_us > ABANDONED_US:
             log.warning("the export of %s that was asked for a week ago never ended: another is asked for", self._where)
             self._give_up(job)
+        elif job is not None and not self._jobs.reaches(job):
+            self._give_up(job)  # since it was asked for, more was
         elif job is not None and self._completed(job, resumed=True):
             covered = job.types
         for since_us, types in self._jobs.due(covered):

@@ -79,6 +79,13 @@ class ExportJobs:
             found.append((Instant.of(self._source.since).utc_us if self._source.since else None, new))
         return found
 
+    def reaches(self, job: ExportJob) -> bool:
+        """Whether a job begins no later than what is due of its types, as it did when it was asked for."""
+        if job.since_us is None:
+            return True
+        starts = [since_us for since_us, types in self.due(()) if set(types) & set(job.types)]
+        return all(since_us is not None and since_us >= job.since_us for since_us in starts)
+
     def _mark(self, kind: str) -> str:
         return f"{self._kind} {kind}"
 

@@ -22,6 +22,7 @@ from medflow.store import Store, connections, watermarks
 from medflow.store.tables import FhirResourceRow
 from tests.distributions import environment
 from tests.services.bulk_fhir import SECRET, BulkFhirServer, bulk_server, outcome
+from tests.services.oauth import Client, authorisation_server
 
 QUICK = Patience(attempts=3, first_wait_s=0.01, longest_wait_s=0.02)
 once = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)  # the engine makes no difference
@@ -191,6 +192,23 @@ def test_an_export_that_the_server_forgot_is_asked_for_anew(store, server, expor
 
     assert len(server.asked("GET", r"\$export$")) == 2
     assert held(store) == EVERYTHING
+
+
+@once
+def test_an_export_that_begins_too_late_for_what_is_asked_now_is_not_gone_on_with(store, server, export):
+    export()
+    server.pending, server.retry_after = 1, "100"
+    with pytest.raises(SourceUnavailable):
+        export(export_hours=0.01)
+    with store.writing() as connection:  # as --since does
+        watermarks.lower_marks(connection, "ehr", 0)
+    server.pending = 0
+
+    tally = export()
+
+    assert server.asked("GET", r"\$export$")[-1].query["_since"] == "1970-01-01T00:00:00.000Z"
+    assert (tally.unchanged, mark(store)) == (12, server.moment())
+    assert server.exports == {}
 
 
 @once
@@ -426,6 +444,25 @@ def test_a_host_that_wants_the_token_gets_it_when_the_configuration_names_it(sto
     export(auth=TOKEN, file_hosts=(host,))
 
     assert held(store) == EVERYTHING
+
+
+@once
+def test_a_token_that_ends_while_an_export_runs_is_renewed(store, server, export):
+    server.requires_token = True
+    with authorisation_server() as oauth:
+        oauth.clients["medflow"] = Client(secret="s3cret")
+
+        def is_good(token: str) -> bool:
+            if len(server.requests) in (2, 5):  # at a poll, and at a file
+                oauth.end_all()
+            return oauth.is_good(token)
+
+        server.token = server.file_token = is_good
+        auth = {"type": "client-credentials", "token_url": oauth.token_url, "client_id": "medflow"}
+        export(auth={**auth, "client_secret": "s3cret"})
+
+    assert held(store) == EVERYTHING
+    assert len(authorizations(server, "")) > 2
 
 
 # --- processes ---------------------------------------------------------------------------------------------------
