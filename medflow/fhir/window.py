@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -64,7 +65,7 @@ class Window:
         self._from_us = since_us  # where the present search begins
         self._last_us: int | None = None  # of the last entry read
         self._latest_us: int | None = None  # of any entry read
-        self._tail: list[tuple[str, int]] = []  # the last entries: id and time
+        self._read: list[tuple[str, int]] = []  # the last page: ids and times
         self._again: frozenset[tuple[str, int]] = frozenset()
         self._asks_sort = True
         self._sorted = True  # as far as it was seen
@@ -127,22 +128,28 @@ class Window:
         return None
 
     def _sought(self) -> Page | None:
-        """The page of a new search that begins at the end of the last one; None where that leads nowhere new."""
-        if not self._tail:
+        """The page of a new search that begins at the end of the last one; None where that leads nowhere new.
+
+        The new page must show some of the last one again, unchanged: else something may lie between the two.
+        """
+        if not self._read:
             return None
-        end_us = self._tail[0][1] - MILLISECOND_US  # what is written to the millisecond may have been rounded up
-        ends = {name for name, _ in self._tail}
-        for start_us in (end_us, end_us // SECOND_US * SECOND_US - SECOND_US):  # some servers index seconds
-            if self._from_us is not None and start_us <= self._from_us:
-                return None
+        tail = self._read[-(1 + min(TAIL - 1, len(self._read) // 4)) :]
+        end_us = tail[0][1] - MILLISECOND_US  # what is written to the millisecond may have been rounded up
+        whole_us = min(self._read[0][1] - MILLISECOND_US, end_us // SECOND_US * SECOND_US)  # some index seconds only
+        if self._from_us is not None and end_us <= self._from_us:
+            return None
+        for start_us in (end_us, whole_us):
             try:
                 page = self._search(start_us)
             except SearchRefused:
                 break  # what it takes without a moment, it may not take with one
             if self._ignored(page, start_us):
                 break
-            if ends & {_id(entry) for entry in _matches(page)}:
-                self._again = frozenset(self._tail)
+            found = _times(page)
+            leads_on = start_us == end_us or any(us > self._read[-1][1] for _, us in found)
+            if leads_on and not set(self._read).isdisjoint(found):
+                self._again = frozenset(self._read)
                 self._begin(start_us)
                 self._judge(page, sought=True)
                 return page
@@ -204,13 +211,12 @@ class Window:
         times = [updated_us(entry) for entry in matches]
         known = [time for time in times if time is not None]
         before = [] if sought or self._last_us is None else [self._last_us]
-        if len(known) < len(times) or any(a > b for a, b in zip([*before, *known], known, strict=False)):
+        if len(known) < len(times) or any(a > b for a, b in pairwise([*before, *known])):
             self._sorted = False
         if known:
             self._last_us = max(known) if self._last_us is None else max(self._last_us, *known)
             self._latest_us = max(self._latest_us or 0, *known)
-            tail = 1 + min(TAIL - 1, len(matches) // 4)
-            self._tail = [(_id(entry), time) for entry, time in zip(matches, known, strict=False)][-tail:]
+            self._read = _times(page)
 
     def _ignored(self, page: Page, start_us: int | None) -> bool:
         """Whether the server answered as if no moment had been named; then all it has comes each time."""
@@ -228,6 +234,10 @@ class Window:
 
 def _matches(page: Page) -> Sequence[dict[str, Any]]:
     return [entry for entry in page.entries if is_match(entry)]
+
+
+def _times(page: Page) -> list[tuple[str, int]]:
+    return [(_id(entry), us) for entry in _matches(page) if (us := updated_us(entry)) is not None]
 
 
 def _id(entry: dict[str, Any]) -> str:

@@ -1,17 +1,19 @@
 """Records from a FHIR server by REST: what changed since last time, type by type, each page stored as it comes.
 
 A page is checked and written while the next one is asked for. A type's watermark moves when what came before it is
-committed, and never beyond the server's own time when its window was begun: what was written before that, and shows up
-to ``overlap_s`` late, is in the next window, which begins that much before the mark. Neither our clock nor the
-server's need be right for that; the mark is made of the times in ``meta.lastUpdated``.
+committed, and never beyond the server's time when its window was begun: what was written before that, and shows up to
+``overlap_s`` late, is in the next window, which begins that much before the mark. No clock need be right for that. The
+mark is made of the times in ``meta.lastUpdated``, less the time that reading took, by which one of them may lie after
+the beginning; the server's Date bounds it where one of them lies in the future.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from medflow.config import Settings
 from medflow.connections.endpoints import FhirSource
@@ -93,6 +95,19 @@ class _Part:
     unsure: bool = False
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Beginning:
+    """When a window was begun: what the server said that its time was, and where our stopwatch stood."""
+
+    server_us: int | None
+    ours_s: float = field(default_factory=time.monotonic)
+
+    def before(self, read_us: int) -> int:
+        """A moment that is at or before the beginning, by the server's time, given the time of something read since."""
+        sure_us = read_us - int((time.monotonic() - self.ours_s) * SECOND_US)
+        return sure_us if self.server_us is None else min(sure_us, self.server_us)
+
+
 class _Fetching:
     """One run over one server."""
 
@@ -155,7 +170,7 @@ class _Fetching:
     def _read(self, kind: str) -> None:
         everything = self._source.mode == "everything"
         key = f"{kind}/$everything" if everything else kind
-        begun_us = self._server.now_us
+        begun = _Beginning(server_us=self._server.now_us)
         mark = self._mark(key)
         window = Window(
             self._server,
@@ -166,11 +181,11 @@ class _Fetching:
         )
         parts = self._with_patients(window.steps(), kind) if everything else map(self._part_of(kind), window.steps())
         try:
-            self._take(parts, key, mark, begun_us)
+            self._take(parts, key, mark, begun)
         finally:
             self._tell(kind, window.notes)
         if self._source.deletions:
-            self._read_deletions(kind, begun_us)
+            self._read_deletions(kind, begun)
 
     def _since_us(self, mark: Watermark) -> int | None:
         if mark.until_us is not None:
@@ -196,7 +211,7 @@ class _Fetching:
             if note == CUT_OFF:
                 self.tally.broken[kind] = "the server cuts its answers off without a next link: choose a larger `count`"
 
-    def _take(self, parts: Iterator[_Part], key: str, mark: Watermark, begun_us: int | None) -> None:
+    def _take(self, parts: Iterator[_Part], key: str, mark: Watermark, begun: _Beginning) -> None:
         """Write the parts as they come, and move the mark behind each; what came before a failure is written."""
         waiting: deque[_Part] = deque()
         failures: list[Exception] = []
@@ -219,7 +234,7 @@ class _Fetching:
             self._progress(counted.offered)
             part = waiting.popleft()
             if part.read_us is not None:
-                self._move(key, mark, part.read_us, begun_us)
+                self._move(key, mark, part.read_us, begun)
                 moved = True
             elif moved and part.unsure:
                 self._set(key, mark.until_us)
@@ -235,8 +250,8 @@ class _Fetching:
             mark = watermarks.read_mark(connection, self._name, key)
         return mark if mark.state.get("url") in (self._source.url, *self._source.also) else Watermark()
 
-    def _move(self, key: str, mark: Watermark, read_us: int, begun_us: int | None) -> None:
-        until_us = read_us if begun_us is None else min(read_us, begun_us)
+    def _move(self, key: str, mark: Watermark, read_us: int, begun: _Beginning) -> None:
+        until_us = begun.before(read_us)
         self._set(key, until_us if mark.until_us is None else max(mark.until_us, until_us))
 
     def _set(self, key: str, until_us: int | None) -> None:
@@ -294,7 +309,7 @@ class _Fetching:
 
     # --- deletions -------------------------------------------------------------------------------------------------
 
-    def _read_deletions(self, kind: str, begun_us: int | None) -> None:
+    def _read_deletions(self, kind: str, begun: _Beginning) -> None:
         """What the type's history says is gone since it was last asked; what went before the first run never came."""
         if self._capabilities.offers(kind, "history-type") is False:
             self.tally.notes["deletions-not-told"] += 1
@@ -302,14 +317,14 @@ class _Fetching:
         key = f"{kind}/_history"
         mark = self._mark(key)
         if mark.until_us is None:
-            start_us = begun_us if begun_us is not None else self._mark(kind).until_us
+            start_us = begun.server_us if begun.server_us is not None else self._mark(kind).until_us
             if start_us is not None:
                 self._set(key, start_us)
             return
         since = instant_text(mark.until_us - int(self._source.overlap_s * SECOND_US))
         asked = [("_since", since), ("_count", str(self._source.count))]
         try:
-            self._take(self._history(kind, asked), key, mark, begun_us)
+            self._take(self._history(kind, asked), key, mark, begun)
         except SearchRefused:
             self.tally.notes["deletions-not-told"] += 1
 
