@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from medflow.connections.patience import Patience, tries
-from medflow.delivery.target import Refusal, Sent
+from medflow.delivery.target import UNANSWERED, Refusal, Sent
 from medflow.dicom.elements import quiet
 from medflow.errors import DeliveryRefused, ObjectDamaged, ServerUnavailable, TargetUnavailable
 from medflow.store.objects import ObjectStore
@@ -221,7 +221,7 @@ class Archive:
             outcome = Outcome(file=files[0], reason=fields.get("reason", "refused"), detail=fields.get("detail", ""))
         else:
             self._unanswered += 1
-            outcome = Outcome(file=files[0], reason="unavailable")
+            outcome = Outcome(file=files[0], reason=UNANSWERED, detail=error.message)
         yield _told(files, {files[0].sop_instance_uid: outcome})
         if self._unanswered >= GIVE_UP_AFTER and isinstance(error, ServerUnavailable):
             raise _away(error)
@@ -257,7 +257,7 @@ def _told(files: Sequence[ResultFile], outcomes: Mapping[str, Outcome]) -> Sent:
 
 def _refusal(outcome: Outcome) -> Refusal:
     resource = outcome.file.resource
-    wait_s = 0.0 if outcome.busy else REFUSED_WAIT_S * 4**resource.attempts
+    wait_s = 0.0 if outcome.busy or outcome.reason == UNANSWERED else REFUSED_WAIT_S * 4**resource.attempts
     return Refusal(resource=resource, reason=outcome.said, detail=outcome.detail, wait_s=wait_s)
 
 

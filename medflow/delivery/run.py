@@ -13,7 +13,7 @@ from medflow.config import Settings
 from medflow.connections.endpoints import AnyTarget, FhirTarget, FolderTarget, PacsTarget
 from medflow.delivery.folder import Folder
 from medflow.delivery.server import Server
-from medflow.delivery.target import Sent, Target
+from medflow.delivery.target import UNANSWERED, Sent, Target
 from medflow.delivery.writing import Lookup
 from medflow.errors import ConfigurationError, ServerUnavailable
 from medflow.store import Store, connections, outbox
@@ -76,7 +76,7 @@ def deliver(
             connection, run.name, run.owner, seconds=settings.lease_seconds, kind=target.kind
         )
     try:
-        with _noted(store, run.name):
+        with _noted(store, run):
             opened.open(committed)
             run.send_all(opened)
     finally:
@@ -115,16 +115,19 @@ def _names(store: Store, name: str) -> Lookup:
 
 
 @contextmanager
-def _noted(store: Store, name: str) -> Iterator[None]:
+def _noted(store: Store, run: _Run) -> Iterator[None]:
     """Have it on record whether the target answered: `medflow status` says what is wrong while it does not."""
     try:
         yield
     except (ServerUnavailable, ConfigurationError) as error:
         with store.writing() as connection:
-            connections.note_failed(connection, connections.TARGET, name, error.message)
+            connections.note_failed(connection, connections.TARGET, run.name, error.message)
         raise
     with store.writing() as connection:
-        connections.note_answered(connection, connections.TARGET, name)
+        if run.unanswered is None:
+            connections.note_answered(connection, connections.TARGET, run.name)
+        else:  # too little was to be sent for the run to be given up
+            connections.note_failed(connection, connections.TARGET, run.name, run.unanswered)
 
 
 class _Run:
@@ -134,7 +137,9 @@ class _Run:
         self.name = name
         self.owner = process_owner()
         self.tally = DeliveryTally()
+        self.unanswered: str | None = None  # why the last of what got no answer got none
         self._store, self._settings, self._progress = store, settings, progress
+        self._troubled = False
 
     def send_all(self, target: Target) -> None:
         with self._store.reading() as connection:
@@ -173,6 +178,9 @@ class _Run:
             dead = outbox.record_failed(connection, self.name, failures, max_attempts=self._settings.max_attempts)
             if sent.trouble:  # on record while it lasts, and not only when the run gives up
                 connections.note_failed(connection, connections.TARGET, self.name, sent.trouble)
+            elif self._troubled:
+                connections.note_answered(connection, connections.TARGET, self.name)
+            self._troubled = bool(sent.trouble)
         withheld = [refusal.reason for refusal in sent.refused if refusal.withheld]
         self.tally.delivered += len(sent.delivered)
         self.tally.failed += len(failures) - dead - len(withheld)
@@ -180,6 +188,8 @@ class _Run:
         self.tally.withheld += len(withheld)
         self.tally.lacking.update(withheld)
         self.tally.errors.update(refusal.reason for refusal in sent.refused if not refusal.withheld)
+        unanswered = [refusal.detail for refusal in sent.refused if refusal.reason == UNANSWERED]
+        self.unanswered = unanswered[-1] if unanswered else self.unanswered
         self._progress(len(sent.delivered) + len(failures))
 
 

@@ -80,7 +80,9 @@ class Server:
         everything = [item for envelope in envelopes for item in envelope]
         if withheld := [item for item in everything if self._can.manner(item.type) is None]:
             yield Sent(refused=[self._withheld(item) for item in withheld])
-        self._exchange.writer.prepare(everything)
+        for attempt in self._tries(PATIENCE):
+            with attempt:
+                self._exchange.writer.prepare(everything)
         lacking = {item.outbox_id for item in withheld}
         left = [[item for item in envelope if item.outbox_id not in lacking] for envelope in envelopes]
         catalog = [envelope for envelope in left if envelope and envelope[0].envelope == "catalog"]

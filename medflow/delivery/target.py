@@ -8,6 +8,8 @@ from typing import Protocol
 
 from medflow.store.outbox import PendingResource
 
+UNANSWERED = "unavailable"  # the reason where a target gave no answer; the detail is then a sentence of ours
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refusal:
