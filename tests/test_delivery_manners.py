@@ -20,9 +20,10 @@ from medflow.connections.circuit import CircuitRule
 from medflow.connections.patience import Patience
 from medflow.delivery import server
 from medflow.errors import ConfigurationError
-from medflow.records import Outgoing
+from medflow.fhir.write import result_resources
+from medflow.records import Identifier, Outgoing, Result, Subject
 from medflow.store import Store, connections, outbox
-from tests.results import catalog, risk_of
+from tests.results import SPLEEN, catalog, context, model, risk_of
 from tests.services.faulty_fhir import FaultyServer, Reply, faulty_fhir
 
 TYPES = ("Device", "DocumentReference", "Observation", "RiskAssessment", "Provenance")
@@ -194,6 +195,33 @@ def test_a_server_where_results_would_be_there_twice_is_not_delivered_to(
 
     with pytest.raises(ConfigurationError, match="without updateCreate, conditionalUpdate and conditionalCreate"):
         deliver(local, settings, url)
+
+
+def score_of(identifier: Identifier) -> list[Outgoing]:
+    """A volume of a patient who is known from images alone."""
+    subject = Subject(patient_id=1, identifier=identifier)
+    return result_resources(context(model(SPLEEN), subject=subject), [Result(output="spleen", value=200.0, voxels=9)])
+
+
+@pytest.mark.parametrize("ability", ["updateCreate", "conditionalUpdate"])
+def test_a_patient_known_from_images_is_the_servers_own_where_it_has_exactly_one(
+    ability: str, local: Store, settings: Settings, offer: Offer
+) -> None:
+    url = offer(ability, types=[*TYPES, "Patient"])
+    known, twice, unknown = (Identifier(system="urn:oid:1.2.3", value=value) for value in ("4711", "2", "3"))
+    for who in (known, twice, twice):
+        body = {"resourceType": "Patient", "identifier": [{"system": who.system, "value": who.value}]}
+        httpx.post(f"{url}/Patient", json=body).raise_for_status()
+    mine = next(item for item in found(url, "Patient") if item["identifier"][0]["value"] == known.value)
+    queue(local, [item for who in (known, twice, unknown) for item in score_of(who)])
+
+    tally = deliver(local, settings, url)
+
+    assert (tally.delivered, tally.failed) == (6, 0)
+    subjects = {item["subject"]["identifier"]["value"]: item["subject"] for item in found(url, "Observation")}
+    assert subjects[known.value]["reference"] == f"Patient/{mine['id']}"
+    assert "reference" not in subjects[twice.value] and "reference" not in subjects[unknown.value]
+    assert len(found(url, "Observation", patient=f"Patient/{mine['id']}", code="118565006")) == 1
 
 
 # --- what somebody else changed ------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ class Exchange:
 
     def __init__(self, client: FhirClient, can: Capabilities, lookup: Lookup) -> None:
         self._client, self._can = client, can
-        self.writer = Writer(client.base_url, can, lookup)
+        self.writer = Writer(client, can, lookup)
         self._etags: dict[int, str | None] = {}  # by outbox id: what was found since
 
     def send(self, items: Sequence[PendingResource], answers: dict[int, Answer]) -> None:

@@ -14,8 +14,9 @@ from urllib.parse import quote
 
 import orjson
 
+from medflow.delivery.patients import Patients
 from medflow.fhir.capability import Capabilities, Manner
-from medflow.fhir.client import Write
+from medflow.fhir.client import FhirClient, Write
 from medflow.fhir.write.elements import made_id
 from medflow.store.outbox import Known, PendingResource
 
@@ -27,14 +28,19 @@ MEDFLOW_ID = "urn:medflow:id"  # a tag that stands in for the identifier that R4
 class Writer:
     """Makes requests of resources. Thread-safe between calls of `prepare`."""
 
-    def __init__(self, base_url: str, capabilities: Capabilities, lookup: Lookup) -> None:
-        self._base_url, self._can, self._lookup = base_url, capabilities, lookup
+    def __init__(self, client: FhirClient, capabilities: Capabilities, lookup: Lookup) -> None:
+        self._base_url, self._can, self._lookup = client.base_url, capabilities, lookup
+        self._patients = Patients(client, capabilities)
         self._known: dict[Name, Known] = {}
         # resources are sent as they are where every type that they may refer to goes under our own ids
         self._plain = all(capabilities.manner(kind) is Manner.CLIENT_ID for kind in WRITTEN)
 
     def prepare(self, resources: Sequence[PendingResource]) -> None:
-        """Learn what these and those they refer to are called; needed before any of them is written."""
+        """Learn what these, those they refer to and their patients are called; needed before any is written.
+
+        Errors are those of `FhirClient.search`.
+        """
+        self._patients.prepare(resources)
         if self._plain:
             return
         self._known = {}
@@ -49,10 +55,11 @@ class Writer:
 
         ``siblings`` are written in the same transaction; ``etag`` is the version that may be written over.
         """
+        body = self._patients.pointing(item.body)
         if self._plain:
             where = f"{item.type}/{item.id}"
-            return Write(method="PUT", url=where, body=item.body, full_url=f"{self._base_url}/{where}", if_match=etag)
-        resource = self._referring(orjson.loads(item.body), frozenset(siblings))
+            return Write(method="PUT", url=where, body=body, full_url=f"{self._base_url}/{where}", if_match=etag)
+        resource = self._referring(orjson.loads(body), frozenset(siblings))
         manner, server_id = self._can.manner(item.type), self._server_id(_name(item))
         if manner is Manner.CLIENT_ID or server_id:
             resource["id"] = server_id or item.id

@@ -8,7 +8,7 @@ reaches a message; a server's own words about a resource are in `Answer.detail`,
 from __future__ import annotations
 
 import gzip
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
@@ -191,6 +191,23 @@ class FhirClient:
         if resource.get("resourceType") != kind:
             return None
         return Found(resource=resource, etag=_stored(200, None, response.headers.get("ETag"), resource).etag)
+
+    def search(self, kind: str, parameters: Mapping[str, str]) -> list[dict[str, Any]] | None:
+        """All resources that a search finds, by POST: what it asks for is in no URL. None if it was not answered whole.
+
+        Raises
+        ------
+        ConfigurationError, ServerUnavailable
+            As for `check`.
+        """
+        response = self._send("POST", f"{self.base_url}/{kind}/_search", data=dict(parameters))
+        http.check_status(response, self.server)
+        found = _json(response) if response.status_code == 200 else {}
+        links = found.get("link") if isinstance(found.get("link"), list) else []
+        if found.get("resourceType") != "Bundle" or any(link.get("relation") == "next" for link in links or ()):
+            return None
+        resources = [entry.get("resource") or {} for entry in found.get("entry") or ()]
+        return [resource for resource in resources if resource.get("resourceType") == kind and resource.get("id")]
 
     def _content(self, body: bytes) -> dict[str, Any]:
         headers = {"Content-Type": FHIR_JSON}
