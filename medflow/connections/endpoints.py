@@ -119,8 +119,9 @@ class SmartBackend(_Model):
     """SMART Backend Services: client credentials with a signed assertion (private_key_jwt, RFC 7523).
 
     ``key`` is a private key, PEM or JWK; ``kid`` names it to the server (default: the JWK's, or its RFC 7638
-    thumbprint). Without ``token_url`` it is what the server's ``.well-known/smart-configuration`` names. ``tls`` is the
-    token endpoint's, where it is not the server's.
+    thumbprint). Without ``token_url`` it is what the server's ``.well-known/smart-configuration`` names. ``scope`` is
+    ``system/*.read`` unless it is given, and for a target ``system/*.write`` besides. ``tls`` is the token endpoint's,
+    where it is not the server's.
     """
 
     type: Literal["smart-backend"]
@@ -129,7 +130,7 @@ class SmartBackend(_Model):
     kid: str | None = None
     alg: Literal["RS384", "ES384"] = "RS384"
     token_url: TokenUrl | None = None
-    scope: str = "system/*.read"
+    scope: str | None = None
     tls: Tls | None = None
 
 

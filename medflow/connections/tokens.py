@@ -17,7 +17,14 @@ import httpx
 
 from medflow.connections.answers import OVERLOADED, check_status, send, tls_context
 from medflow.connections.assertion import client_assertion
-from medflow.connections.endpoints import ClientCredentials, HttpServer, SmartBackend, token_url
+from medflow.connections.endpoints import (
+    ClientCredentials,
+    DicomWebTarget,
+    FhirTarget,
+    HttpServer,
+    SmartBackend,
+    token_url,
+)
 from medflow.connections.patience import Patience, tries
 from medflow.connections.secrets import reveal
 from medflow.errors import ConfigurationError, ServerUnavailable
@@ -25,6 +32,7 @@ from medflow.errors import ConfigurationError, ServerUnavailable
 PATIENCE = Patience(attempts=3, longest_wait_s=5.0, longest_retry_after_s=30.0)
 LEEWAY_S = 30.0  # before its end a token is renewed, or a quarter of its life before where that is less
 SMART_CONFIGURATION = ".well-known/smart-configuration"
+READ, WRITE = "system/*.read", "system/*.write"
 JWT_BEARER = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 ADVICE = {
     "invalid_client": "check client_id, and the secret or the key and what the server has of it (kid, public key)",
@@ -46,7 +54,7 @@ class Tokens:
     Parameters
     ----------
     server
-        Its auth is client-credentials or smart-backend.
+        Its auth is client-credentials or smart-backend, with the scope that is asked for.
     timeout_s
         Of each request to the authorisation server.
     """
@@ -113,7 +121,11 @@ class Tokens:
 
 def of(server: HttpServer, *, timeout_s: float) -> Tokens:
     """The tokens of a server in this process: whoever speaks to it as the same client shares them."""
-    identity: Any = HttpServer(url=server.url, auth=server.auth, tls=server.tls)  # frozen, and so hashable
+    auth = server.auth
+    if isinstance(auth, SmartBackend) and auth.scope is None:
+        written = isinstance(server, FhirTarget | DicomWebTarget)
+        auth = auth.model_copy(update={"scope": f"{READ} {WRITE}" if written else READ})
+    identity: Any = HttpServer(url=server.url, auth=auth, tls=server.tls)  # frozen, and so hashable
     return _shared(identity, timeout_s)
 
 

@@ -70,13 +70,16 @@ class Store:
         if self._embedded:
             self.upgrade()
             return self
-        with self.reading() as connection:
-            found = _revision_of(connection)
-        wanted = _revisions()[-1]
+        found, wanted = self.schema()
         if found != wanted:
             have = f"has schema {found}" if found else "has no medflow schema"
             raise StoreNotReady(f"the database {have}, this version needs {wanted}: run `medflow db upgrade`")
         return self
+
+    def schema(self) -> tuple[str | None, str]:
+        """The revision that the database has (None: none), and the one that this code needs; nothing is changed."""
+        with self.reading() as connection:
+            return _revision_of(connection), _revisions()[-1]
 
     def upgrade(self) -> str:
         """Bring the schema to this code's version; returns the revision."""

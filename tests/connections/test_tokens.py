@@ -18,7 +18,7 @@ from joserfc.jwk import ECKey, RSAKey
 
 from medflow.connections import http, tokens
 from medflow.connections.assertion import public_key
-from medflow.connections.endpoints import HttpServer
+from medflow.connections.endpoints import FhirTarget, HttpServer
 from medflow.connections.patience import Patience
 from medflow.connections.tokens import Tokens
 from medflow.errors import ConfigurationError, ServerUnavailable
@@ -93,6 +93,16 @@ def test_smart_backend_services_read_from_a_real_server(
         "me",
     )
     assert assertion["exp"] - time.time() <= 300
+
+
+def test_a_target_asks_for_leave_to_write_as_well(oauth: AuthorisationServer, keys: dict[str, Path]) -> None:
+    server = with_key(keys["ES384"], "http://127.0.0.1:1/fhir", alg="ES384", token_url=oauth.token_url)
+    register(oauth, server)
+
+    with pytest.raises(ConfigurationError, match="invalid_scope"):
+        tokens.of(FhirTarget(kind="fhir", url=server.url, auth=server.auth), timeout_s=10).current()
+    oauth.clients["me"].scope += " system/*.write"
+    assert tokens.of(FhirTarget(kind="fhir", url=server.url, auth=server.auth), timeout_s=10).current()
 
 
 def test_a_key_may_be_a_jwk_or_one_of_a_set(oauth: AuthorisationServer, guarded: Protected) -> None:
