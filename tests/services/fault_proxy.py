@@ -79,9 +79,9 @@ class Fault:
             return True
 
 
-def refused() -> Fault:
+def refused(*, after_requests: int = 0) -> Fault:
     """Nobody listens, and those who were connected are not any more."""
-    return Fault(kind="refuse")
+    return Fault(kind="refuse", after_requests=after_requests)
 
 
 def reset(*, side: Side = "answer", after_bytes: int | None = None, **limits: Any) -> Fault:
@@ -147,10 +147,15 @@ class FaultProxy:
         """Switch a fault on, in place of one that may be on."""
         self.end()
         self._fault = fault
-        if fault.kind == "refuse":
-            self._listener.shutdown(socket.SHUT_RDWR)  # the port stays ours, and the system refuses who connects
-            self._hang_up()
+        if fault.kind == "refuse" and not fault.after_requests:
+            self.leave()
         return fault
+
+    def leave(self) -> None:
+        """Listen no more, as a server that ended: the port stays ours, and the system refuses who connects."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._hang_up()
 
     def end(self) -> None:
         """Switch it off; who was left hanging is hung up on."""
@@ -319,6 +324,9 @@ class _Http:
                 method, path, _ = line.decode("latin-1").split()
                 headers = http.client.parse_headers(self._in)
                 fault = self._proxy.met_by_request(self._number)
+                if fault is not None and fault.kind == "refuse":
+                    self._proxy.leave()
+                    return
                 if fault is not None and fault.kind == "reset" and fault.side == "request":
                     half = int(headers.get("Content-Length", 0)) // 2
                     self._read_body(headers, most=half if fault.after_bytes is None else fault.after_bytes)

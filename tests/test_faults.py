@@ -1,0 +1,272 @@
+"""Servers that fail in every way, between medflow and each of them: while it lasts, a command ends soon and `medflow
+status` says what is wrong; when it is over, the same command brings everything, once.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import stamina
+
+from medflow import steps
+from medflow.config import Settings, load_settings
+from medflow.connections import circuit
+from medflow.connections.circuit import CircuitRule
+from medflow.errors import ConfigurationError, ServerUnavailable
+from medflow.records import Outgoing
+from medflow.registry import Registry
+from medflow.status import look, problems
+from medflow.store import Store, outbox
+from tests.factories_dicom import slice_of, to_bytes, volume_of, write_series
+from tests.results import catalog, risk_of
+from tests.services.fault_proxy import (
+    Fault,
+    FaultProxy,
+    answering,
+    cut,
+    dripping,
+    http_proxy,
+    hung,
+    padded,
+    refused,
+    reset,
+    stalled,
+    tcp_proxy,
+)
+from tests.services.orthanc import Orthanc
+
+TIMEOUT_S = 0.5
+BOUND_S = 20.0  # of a command while a fault lasts, on a machine that has other things to do
+AFTER_S = 20.0  # within which everything is there afterwards
+OVER_HTTP: dict[str, Callable[..., Fault]] = {
+    "refused": refused,
+    "reset": reset,
+    "reset in the request": partial(reset, side="request"),
+    "hung": hung,
+    "stalled": stalled,
+    "drips": partial(dripping, 400),
+    "429": partial(answering, 429, retry_after_s=1),
+    "500": partial(answering, 500),
+    "503": partial(answering, 503),
+    "truncated": padded,
+    "cut": cut,
+    "expired": partial(answering, 401),
+}
+OVER_TCP: dict[str, Callable[..., Fault]] = {  # after so many bytes of the answers, of the requests
+    "refused": lambda _answers, _requests: refused(),
+    "reset": lambda answers, _requests: reset(after_bytes=answers),
+    "reset in the request": lambda _answers, requests: reset(side="request", after_bytes=requests),
+    "hung": lambda _answers, _requests: hung(),
+    "stalled": lambda answers, _requests: stalled(after_bytes=answers),
+    "drips": lambda _answers, _requests: dripping(50),
+}
+HTTP_CONNECTORS = {"deliver by FHIR": 2, "deliver by STOW": 1, "fetch by DICOMweb": 5}  # and requests that pass first
+TCP_CONNECTORS = {"deliver by C-STORE": (300, 900), "fetch by C-GET": (700, 900)}  # and bytes: past a C-ECHO
+AT_ONCE = {("deliver by STOW", "truncated")}  # under way the status is 200: all is stored, whatever the body says
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connector:
+    """A command through a proxy, and what there is where it brings things to, each with how often it is there."""
+
+    site: steps.Site
+    role: str
+    proxy: FaultProxy
+    command: Callable[[], Any]
+    arrived: Callable[[], Counter[str]]
+    expected: Counter[str]
+
+    def ended_well(self) -> bool:
+        """Run the command; whether it did all it is for. Its error says what is wrong and nothing about a patient."""
+        try:
+            tally = self.command()
+        except (ServerUnavailable, ConfigurationError) as error:
+            assert "127.0.0.1" in error.message, "which server?"
+            assert "Nobody" not in error.message and "?" not in error.message
+            return False
+        return not any(tally.as_json().get(name) for name in ("failed", "dead", "rejected"))
+
+    def problems(self) -> list[tuple[str, str]]:
+        """What status says needs a person, but that a source is not ingested yet."""
+        found = problems(look(self.site.store, self.site.settings))
+        return [(item.code, item.name) for item in found if item.code != "stale-source"]
+
+
+@pytest.fixture(autouse=True)
+def _haste(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    rule = partial(CircuitRule, first_wait_s=0.01, longest_wait_s=0.1, patience_s=0.3)
+    monkeypatch.setattr(circuit, "CircuitRule", rule)
+    with stamina.set_testing(True, attempts=1):
+        yield
+
+
+# --- the connectors ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def site_of(tmp_path: Path, **servers: Any) -> Iterator[steps.Site]:
+    settings = load_settings(home=tmp_path / "home", http_timeout_s=TIMEOUT_S, device="cpu", **servers)
+    store = Store(settings).open()
+    yield steps.Site(settings=settings, store=store, registry=Registry(models={}, broken=()))
+    store.close()
+
+
+@contextmanager
+def delivering_fhir(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Connector]:
+    server = request.getfixturevalue("fhir_server")
+    sent = [*catalog(), *(item for patient in (1, 2, 3) for item in risk_of(patient))]
+    with http_proxy(server) as (proxy, url), site_of(tmp_path, targets={"chart": url}) as site:
+        with site.store.writing() as connection:
+            outbox.queue(connection, None, sent)
+
+        def arrived() -> Counter[str]:
+            found: Counter[str] = Counter()
+            for kind in {item.type for item in sent}:
+                for entry in httpx.get(f"{server}/{kind}?_count=100", timeout=30).json().get("entry", []):
+                    found[f"{kind}/{entry['resource']['id']}"] += 1
+            return found
+
+        yield Connector(
+            site=site,
+            role="target",
+            proxy=proxy,
+            command=lambda: steps.deliver(site, "chart"),
+            arrived=arrived,
+            expected=Counter(f"{item.type}/{item.id}" for item in sent),
+        )
+
+
+def uids_in(server: Orthanc) -> Counter[str]:
+    found = httpx.get(f"{server.url}/instances?expand", timeout=30).json()
+    return Counter(item["MainDicomTags"]["SOPInstanceUID"] for item in found)
+
+
+@contextmanager
+def delivering_objects(tmp_path: Path, request: pytest.FixtureRequest, way: str) -> Iterator[Connector]:
+    server: Orthanc = request.getfixturevalue("orthanc")
+    objects = [slice_of(number) for number in range(5)]
+    with in_front(server, way) as (proxy, there), site_of(tmp_path, targets={"archive": there}) as site:
+        digests = [site.store.objects.put(to_bytes(item)) for item in objects]
+        outgoing = [
+            Outgoing(type=outbox.DICOM, id=item.SOPInstanceUID, body=digest.encode(), sha256=digest, envelope="p/1")
+            for item, digest in zip(objects, digests, strict=True)
+        ]
+        with site.store.writing() as connection:
+            outbox.queue(connection, None, outgoing)
+        yield Connector(
+            site=site,
+            role="target",
+            proxy=proxy,
+            command=lambda: steps.deliver(site, "archive"),
+            arrived=lambda: uids_in(server),
+            expected=Counter(item.SOPInstanceUID for item in objects),
+        )
+
+
+@contextmanager
+def fetching_images(tmp_path: Path, request: pytest.FixtureRequest, way: str) -> Iterator[Connector]:
+    server: Orthanc = request.getfixturevalue("orthanc")
+    slices = [item for study in (1, 2) for item in volume_of(3, study=study)]
+    server.upload(*write_series(tmp_path / "there", slices))
+    with in_front(server, way, days=None) as (proxy, there), site_of(tmp_path, sources={"archive": there}) as site:
+        yield Connector(
+            site=site,
+            role="source",
+            proxy=proxy,
+            command=lambda: steps.ingest(site, site.settings.sources["archive"], name="archive"),
+            arrived=lambda: rows(site.settings, "SELECT uid FROM instance"),
+            expected=Counter(item.SOPInstanceUID for item in slices),
+        )
+
+
+@contextmanager
+def in_front(server: Orthanc, way: str, **options: Any) -> Iterator[tuple[FaultProxy, dict[str, Any]]]:
+    """A proxy in front of an archive, and the archive through it as a source or target."""
+    if way == "dicomweb":
+        with http_proxy(server.dicomweb) as (proxy, url):
+            yield proxy, {"kind": "dicomweb", "url": url, **options}
+    else:
+        with tcp_proxy(server.dicom_port) as proxy:
+            address = f"ORTHANC@127.0.0.1:{proxy.port}"
+            yield proxy, {"kind": "pacs", "address": address, "timeout_s": TIMEOUT_S, **options}
+
+
+def rows(settings: Settings, query: str) -> Counter[str]:
+    with sqlite3.connect(settings.home / "medflow.db") as connection:
+        return Counter(row[0] for row in connection.execute(query))
+
+
+CONNECTORS = {
+    "deliver by FHIR": delivering_fhir,
+    "deliver by STOW": partial(delivering_objects, way="dicomweb"),
+    "deliver by C-STORE": partial(delivering_objects, way="pacs"),
+    "fetch by DICOMweb": partial(fetching_images, way="dicomweb"),
+    "fetch by C-GET": partial(fetching_images, way="pacs"),
+}
+
+
+@pytest.fixture
+def connector(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Connector]:
+    with CONNECTORS[request.param](tmp_path, request) as made:
+        yield made
+
+
+# --- what they do ------------------------------------------------------------------------------------------------
+
+
+def held_out_and_recovered(connector: Connector, fault: Fault) -> None:
+    started = time.monotonic()
+    with connector.proxy.failing(fault):
+        assert not connector.ended_well(), "the fault was not met"
+        assert time.monotonic() - started < BOUND_S
+        assert connector.problems() == [(f"{connector.role}-fails", name_of(connector))]
+        assert not connector.arrived() - connector.expected
+    everything_is_there(connector)
+
+
+def name_of(connector: Connector) -> str:
+    settings = connector.site.settings
+    return next(iter(settings.targets if connector.role == "target" else settings.sources))
+
+
+def everything_is_there(connector: Connector) -> None:
+    """The same command again, and again where a wait that the server asked for is not over."""
+    deadline = time.monotonic() + AFTER_S
+    while not (connector.ended_well() and connector.arrived() == connector.expected):
+        assert time.monotonic() < deadline, connector.expected - connector.arrived()
+        time.sleep(0.1)
+    assert connector.problems() == []
+    assert connector.ended_well()
+    assert connector.arrived() == connector.expected
+    assert rows(connector.site.settings, "SELECT code FROM reject WHERE state = 'open'") == {}
+
+
+@pytest.mark.parametrize("fault", OVER_HTTP)
+@pytest.mark.parametrize("connector", HTTP_CONNECTORS, indirect=True)
+def test_what_fails_under_way_over_http_is_said_and_brought_later(
+    connector: Connector, fault: str, request: pytest.FixtureRequest
+) -> None:
+    name = request.node.callspec.params["connector"]
+    passing = 0 if (name, fault) in AT_ONCE else HTTP_CONNECTORS[name]
+
+    held_out_and_recovered(connector, OVER_HTTP[fault](after_requests=passing))
+
+
+@pytest.mark.parametrize("fault", OVER_TCP)
+@pytest.mark.parametrize("connector", TCP_CONNECTORS, indirect=True)
+def test_what_fails_over_dicoms_upper_layer_is_said_and_brought_later(
+    connector: Connector, fault: str, request: pytest.FixtureRequest
+) -> None:
+    name = request.node.callspec.params["connector"]
+
+    held_out_and_recovered(connector, OVER_TCP[fault](*TCP_CONNECTORS[name]))
