@@ -23,6 +23,7 @@ from medflow.errors import ConfigurationError
 from medflow.fhir.write import result_resources
 from medflow.records import Identifier, Outgoing, Result, Subject
 from medflow.store import Store, connections, outbox
+from tests.every_kind import KINDS, resources_of
 from tests.results import SPLEEN, catalog, context, model, risk_of
 from tests.services.faulty_fhir import FaultyServer, Reply, faulty_fhir
 
@@ -408,3 +409,29 @@ def test_while_the_server_is_away_it_is_on_record_and_what_comes_back_in_time_is
     with local.reading() as connection:
         [line] = connections.standing(connection)
     assert line.error is None
+
+
+# --- every kind of result ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ability", ["updateCreate", "conditionalUpdate"])
+def test_every_kind_of_result_is_taken_by_both_validators_once_and_found_by_patient_and_code(
+    ability: str, local: Store, settings: Settings, offer: Offer
+) -> None:
+    url = offer(ability)
+    everything = [item for kind in KINDS for item in resources_of(kind)]
+    queue(local, everything)
+
+    first = deliver(local, settings, url)
+    with local.writing() as connection:
+        connection.exec_driver_sql("UPDATE delivery SET state = 'pending'")
+    second = deliver(local, settings, url)
+
+    different = {(item.type, item.id) for item in everything}
+    assert (first.delivered, second.delivered, first.errors, second.errors) == (len(different), len(different), {}, {})
+    assert sum(len(found(url, kind)) for kind in TYPES) == len(different)
+    for observation in (orjson.loads(item.body) for item in everything if item.type == "Observation"):
+        search = {"code": observation["code"]["coding"][0]["code"], "identifier": observation["identifier"][0]["value"]}
+        if reference := observation.get("subject", {}).get("reference"):
+            search["patient"] = reference
+        assert len(found(url, "Observation", **search)) == 1
