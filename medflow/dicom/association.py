@@ -10,6 +10,7 @@ import logging
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -22,6 +23,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # m
 
 from medflow.connections.endpoints import DicomNode
 from medflow.connections.http import tls_context
+from medflow.connections.pace import LEAST_BYTES_PER_S
 from medflow.dicom.elements import quiet
 from medflow.errors import ConfigurationError, ServerUnavailable
 
@@ -77,7 +79,7 @@ def opened(
         connection: Any = event.assoc.dul.socket
         connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.socket.settimeout(limit)  # pynetdicom would wait for the rest of a PDU for ever
-        connection.recv = _Reader(connection).read
+        connection.recv = _Reader(connection, limit).read
 
     tls = (tls_context(node.tls), node.host) if node.tls is not None else None
     try:
@@ -153,21 +155,28 @@ def lost(node: DicomNode) -> ServerUnavailable:
 
 
 class _Reader:
-    """Reads a PDU in one go, and none larger than any that is honest: pynetdicom takes 4 KiB at a time, up to 4 GiB."""
+    """Reads a PDU in one go, and none larger than any that is honest: pynetdicom takes 4 KiB at a time, up to 4 GiB.
 
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
+    One that drips for longer than ``window_s`` ends the association: a limit between bytes alone could go on for days.
+    """
+
+    def __init__(self, connection: Any, window_s: float) -> None:
+        self._connection, self._window_s = connection, window_s
 
     def read(self, count: int) -> bytearray:
         """So many bytes; fewer at the end of the connection."""
         if count > LARGEST_PDU_BYTES:
             raise OSError("a PDU is larger than allowed")
         data, done = bytearray(count), 0
+        started = time.monotonic()
         while done < count:
             got = self._connection.socket.recv_into(memoryview(data)[done:])
             if not got:
                 return data[:done]
             done += got
+            spent = time.monotonic() - started
+            if done < min(count, spent * LEAST_BYTES_PER_S) and spent > self._window_s:
+                raise TimeoutError("a PDU drips")
         return data
 
 
@@ -251,7 +260,8 @@ def _rejected(association: Association, node: DicomNode, calling_aet: str) -> Se
         return ServerUnavailable(f"{node.public} takes no association now ({answer.reason_str})")
     if (source, reason) == (BY_USER, CALLED_UNKNOWN):
         return ConfigurationError(
-            f"what listens at {node.host}:{node.port} is not called {node.aet}: put its AE title before the @"
+            f"what listens at {node.host}:{node.port} is not called {node.aet}, or not to {calling_aet}: put its AE title "
+            f"before the @, and have {calling_aet} registered in the archive with this host's address"
         )
     if (source, reason) == (BY_USER, CALLING_UNKNOWN):
         return ConfigurationError(

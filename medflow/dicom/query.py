@@ -92,15 +92,17 @@ class Query:
         """The instances of a series; errors as for `series`."""
         asked = {"StudyInstanceUID": study_uid, "SeriesInstanceUID": series_uid, "SOPInstanceUID": ""}
         try:
-            answers = self._ask("IMAGE", {**asked, "SOPClassUID": ""})
-        except InputRejected:  # for this key some archives look into the file, which one that they lost is not there
-            answers = self._ask("IMAGE", asked)
-        return [
-            InstanceFound(
-                sop_instance_uid=_named(answer, "SOPInstanceUID"), sop_class_uid=uid_of(answer, "SOPClassUID")
-            )
-            for answer in answers
-        ]
+            return [_instance(answer) for answer in self._ask("IMAGE", {**asked, "SOPClassUID": ""})]
+        except InputRejected:  # for this key some archives look into the files, of which they may have lost one
+            found = [_instance(answer) for answer in self._ask("IMAGE", asked)]
+        return [self._classified(one, asked) for one in found]
+
+    def _classified(self, found: InstanceFound, asked: Mapping[str, str]) -> InstanceFound:
+        keys = {**asked, "SOPInstanceUID": found.sop_instance_uid, "SOPClassUID": ""}
+        try:
+            return next((_instance(answer) for answer in self._ask("IMAGE", keys)), found)
+        except InputRejected:
+            return found
 
     def close(self) -> None:
         """End the association."""
@@ -184,6 +186,11 @@ def uid_of(answer: Dataset, keyword: str) -> str | None:
     """A UID as it is told; None where there is none that could be asked for."""
     value: Any = first_of(answer, keyword)
     return value if value is not None and UID_FORM.fullmatch(value) else None
+
+
+def _instance(answer: Dataset) -> InstanceFound:
+    uid = _named(answer, "SOPInstanceUID")
+    return InstanceFound(sop_instance_uid=uid, sop_class_uid=uid_of(answer, "SOPClassUID"))
 
 
 def _named(answer: Dataset, keyword: str) -> str:

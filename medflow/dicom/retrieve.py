@@ -2,7 +2,8 @@
 
 For C-GET the archive sends over the association that asks. Each storage class is proposed once for every transfer
 syntax, so that the archive can send each object as it keeps it: with all syntaxes in one context it would have to
-choose one for the whole class, and transcode or fail at the rest.
+choose one for the whole class, and transcode or fail at the rest. Some archives take one of those contexts for the
+whole class even so, and cannot send what they keep in another syntax: that is asked for again, syntax by syntax.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 from pynetdicom import ALL_TRANSFER_SYNTAXES, StoragePresentationContexts, build_context, build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.events import Event
@@ -31,7 +33,7 @@ GET, MOVE = StudyRootQueryRetrieveInformationModelGet, StudyRootQueryRetrieveInf
 SUCCESS, SOME_FAILED, NONE_SENT, NO_DESTINATION = 0x0000, 0xB000, 0xA702, 0xA801
 OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0xA700, 0xC000
 CONTEXTS = 128  # in one association (PS3.8 9.3.2.2)
-SYNTAXES = (  # those that archives keep most objects in come first: where there are many classes, not all fit
+USUAL = (  # those that archives keep most objects in come first: where there are many classes, not all fit
     "1.2.840.10008.1.2.1",  # Explicit VR Little Endian
     "1.2.840.10008.1.2",  # Implicit VR Little Endian
     "1.2.840.10008.1.2.4.70",  # JPEG Lossless, first-order prediction
@@ -46,7 +48,16 @@ SYNTAXES = (  # those that archives keep most objects in come first: where there
     "1.2.840.10008.1.2.2",  # Explicit VR Big Endian
     "1.2.840.10008.1.2.1.99",  # Deflated
 )
-OTHERS = tuple(str(uid) for uid in ALL_TRANSFER_SYNTAXES if uid not in SYNTAXES)
+SYNTAXES = (*USUAL, *(str(uid) for uid in ALL_TRANSFER_SYNTAXES if uid not in USUAL))
+PLAIN = tuple(uid for uid in USUAL if not UID(uid).is_encapsulated)
+LOSSLESS = (
+    "1.2.840.10008.1.2.4.70",
+    "1.2.840.10008.1.2.4.90",
+    "1.2.840.10008.1.2.5",
+    "1.2.840.10008.1.2.4.80",
+    "1.2.840.10008.1.2.4.57",
+)
+APART = (PLAIN, *((uid,) for uid in LOSSLESS))  # nothing that an archive might compress with loss for us
 
 Keep = Callable[[Sequence[bytes | memoryview]], object]
 
@@ -92,10 +103,19 @@ class Getting:
     What ``keep`` raises ends the retrieval and is raised by it.
     """
 
-    def __init__(self, node: DicomNode, calling_aet: str, classes: Iterable[str], keep: Keep, max_bytes: int) -> None:
+    def __init__(
+        self,
+        node: DicomNode,
+        calling_aet: str,
+        classes: Iterable[str],
+        keep: Keep,
+        *,
+        max_bytes: int,
+        syntaxes: Sequence[str] = SYNTAXES,
+    ) -> None:
         self._node, self._keep, self._max_bytes = node, keep, max_bytes
         self._error: Exception | None = None
-        storage = storage_contexts(classes)
+        storage = storage_contexts(classes, syntaxes)
         self._association: Association = opened(
             node,
             calling_aet,
@@ -108,6 +128,16 @@ class Getting:
     def association(self) -> Association:
         """The association, to be closed by whoever made this."""
         return self._association
+
+    @property
+    def declined(self) -> set[str]:
+        """The transfer syntaxes that were proposed by themselves, and in which the archive never sends."""
+        accepted = {str(context.transfer_syntax[0]) for context in self._storage(self._association.accepted_contexts)}
+        asked = self._storage(self._association.requestor.requested_contexts)
+        return {str(one.transfer_syntax[0]) for one in asked if len(one.transfer_syntax) == 1} - accepted
+
+    def _storage(self, contexts: Iterable[PresentationContext]) -> list[PresentationContext]:
+        return [context for context in contexts if context.abstract_syntax != GET]
 
     def retrieve(self, part: Part) -> Sent:
         """Have a part sent.
@@ -169,18 +199,19 @@ class Moving:
         return _ended(answers, self._node, "C-MOVE", self._move_to)
 
 
-def storage_contexts(classes: Iterable[str]) -> list[PresentationContext]:
-    """What to propose for these SOP classes beside one context to ask with; where none is known, all usual ones."""
+def storage_contexts(classes: Iterable[str], syntaxes: Sequence[str] = SYNTAXES) -> list[PresentationContext]:
+    """What to propose for these SOP classes beside one context to ask with.
+
+    Where no class is known it is all usual ones, each with a choice of what needs no compression.
+    """
     wanted = sorted(set(classes))[: CONTEXTS - 1]
     if not wanted:
-        every = [*SYNTAXES, *OTHERS]
-        usual = [_class_of(context) for context in StoragePresentationContexts]
-        return [build_context(uid, every) for uid in usual[: CONTEXTS - 1]]
+        wanted = [_class_of(context) for context in StoragePresentationContexts][: CONTEXTS - 1]
+        return [build_context(uid, list(PLAIN if len(syntaxes) > 1 else syntaxes)) for uid in wanted]
     each = (CONTEXTS - 1) // len(wanted)
-    syntaxes = (*SYNTAXES, *OTHERS)[:each]
     if each == 1:
-        return [build_context(uid, list(SYNTAXES)) for uid in wanted]
-    return [build_context(uid, syntax) for uid in wanted for syntax in syntaxes]
+        return [build_context(uid, list(syntaxes)) for uid in wanted]
+    return [build_context(uid, syntax) for uid in wanted for syntax in syntaxes[:each]]
 
 
 def _class_of(context: PresentationContext) -> str:

@@ -15,14 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 from medflow.config import Settings
 from medflow.connections.endpoints import DicomNode, PacsSource
 from medflow.dicom.association import closed, echo
 from medflow.dicom.query import Query, batches, date_windows
 from medflow.dicom.receive import Receiver, receiver
-from medflow.dicom.retrieve import Getting, Moving, Part, Sent
+from medflow.dicom.retrieve import APART, PLAIN, SYNTAXES, Getting, Moving, Part
 from medflow.dicom.spool import SUFFIX
 from medflow.errors import ConfigurationError, InputRejected, RejectCode, ServerUnavailable, SourceUnavailable
 from medflow.ingest.landing import Landing, stated_uid
@@ -58,12 +57,6 @@ def fetch_pacs(
     return tally
 
 
-class _Way(Protocol):
-    """How parts of a study are brought."""
-
-    def retrieve(self, part: Part) -> Sent: ...
-
-
 class Pacs:
     """One archive for one fetch; see `medflow.ingest.retrieval.Archive`."""
 
@@ -72,6 +65,8 @@ class Pacs:
         self._calling_aet = source.calling_aet or settings.receive_aet
         self._query = Query(source, self._calling_aet)
         self._classes: dict[str, str | None] = {}  # SOP classes by SOP Instance UID, of the study asked for last
+        self._syntaxes: Sequence[str] = SYNTAXES  # proposed at first
+        self._declined: set[str] = set()
         self._arrivals: _Arrivals | None = None
 
     def check(self) -> None:
@@ -110,13 +105,15 @@ class Pacs:
 
     def retrieve(self, study_uid: str, lacking: Sequence[Lacking], landing: Landing) -> None:
         """Whole series as such, other instances by name; what did not come of a series is asked for one by one."""
-        missing = 0
         said = "the archive lists it and does not give it"
-        with _away(), self._way(lacking, landing) as (way, came):
-            for one in lacking:
-                fetching = _Fetching(study_uid=study_uid, lacking=one, way=way, came=came, landing=landing)
-                missing += fetching.run()
-                said = fetching.said or said
+        with _away():
+            with self._way(lacking, landing) as (way, came):
+                for one in lacking:
+                    fetching = _Fetching(study_uid=study_uid, lacking=one, way=way, came=came, landing=landing)
+                    fetching.run()
+                    said = fetching.said or said
+            if (missing := _missing(lacking, landing)) and self._source.retrieve == "get":
+                missing = self._retrieve_apart(study_uid, missing, landing)
         if missing and self._arrivals is not None and not self._arrivals.some:
             raise SourceUnavailable(
                 f"{self._source.public} has moved nothing to {self._arrivals.move_to} yet ({said}): have this AE title "
@@ -125,6 +122,21 @@ class Pacs:
             )
         if missing:
             raise InputRejected(RejectCode.NOT_RETRIEVED, said)
+
+    def _retrieve_apart(self, study_uid: str, missing: list[Lacking], landing: Landing) -> list[Lacking]:
+        """What did not come, for archives that decide on a syntax before they look at the object."""
+        for syntaxes in (SYNTAXES, *APART):
+            if not missing or syntaxes == self._syntaxes or self._declined.issuperset(syntaxes):
+                continue
+            with self._way(missing, landing, syntaxes=syntaxes) as (way, came):
+                for one in missing:
+                    fetching = _Fetching(study_uid=study_uid, lacking=one, way=way, came=came, landing=landing)
+                    fetching.by_name()
+            left = _missing(missing, landing)
+            if left != missing and syntaxes == PLAIN:
+                self._syntaxes = syntaxes  # that it keeps its other studies in as well, most likely
+            missing = left
+        return missing
 
     def close(self) -> None:
         """End the association, and stop listening."""
@@ -138,18 +150,25 @@ class Pacs:
         return self._arrivals.root if self._arrivals is not None and self._arrivals.ours else None
 
     @contextmanager
-    def _way(self, lacking: Sequence[Lacking], landing: Landing) -> Iterator[tuple[_Way, _Arrivals | None]]:
+    def _way(
+        self, lacking: Sequence[Lacking], landing: Landing, *, syntaxes: Sequence[str] = ()
+    ) -> Iterator[tuple[Getting | Moving, _Arrivals | None]]:
         if self._source.retrieve == "move":
             if self._arrivals is None:
                 self._arrivals = _Arrivals(self._source, self._settings)
             self._arrivals.take_in(landing, lacking)
             way = Moving(self._source, self._calling_aet, self._arrivals.move_to)
         else:
-            classes = {self._classes.get(uid) for one in lacking for uid in one.instances}
-            known = [] if None in classes else [uid for uid in classes if uid]
+            classes = (self._classes.get(uid) for one in lacking for uid in one.instances)
             way = Getting(
-                self._source, self._calling_aet, known, _keeping(landing), max_bytes=self._settings.max_input_bytes
+                self._source,
+                self._calling_aet,
+                [uid for uid in classes if uid],
+                _keeping(landing),
+                max_bytes=self._settings.max_input_bytes,
+                syntaxes=syntaxes or self._syntaxes,
             )
+            self._declined |= way.declined
         try:
             yield way, self._arrivals
         finally:
@@ -164,25 +183,27 @@ class _Fetching:
 
     study_uid: str
     lacking: Lacking
-    way: _Way
+    way: Getting | Moving
     came: _Arrivals | None
     landing: Landing
     said: str = ""
 
-    def run(self) -> int:
-        """Bring it; returns how many instances did not come."""
+    def run(self) -> None:
+        """Bring it: as a whole or by name, and what did not come one by one."""
         if self.lacking.whole:
             self._bring(())
         else:
-            for some in batches(self._missing()):
-                self._bring(tuple(some))
-        missing = self._missing()
+            self.by_name()
         in_a_row = 0
-        for uid in missing if len(self.lacking.instances) > 1 else ():
+        for uid in self._missing() if len(self.lacking.instances) > 1 else ():
             in_a_row = 0 if self._bring((uid,)) else in_a_row + 1
             if in_a_row >= NOT_GIVEN_IN_A_ROW:
                 break
-        return len(self._missing()) if missing else 0
+
+    def by_name(self) -> None:
+        """Bring its instances, many with one question."""
+        for some in batches(self._missing()):
+            self._bring(tuple(some))
 
     def _bring(self, instances: tuple[str, ...]) -> bool:
         part = Part(study_uid=self.study_uid, series_uid=self.lacking.series_uid, instances=instances)
@@ -197,8 +218,17 @@ class _Fetching:
         return bool(self.landing.arrived(wanted))
 
     def _missing(self) -> tuple[str, ...]:
-        there = self.landing.arrived(self.lacking.instances)
-        return tuple(uid for uid in self.lacking.instances if uid not in there)
+        return next((one.instances for one in _missing([self.lacking], self.landing)), ())
+
+
+def _missing(lacking: Sequence[Lacking], landing: Landing) -> list[Lacking]:
+    """What did not come, by name."""
+    left: list[Lacking] = []
+    for one in lacking:
+        there = landing.arrived(one.instances)
+        if missing := tuple(uid for uid in one.instances if uid not in there):
+            left.append(Lacking(series_uid=one.series_uid, instances=missing, whole=False))
+    return left
 
 
 class _Arrivals:

@@ -59,7 +59,7 @@ def orthanc(folder: Path, *, password: bool = False, **options: Any) -> Iterator
     program = shutil.which("Orthanc")
     if program is None or not DICOMWEB.exists():
         missing(f"Orthanc with its DICOMweb plugin is not installed: {INSTALL}")
-    shim = _shim(folder)
+    shim = loopback_only(folder)
     http, dicom, modality = free_port(), free_port(), free_port()
     config = {
         "Name": "medflow tests",
@@ -110,7 +110,8 @@ def _wait(url: str, process: subprocess.Popen[bytes], folder: Path) -> None:
     raise RuntimeError(f"Orthanc did not start: {(folder / 'orthanc.log').read_text()[-2000:]}")
 
 
-def _shim(folder: Path) -> Path:
+def loopback_only(folder: Path) -> Path:
+    """A library to preload, with which a server listens at the loopback whatever it asks for."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         missing(f"no C compiler for the library that keeps Orthanc on the loopback: {INSTALL}")
