@@ -16,7 +16,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +42,10 @@ class _Beginning:
     validator: str | None = None
     encoding: str = ""
     total: int | None = None
+
+
+class _Headway(Exception):
+    """An answer broke, after enough of it came."""
 
 
 class FileFetcher:
@@ -82,8 +86,8 @@ class FileFetcher:
         """Where it lies when it is whole."""
         return self.folder / f"{file.key}.ndjson"
 
-    def fetch(self, file: ExportFile, *, requires_token: bool, stopping: Callable[[], bool]) -> bool:
-        """Have a file whole at `path`; False if its address does not lead to it (any more).
+    def fetch(self, file: ExportFile, *, requires_token: bool, stopping: Callable[[], bool]) -> str | None:
+        """Have a file whole at `path`: None; or else why its address does not lead to it (any more).
 
         Raises
         ------
@@ -93,39 +97,43 @@ class FileFetcher:
             Its server wants credentials that it is not to have, or the disk is full.
         """
         if self.path(file).exists():
-            return True
+            return None
         part = self.folder / f"{file.key}.part"
         for attempt in tries(self._patience, stopping=stopping):
             with attempt:
-                while (came := self._pull(file, part, requires_token, stopping)) is None:
-                    pass  # it broke after some headway: go on from there
-                if came:
+                while True:
+                    with suppress(_Headway):
+                        gone = self._pull(file, part, requires_token, stopping)
+                        break
+                if gone is None:
                     self._settle(part, self.path(file))
-                return came
+                return gone
         raise AssertionError  # the last attempt returns or raises
 
-    def _pull(self, file: ExportFile, part: Path, requires_token: bool, stopping: Callable[[], bool]) -> bool | None:
-        """One request for what is missing; None: it broke, after so much that going on is worth it."""
+    def _pull(self, file: ExportFile, part: Path, requires_token: bool, stopping: Callable[[], bool]) -> str | None:
+        """One request for what is missing; as `fetch`, and _Headway where it broke after so much that it counts."""
         known = _beginning(part)
         had = part.stat().st_size if known.validator and part.exists() else 0
         try:
             with self._opened(file.url, had, known, requires_token) as response:
                 status = response.status_code
                 if status == 416 and had == known.total:
-                    return True
+                    return None
                 if status == 416:
                     _anew(part)
                     raise SourceUnavailable(f"a file of {self.source.public} changed while it was fetched")
-                if status in GONE or "html" in response.headers.get("Content-Type", ""):
-                    return False
+                if status in GONE:
+                    return f"gone (HTTP {status})"
                 self._check(response)
+                if "html" in response.headers.get("Content-Type", ""):
+                    return "a web page"
                 self._write(response, part, had, known, stopping)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             if part.exists() and part.stat().st_size - had >= HEADWAY and _beginning(part).validator:
-                return None
+                raise _Headway from None
             scheme, host, port = origin(file.url)
             raise http.unanswered(error, HttpServer.model_construct(url=f"{scheme}://{host}:{port}")) from None
-        return True
+        return None
 
     def _write(
         self, response: httpx.Response, part: Path, had: int, known: _Beginning, stopping: Callable[[], bool]

@@ -187,8 +187,8 @@ class _Export:
         files = {file.key: file for file in manifest.files if file.key not in job.done}
         wanted = sorted(files.values(), key=lambda file: list(Section).index(file.section))
         with closing(self._fetched(wanted, manifest.requires_token)) as fetched:
-            for file, came in fetched:
-                fault = self._taken(file) if came else "gone"
+            for file, gone in fetched:
+                fault = gone or self._taken(file)
                 if fault is None:
                     job = replace(job, done=job.done | {file.key})
                     self._jobs.keep(job)
@@ -197,11 +197,11 @@ class _Export:
                 self._fetcher.path(file).unlink(missing_ok=True)
         return job, faults
 
-    def _fetched(self, files: Sequence[ExportFile], requires_token: bool) -> Generator[tuple[ExportFile, bool]]:
-        """Each file, in order, and whether it came; others are on their way meanwhile."""
+    def _fetched(self, files: Sequence[ExportFile], requires_token: bool) -> Generator[tuple[ExportFile, str | None]]:
+        """Each file, in order, and why it did not come if so; others are on their way meanwhile."""
         stop = Event()
         left = iter(files)
-        waiting: deque[tuple[ExportFile, Future[bool]]] = deque()
+        waiting: deque[tuple[ExportFile, Future[str | None]]] = deque()
         with ThreadPoolExecutor(DOWNLOADS, "download") as pool:
             try:
                 while True:

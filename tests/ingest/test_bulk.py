@@ -346,7 +346,7 @@ def test_a_file_that_is_gone_leaves_the_mark_where_it_was(store, settings, serve
     observe(server, 21)
     server.export, make = (lambda *asked: remove(server, make(*asked))), server.export
 
-    with pytest.raises(SourceUnavailable, match=r"of 2 files: 1 gone"):
+    with pytest.raises(SourceUnavailable, match=r"of 2 files: 1 gone \(HTTP 404\)"):
         export()
 
     assert held(store) == sorted([*EVERYTHING, "Observation/o20"])  # what came is stored
