@@ -466,12 +466,15 @@ def replay_jobs(site: Site, job_ids: Sequence[int] | None = None) -> int:
     return count
 
 
-def replay_deliveries(site: Site, target: str | None = None) -> int:
-    """Make dead and failed deliveries pending again, of one target or all; returns how many."""
+def replay_deliveries(site: Site, target: str | None = None, *, overwrite: bool = False) -> int:
+    """Make dead, failed and withheld deliveries pending again, of one target or all; returns how many.
+
+    With ``overwrite``, they are written over what others changed at the server since.
+    """
     where = site.settings.target(target).public if target else None
     with recorded(site, "retry deliveries") as run, site.store.writing() as connection:
-        count = outbox.retry_deliveries(connection, where)
-        ledger.record_audit(connection, run.id, "replay", "deliveries", pending=count)
+        count = outbox.retry_deliveries(connection, where, overwrite=overwrite)
+        ledger.record_audit(connection, run.id, "replay", "deliveries", pending=count, overwrite=overwrite)
         run.counts = {"pending": count}
     return count
 

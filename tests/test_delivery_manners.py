@@ -268,6 +268,11 @@ def test_what_a_person_changed_is_not_written_over(
     assert (kept["status"], kept["note"]) == ("entered-in-error", [{"text": "another patient's"}])
     assert one(url, "Observation", patient="Patient/p2")["status"] == "amended"
 
+    with local.writing() as connection:
+        outbox.retry_deliveries(connection, url, overwrite=True)
+    assert deliver(local, settings, url).delivered == 1
+    assert one(url, "Observation", patient="Patient/p1")["status"] == "amended"
+
 
 def test_the_servers_own_bookkeeping_is_no_change(local: Store, settings: Settings, offer: Offer) -> None:
     url = offer("conditionalUpdate")

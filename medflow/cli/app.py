@@ -15,6 +15,7 @@ from medflow import steps
 from medflow.cli import config as config_command
 from medflow.cli import demo as demo_command
 from medflow.cli import deploy as deploy_command
+from medflow.cli import doctor as doctor_command
 from medflow.cli import evaluate as evaluate_command
 from medflow.cli import fetch as fetch_command
 from medflow.cli import models as models_command
@@ -74,6 +75,7 @@ app.command()(services.serve)
 app.command()(watch.status)
 app.command()(watch.metrics)
 app.command()(config_command.config)
+app.command()(doctor_command.doctor)
 app.command()(deploy_command.deploy)
 
 ingest_app.command("dicomweb")(fetch_command.ingest_dicomweb)
@@ -252,11 +254,16 @@ def retry_jobs(
 
 @retry_app.command("deliveries")
 def retry_deliveries(
-    to: Annotated[str | None, typer.Option("--to", help="Only this target's.")] = None, as_json: Json = False
+    to: Annotated[str | None, typer.Option("--to", help="Only this target's.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option(help="Write over what others changed or removed at the server since it was delivered.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
-    """Make dead and failed deliveries pending; the next `medflow deliver` sends them."""
+    """Make dead, failed and withheld deliveries pending; the next `medflow deliver` sends them."""
     site = here()
-    finish({"pending": steps.replay_deliveries(site, to)}, as_json=as_json, title="retry deliveries")
+    pending = steps.replay_deliveries(site, to, overwrite=overwrite)
+    finish({"pending": pending}, as_json=as_json, title="retry deliveries")
 
 
 @db_app.command("upgrade")

@@ -99,7 +99,7 @@ def _show(found: Standing, wrong: list[Problem]) -> None:
             for rate in found.rates
         ]
         show_table(["model", "last hour", "last day", "ms a case"], rows, title="scored")
-    states = ("pending", "delivered", "failed", "dead")
+    states = ("pending", "delivered", "failed", "dead", "withheld")
     rows = [
         [
             one.name if one.watched else one.line.target,

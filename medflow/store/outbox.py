@@ -407,10 +407,11 @@ def _state(failure: Failure, max_attempts: int) -> str:
     return "dead" if failure.resource.attempts + 1 >= max_attempts else "failed"
 
 
-def retry_deliveries(connection: Connection, target: str | None = None) -> int:
+def retry_deliveries(connection: Connection, target: str | None = None, *, overwrite: bool = False) -> int:
     """Make failed, dead and withheld deliveries pending again, of one target or of all; returns how many.
 
-    A folder that is named is written anew as a whole: its files are what may have been lost.
+    With ``overwrite``, what a server has of them is forgotten: whatever is there now is written over. A folder that is
+    named is written anew as a whole: its files are what may have been lost.
     """
     wanted = DeliveryRow.state.in_(("failed", "dead", "withheld"))
     if target is not None:
@@ -420,7 +421,9 @@ def retry_deliveries(connection: Connection, target: str | None = None) -> int:
         if row is not None and folder:
             empty = dict.fromkeys(row.committed, 0)
             connection.execute(update(TargetRow).where(TargetRow.name == target).values(committed=empty))
-    fresh = {"state": "pending", "attempts": 0, "not_before_us": 0, "last_error": None}
+    fresh: dict[str, Any] = {"state": "pending", "attempts": 0, "not_before_us": 0, "last_error": None}
+    if overwrite:
+        fresh |= {"server_id": None, "etag": None}
     return connection.execute(update(DeliveryRow).where(wanted).values(fresh)).rowcount
 
 
