@@ -32,6 +32,7 @@ def receive(
 ) -> None:
     """Take what modalities and the PACS send (DICOM C-STORE) into a folder, until asked to stop (SIGTERM)."""
     from medflow.dicom.reception import Reception  # with pynetdicom, which no other command is to wait for
+    from medflow.ingest.commitment import StoredInstances
 
     settings = load_settings(
         receive_aet=aet,
@@ -54,6 +55,6 @@ def receive(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    reception = Reception(settings, set_up=set_up)
+    reception = Reception(settings, set_up=set_up, stored=StoredInstances(settings=settings))
     reception.start()
     reception.serve(asked, again)

@@ -13,6 +13,7 @@ import select
 import socket
 import ssl
 import struct
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -91,6 +92,32 @@ class Request:
         return struct.pack(">BxLLBB", P_DATA, size + 4, size, self.context, 0x03) + command
 
 
+class _Checkpoint:
+    """Where the association's own loop waits: for long while the lane is in use, as there is nothing for it then.
+
+    It would look a thousand times a second. Whoever sends by pynetdicom's means holds it here, as ever.
+    """
+
+    def __init__(self) -> None:
+        self.clear, self.set = (free := threading.Event()).clear, free.set
+        self._free, self._needed = free, threading.Event()
+        free.set()
+        self._needed.set()
+
+    def in_use(self, used: bool) -> None:
+        """Whether the lane is."""
+        if used:
+            self._needed.clear()
+        else:
+            self._needed.set()
+
+    def wait(self) -> None:
+        """Return when the loop has reason to look."""
+        self._free.wait()
+        self._needed.wait(WAIT_MS / 1000)
+        self._free.wait()
+
+
 class Lane:
     """One association's. ``told`` is called with the status of each object before its sender is answered."""
 
@@ -114,6 +141,7 @@ class Lane:
         self._status = SUCCESS
         self._others: Callable[[], bool] = self._dul._is_transport_event
         self._dul._is_transport_event = self._look
+        self._checkpoint = self._association._reactor_checkpoint = _Checkpoint()
         self._connection.recv = self._recv
 
     # --- what pynetdicom calls -------------------------------------------------------------------------------------
@@ -122,10 +150,13 @@ class Lane:
         """In the thread that reads: whether something came."""
         if self._dul.state_machine.current_state != "Sta6" or self._connection.socket is None:
             self._drop()
+            self._checkpoint.in_use(False)
             return self._others()
         if not self._readable():
+            self._checkpoint.in_use(False)
             return False
         try:
+            self._checkpoint.in_use(True)
             while self._take():
                 self._dul._idle_timer.restart()
                 if self._dul._kill_thread or not self._dul.to_provider_queue.empty() or not self._readable():
@@ -138,6 +169,7 @@ class Lane:
             self._dul.event_queue.put("Evt19")
         except _Over:
             self._drop()
+        self._checkpoint.in_use(False)
         return True
 
     def _recv(self, count: int) -> bytearray:

@@ -14,7 +14,11 @@ from pydicom.uid import UID
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_context, evt
 from pynetdicom.events import Event
 from pynetdicom.service_class import StorageServiceClass
-from pynetdicom.sop_class import Verification, register_uid  # type: ignore[attr-defined]  # made from a table
+from pynetdicom.sop_class import (
+    StorageCommitmentPushModel,  # type: ignore[attr-defined]  # made from a table
+    Verification,  # type: ignore[attr-defined]  # so is this
+    register_uid,
+)
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from medflow.config import Settings
@@ -48,6 +52,7 @@ def application_entity(settings: Settings) -> AE:
     entity.acse_timeout = OPENING_S
     entity.dimse_timeout = entity.network_timeout = settings.receive_timeout_s
     entity.add_supported_context(Verification)
+    entity.add_supported_context(StorageCommitmentPushModel)
     return entity
 
 

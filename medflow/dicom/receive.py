@@ -13,7 +13,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from pynetdicom.association import Association
 from pynetdicom.events import Event
 
 from medflow.config import Settings
+from medflow.dicom.commitment import Commitment, Held
 from medflow.dicom.lane import CANNOT_UNDERSTAND, SUCCESS, Lane, acknowledge_now, attempted, file_meta, peer_of
 from medflow.dicom.listener import (
     HandedListener,
@@ -52,10 +53,14 @@ class _Account:
 
 @dataclass(kw_only=True)
 class Receiver:
-    """The running receiver: `start` it, then `stop` it."""
+    """The running receiver: `start` it, then `stop` it.
+
+    ``stored`` tells which of some SOP Instance UIDs the store holds, for storage commitment.
+    """
 
     settings: Settings
     spool: Spool
+    stored: Callable[[Collection[str]], Held] = field(default=lambda _uids: {})
     _accounts: dict[Association, _Account] = field(default_factory=dict)
     _server: Listener | None = None
 
@@ -90,6 +95,7 @@ class Receiver:
 
     def _serving(self, kind: type[Server]) -> Server:
         settings = self.settings
+        commitment = Commitment(settings=settings, spool=self.spool, stored=self.stored)
         _config.LOG_HANDLER_LEVEL = "none"  # pynetdicom would write out every message, for no reader
         server: Any = application_entity(settings).make_server(
             (settings.receive_host, settings.receive_port),
@@ -102,6 +108,8 @@ class Receiver:
                 (evt.EVT_PDU_RECV, self._received),
                 (evt.EVT_PDU_SENT, _acknowledge),
                 (evt.EVT_C_STORE, self._store),
+                (evt.EVT_N_ACTION, commitment.asked),
+                (evt.EVT_DIMSE_SENT, commitment.answered),
                 (evt.EVT_C_ECHO, lambda _event: SUCCESS),
                 (evt.EVT_CONN_CLOSE, self._closed),
             ],
@@ -215,10 +223,10 @@ def prepare(spool: Spool) -> None:
         ) from None
 
 
-def receiver(settings: Settings) -> Receiver:
-    """The receiver that the settings describe; it does not listen yet."""
+def receiver(settings: Settings, **options: Any) -> Receiver:
+    """The receiver that the settings describe; it does not listen yet. ``options`` are more fields of `Receiver`."""
     root = settings.receive_into or settings.home / "received"
-    return Receiver(settings=settings, spool=Spool(root, min_free_bytes=settings.receive_min_free_mib << 20))
+    return Receiver(settings=settings, spool=Spool(root, min_free_bytes=settings.receive_min_free_mib << 20), **options)
 
 
 def _refused(event: Event) -> None:

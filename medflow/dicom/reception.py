@@ -14,13 +14,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import Any
 
 from medflow.config import Settings
+from medflow.dicom.commitment import Held
 from medflow.dicom.listener import allowed, listening, not_allowed, tls_context
 from medflow.dicom.receive import ENDING_S, prepare, receiver
 from medflow.errors import MedflowError
@@ -73,12 +74,15 @@ class _Worker:
 class Reception:
     """The running receiver of several processes: `start` it, then `serve` until asked to stop.
 
-    ``set_up`` is called with the settings first in each process; it must survive pickling.
+    ``set_up`` is called with the settings first in each process; ``stored`` is the `Receiver`'s. Both are pickled.
     """
 
-    def __init__(self, settings: Settings, *, set_up: Callable[[Settings], object]) -> None:
+    def __init__(
+        self, settings: Settings, *, set_up: Callable[[Settings], object], stored: Callable[[Collection[str]], Held]
+    ) -> None:
         self._settings = settings
         self._set_up = set_up
+        self._stored = stored
         self._selector = selectors.DefaultSelector()
         self._workers: list[_Worker] = []
         self._due: list[float] = []  # when processes that died are to be replaced
@@ -127,7 +131,9 @@ class Reception:
     def _begin(self) -> None:
         context = get_context("spawn")
         channel, theirs = socket.socketpair()
-        process = context.Process(target=_work, args=(self._settings, theirs, self._set_up), name="medflow-receive")
+        process = context.Process(
+            target=_work, args=(self._settings, theirs, self._set_up, self._stored), name="medflow-receive"
+        )
         process.start()
         theirs.close()
         worker = _Worker(process=process, channel=channel)
@@ -212,12 +218,17 @@ class Reception:
             self._forget(worker)
 
 
-def _work(settings: Settings, channel: socket.socket, set_up: Callable[[Settings], object]) -> None:
+def _work(
+    settings: Settings,
+    channel: socket.socket,
+    set_up: Callable[[Settings], object],
+    stored: Callable[[Collection[str]], Held],
+) -> None:
     """A receiving process: serve what is handed over, until told to stop or left alone."""
     follow_parent()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a service manager sends it to all; the parent says when
     set_up(settings)
-    own = receiver(settings)
+    own = receiver(settings, stored=stored)
     server = own.attend(lambda: channel.sendall(ENDED))
     hurry = threading.Event()
     ending: threading.Thread | None = None

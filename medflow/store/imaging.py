@@ -50,6 +50,12 @@ def counts_by_series(connection: Connection, series_uids: Iterable[str]) -> dict
     return {row.uid: row.number for row in rows_among(connection, query, SeriesRow.uid, series_uids)}
 
 
+def kept_instances(connection: Connection, uids: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """SOP Class UID and SHA-256 of these SOP instances, as far as their files lie in the object store."""
+    query = select(InstanceRow.uid, InstanceRow.sop_class_uid, InstanceRow.sha256).where(InstanceRow.path.is_(None))
+    return {row.uid: (row.sop_class_uid, row.sha256) for row in rows_among(connection, query, InstanceRow.uid, uids)}
+
+
 def relocate_objects(connection: Connection, paths: Mapping[str, str | None]) -> None:
     """Note where the files of these SHA-256 lie now: a path, or None for the object store."""
     if paths:
