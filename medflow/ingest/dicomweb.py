@@ -174,10 +174,10 @@ def _keep(part: Part, landing: Landing) -> None:
 
 
 def _patiently(
-    ask: Callable[[], Answer], patience: Patience = PATIENCE, *, stopping: Callable[[], bool] = lambda: False
+    ask: Callable[[], Answer], patience: Patience | None = None, *, stopping: Callable[[], bool] = lambda: False
 ) -> Answer:
     """What ``ask`` gives, tried again while the server is busy or away."""
-    for attempt in tries(patience, stopping=stopping):
+    for attempt in tries(patience or PATIENCE, stopping=stopping):
         with attempt:
             return ask()
     raise AssertionError  # the last attempt raises
