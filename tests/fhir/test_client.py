@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -87,6 +88,51 @@ def test_a_servers_own_words_are_in_no_message(faulty: FaultyServer, client: Fhi
 
     assert "SECRET" not in str(caught.value) and "SECRET" in caught.value.answer.detail
     assert pickle.loads(pickle.dumps(caught.value)).answer == caught.value.answer
+
+
+def test_what_a_real_server_calls_a_resource_is_told_of_either_way_of_writing_it(fhir_server: str) -> None:
+    with FhirClient(server(fhir_server)) as client:
+        [bundled] = client.bundle("transaction", PUTS[:1])
+        single = client.write(PUTS[0])
+        created = client.write(Write(method="POST", url="Observation", body=risk_of(1)[0].body))
+        now = client.read("Observation", risk_of(1)[0].id)
+        version = single.etag.removeprefix('W/"').rstrip('"') if single.etag else ""
+        then = client.read("Observation", risk_of(1)[0].id, version)
+
+    assert bundled.id == single.id == risk_of(1)[0].id != created.id
+    assert bundled.etag != single.etag
+    assert now is not None and then is not None
+    assert now.etag == then.etag == single.etag
+
+
+def test_an_update_of_another_version_is_refused_by_a_real_server(fhir_server: str) -> None:
+    with FhirClient(server(fhir_server)) as client:
+        client.write(PUTS[0])
+        answer = client.write(replace(PUTS[0], if_match='W/"another"'))
+
+    assert answer.status == 412
+
+
+def test_what_a_proxy_finds_too_large_is_a_refusal_and_no_wrong_address(
+    faulty: FaultyServer, client: FhirClient
+) -> None:
+    faulty.script.append(Reply(status=413, body=b"<html>", headers={"Content-Type": "text/html"}))
+
+    with pytest.raises(DeliveryRefused) as caught:
+        client.bundle("transaction", PUTS)
+
+    assert caught.value.answer.status == 413
+
+
+def test_a_server_that_takes_gzip_is_sent_it(faulty: FaultyServer, client: FhirClient) -> None:
+    faulty.metadata = Reply(headers={"Accept-Encoding": "gzip, identity"})
+    client.bundle("transaction", PUTS)
+    client.check()
+
+    client.bundle("transaction", PUTS)
+
+    assert faulty.encodings == [None, "gzip"]
+    assert faulty.transactions[0] == faulty.transactions[1]
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])

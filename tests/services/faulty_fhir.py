@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 import time
@@ -49,6 +50,7 @@ class FaultyServer:
     stored: dict[str, dict[str, Any]] = field(default_factory=dict)
     transactions: list[list[str]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    encodings: list[str | None] = field(default_factory=list)
     authorizations: set[str | None] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -70,7 +72,9 @@ def faulty_fhir() -> Iterator[FaultyServer]:
             self._send(told.metadata, json.dumps(statement).encode())
 
         def do_POST(self) -> None:
-            bundle = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            sent = self.rfile.read(int(self.headers["Content-Length"]))
+            told.encodings.append(encoding := self.headers.get("Content-Encoding"))
+            bundle = json.loads(gzip.decompress(sent) if encoding == "gzip" else sent)
             urls = [entry["request"]["url"] for entry in bundle["entry"]]
             with told.lock:
                 told.transactions.append(urls)
