@@ -112,13 +112,13 @@ class BulkServer:
         raise AssertionError  # the last attempt returns or raises
 
     def _asked(self, response: httpx.Response, level: str) -> str:
-        http.check_status(response, self.server)
         status, where = response.status_code, self.server.public
         told = ", ".join([f"HTTP {status}", *issue_codes(response)])
-        if status in (404, 405):
+        if status in (404, 405, 501):
             raise ConfigurationError(
                 f"{where} has no {level} level Bulk Data export ({told}): choose another level, or mode search"
             )
+        http.check_status(response, self.server)
         if status == 403:
             raise ConfigurationError(f"{where} does not allow us a {level} level export ({told}): check auth and scope")
         if status >= 400:

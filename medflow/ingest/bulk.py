@@ -46,6 +46,7 @@ FOLDER, LOCK = "fetching", ".lock"
 DOWNLOADS = 3  # at a time
 AHEAD = 4  # files asked for or on disk beside the one that is taken in
 ABANDONED_US = 7 * 86400 * 10**6  # an export this old is asked for anew
+FRESH_US = 3600 * 10**6  # one that an earlier run asked for is enough for this run too where it is no older
 log = logging.getLogger(__name__)
 
 
@@ -117,7 +118,7 @@ class _Export:
             self._give_up(job)
         elif job is not None and not self._jobs.reaches(job):
             self._give_up(job)  # since it was asked for, more was
-        elif job is not None and self._completed(job, resumed=True):
+        elif job is not None and self._completed(job, resumed=True) and now_us() - job.asked_us < FRESH_US:
             covered = job.types
         for since_us, types in self._jobs.due(covered):
             _empty(self._fetcher.folder)
@@ -185,8 +186,8 @@ class _Export:
         """Take in every file that is not done yet; what was wrong with those that are not done now either."""
         faults: Counter[str] = Counter()
         files = {file.key: file for file in manifest.files if file.key not in job.done}
-        wanted = sorted(files.values(), key=lambda file: list(Section).index(file.section))
-        with closing(self._fetched(wanted, manifest.requires_token)) as fetched:
+        ordered = sorted(files.values(), key=lambda file: list(Section).index(file.section))
+        with closing(self._fetched(ordered, manifest.requires_token)) as fetched:
             for file, gone in fetched:
                 fault = gone or self._taken(file)
                 if fault is None:
