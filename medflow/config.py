@@ -157,6 +157,7 @@ class Settings(LogSettings):
     receive_report_to: tuple[AeAddress, ...] = Field(
         (), description="JSON list of AET@host:port: where senders are told what storage is committed."
     )
+    receive_ingest: bool = Field(False, description="Have `medflow receive` take complete studies into the store.")
     receive_quiet_s: float = Field(
         60.0, gt=0, description="A study that nothing came of for so long is complete (`medflow receive --ingest`)."
     )

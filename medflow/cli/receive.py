@@ -26,6 +26,9 @@ def receive(
         list[str] | None, typer.Option(help="An IP address or network that may send; repeatable; all by default.")
     ] = None,
     processes: Annotated[int | None, typer.Option(help="Receiving processes; one per core by default.")] = None,
+    ingest: Annotated[
+        bool | None, typer.Option("--ingest", help="Take each study into the store when it is complete.")
+    ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM) to speak TLS with.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="The certificate's key.")] = None,
     tls_ca: Annotated[Path | None, typer.Option(help="Authority that senders' certificates must be of.")] = None,
@@ -42,6 +45,7 @@ def receive(
         receive_allow=tuple(allow) if allow else None,
         receive_allow_addresses=tuple(allow_address) if allow_address else None,
         receive_processes=processes,
+        receive_ingest=ingest,
         receive_tls_cert=tls_cert,
         receive_tls_key=tls_key,
         receive_tls_ca=tls_ca,
@@ -55,6 +59,12 @@ def receive(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    reception = Reception(settings, set_up=set_up, stored=StoredInstances(settings=settings))
+    beside = None
+    if settings.receive_ingest:
+        from medflow import arrivals
+
+        arrivals.check(settings)
+        beside = arrivals.follow
+    reception = Reception(settings, set_up=set_up, stored=StoredInstances(settings=settings), beside=beside)
     reception.start()
     reception.serve(asked, again)

@@ -28,12 +28,14 @@ from medflow.errors import MedflowError
 from medflow.processes import follow_parent
 
 log = logging.getLogger(__name__)
+SetUp = Callable[[Settings], object]
 
 MOST_PROCESSES = 8
 STARTING_S = 60.0
 AGAIN_S = 1.0  # between the start of a process that died and that of its successor
 GARBAGE_S = 12  # pynetdicom's ended associations hold one another
 TAKE, TURN_AWAY, STOP, HURRY = b"t", b"f", b"s", b"h"  # to a process; the first two with a connection
+BESIDE_AGAIN_S = 10.0
 READY, ENDED, CUT_OFF = b"r", b"e", b"c"  # from it
 
 
@@ -74,15 +76,24 @@ class _Worker:
 class Reception:
     """The running receiver of several processes: `start` it, then `serve` until asked to stop.
 
-    ``set_up`` is called with the settings first in each process; ``stored`` is the `Receiver`'s. Both are pickled.
+    ``set_up`` is called with the settings first in each process; ``stored`` is the `Receiver`'s. ``beside`` is run in
+    a process of its own, with the settings and ``set_up``, until that is sent SIGTERM. All are pickled.
     """
 
     def __init__(
-        self, settings: Settings, *, set_up: Callable[[Settings], object], stored: Callable[[Collection[str]], Held]
+        self,
+        settings: Settings,
+        *,
+        set_up: SetUp,
+        stored: Callable[[Collection[str]], Held],
+        beside: Callable[[Settings, SetUp], object] | None = None,
     ) -> None:
         self._settings = settings
         self._set_up = set_up
         self._stored = stored
+        self._beside = beside
+        self._other: Any = None  # the process of it
+        self._other_due = 0.0
         self._selector = selectors.DefaultSelector()
         self._workers: list[_Worker] = []
         self._due: list[float] = []  # when processes that died are to be replaced
@@ -119,10 +130,22 @@ class Reception:
         while not asked.is_set():
             self._look(0.2)
             now = time.monotonic()
+            self._keep_company(now)
             for due in [due for due in self._due if due <= now]:
                 self._due.remove(due)
                 self._begin()
         self._stop(hurry)
+
+    def _keep_company(self, now: float) -> None:
+        """Start what runs beside, and start it again when it has ended."""
+        if self._beside is None or now < self._other_due or (self._other is not None and self._other.is_alive()):
+            return
+        if self._other is not None:
+            log.error("the process that takes studies ended (exit status %s) and is replaced", self._other.exitcode)
+        self._other_due = now + BESIDE_AGAIN_S
+        words = self._settings, self._set_up
+        self._other = get_context("spawn").Process(target=self._beside, args=words, name="medflow-take")
+        self._other.start()
 
     def _look(self, seconds: float) -> None:
         for key, _ in self._selector.select(seconds):
@@ -191,6 +214,8 @@ class Reception:
         log.info("stopping: no new associations; %d running", sum(worker.open for worker in self._workers))
         for worker in self._workers:
             worker.tell(STOP)
+        if self._other is not None:
+            self._other.terminate()
         deadline = time.monotonic() + self._settings.receive_grace_s + 2 * ENDING_S
         told, cut_off = False, 0
         while self._workers and time.monotonic() < deadline:
@@ -204,6 +229,9 @@ class Reception:
                 cut_off += worker.cut_off if worker.process.exitcode == 0 else worker.open
         cut_off += sum(worker.open for worker in self._workers)
         self._kill()
+        if self._other is not None:
+            self._other.join(max(0.0, deadline - time.monotonic()))
+            self._other.kill()  # what it was at is rolled back, and taken at the next start
         log.info("stopped; %d associations were cut off", cut_off)
 
     def _look_for_ends(self) -> None:
@@ -221,7 +249,7 @@ class Reception:
 def _work(
     settings: Settings,
     channel: socket.socket,
-    set_up: Callable[[Settings], object],
+    set_up: SetUp,
     stored: Callable[[Collection[str]], Held],
 ) -> None:
     """A receiving process: serve what is handed over, until told to stop or left alone."""

@@ -20,6 +20,7 @@ from typing import BinaryIO
 from medflow.config import Settings
 from medflow.dicom.directory import read_directory
 from medflow.dicom.read import Reading, read_object
+from medflow.dicom.spool import NAME as RECEIVED
 from medflow.errors import InputRejected, RejectCode
 from medflow.ingest.offers import Offer, offers
 from medflow.ingest.same import OTHER_HEADER, Stored
@@ -226,6 +227,7 @@ class _Chunk:
         tally.unchanged = sum(item.digest in known for item in inputs)
         read = self._sorted(self._each(self._read, [item for item in inputs if item.digest not in known]), refused)
         taken = self._sorted(self._each(self._keep, self._without_copies(read, tally)), refused)
+        refused = self._without_taken(refused, tally)
         self._write(taken, refused, tally)
         tally.rejected = len(refused)
         tally.reasons.update(item.code for item in refused)
@@ -309,6 +311,21 @@ class _Chunk:
             except InputRejected:
                 pass  # gone by now: the reject is recorded without its bytes
         return self._row(item.origin, error, item.digest, kept)
+
+    def _without_taken(self, refused: list[Reject], tally: Tally) -> list[Reject]:
+        """All but the received files that another ingest took and removed meanwhile: those are unchanged."""
+        gone = {
+            item.origin: name.partition(".")[0]
+            for item in refused
+            if item.code == RejectCode.VANISHED and RECEIVED.fullmatch(name := item.origin.rpartition("/")[2])
+        }
+        if not gone:
+            return refused
+        with self.store.reading() as connection:
+            known = known_objects(connection, set(gone.values()))
+        left = [item for item in refused if gone.get(item.origin) not in known]
+        tally.unchanged += len(refused) - len(left)
+        return left
 
     def _reject(self, item: Refused) -> Reject:
         kept = item.data is not None and len(item.data) <= PAYLOAD

@@ -9,13 +9,12 @@ too many, never one too few.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-from medflow.dicom.spool import SUFFIX
+from medflow.dicom.spool import NAME
 from medflow.ingest.landing import stated_uid
 from medflow.ingest.same import Stored
 from medflow.store import Store
@@ -23,7 +22,6 @@ from medflow.store.imaging import known_objects
 from medflow.store.ledger import list_rejects
 
 BATCH = 500
-NAME = re.compile(r"[0-9a-f]{64}" + re.escape(SUFFIX))
 
 
 def remove_received(store: Store, paths: Iterable[Path]) -> int:
@@ -62,5 +60,7 @@ def _copies(store: Store, paths: Sequence[Path]) -> list[Path]:
 
 def _received(paths: Iterable[Path]) -> Iterator[Path]:
     for named in paths:
+        if NAME.fullmatch(named.name) and named.is_file():
+            yield named
         for folder, _, names in os.walk(named):
             yield from (Path(folder, name) for name in sorted(names) if NAME.fullmatch(name))
