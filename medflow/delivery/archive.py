@@ -194,6 +194,7 @@ class Archive:
         try:
             self._try(files, outcomes)
         except DeliveryRefused as error:
+            self._unanswered = 0
             yield from self._apart(files, outcomes, error)
             return
         except ServerUnavailable as error:

@@ -1,12 +1,15 @@
 """Result objects to an archive by STOW-RS (PS3.18 10.5): several in a request, each with an answer of its own.
 
-202 and 409 say that some or all were not stored; which, and why, is in the answer's FailedSOPSequence.
+202 and 409 say that some or all were not stored; which, and why, is in the answer's FailedSOPSequence. Some servers
+say 400 instead, with the same answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import requests
 
 from medflow.config import Settings
 from medflow.connections.endpoints import DicomWebTarget
@@ -36,20 +39,11 @@ class Stow:
     def send(self, files: Sequence[ResultFile]) -> Sequence[Outcome]:
         """One request."""
         response = self._web.store([PartFile(open=file.open, size=file.size) for file in files])
-        if response.status_code not in ANSWERED:
-            raise DeliveryRefused(
-                f"{self.public} refuses the request (HTTP {response.status_code})",
-                reason=f"HTTP {response.status_code}",
-                detail=response.text[:DETAIL],
-            )
-        try:
-            answer = response.json() if response.content else {}
-        except ValueError:
-            answer = None
-        answer = answer[0] if isinstance(answer, list) and answer else answer
-        if not isinstance(answer, dict):
-            answer = {}
-        return outcomes_of(files, response.status_code, answer, response.text[:DETAIL])
+        answer, text = _answer(response), response.text[:DETAIL]
+        if response.status_code not in ANSWERED and not answer.keys() & {FAILED, REFERENCED}:
+            reason = f"HTTP {response.status_code}"
+            raise DeliveryRefused(f"{self.public} refuses the request ({reason})", reason=reason, detail=text)
+        return outcomes_of(files, response.status_code, answer, text)
 
     def close(self) -> None:
         """Close connections."""
@@ -59,7 +53,7 @@ class Stow:
 def outcomes_of(files: Sequence[ResultFile], status: int, answer: Result, text: str = "") -> list[Outcome]:
     """What a Store Instances Response says of each file; ``text`` is kept with what was not taken.
 
-    Where it names an object nowhere, 200 says that it was stored. 202 and 409 say nothing of it then.
+    Where it names an object nowhere, 200 says that it was stored; any other status does not.
     """
     failed = {text_of(item, INSTANCE_UID): _number(item, FAILURE_REASON) for item in _items(answer, FAILED)}
     stored = {text_of(item, INSTANCE_UID): _number(item, WARNING_REASON) for item in _items(answer, REFERENCED)}
@@ -74,6 +68,17 @@ def outcomes_of(files: Sequence[ResultFile], status: int, answer: Result, text: 
         else:
             found.append(Outcome(file=file, reason=f"HTTP {status}", detail=text))
     return found
+
+
+def _answer(response: requests.Response) -> Result:
+    """The Store Instances Response of an answer; empty where it has none that can be read."""
+    try:
+        answer = response.json() if response.content else {}
+    except ValueError:
+        return {}
+    if isinstance(answer, list) and answer:
+        answer = answer[0]
+    return answer if isinstance(answer, dict) else {}
 
 
 def _items(answer: Result, tag: str) -> list[Mapping[str, Any]]:
