@@ -25,8 +25,8 @@ from pynetdicom.sop_class import (
 
 from medflow.connections.endpoints import DicomNode
 from medflow.dicom.association import lost, opened, undisturbed
+from medflow.dicom.lane import file_meta
 from medflow.dicom.query import PENDING, UNCOMPRESSED, failure, identifier
-from medflow.dicom.receive import file_meta
 from medflow.errors import ConfigurationError
 
 GET, MOVE = StudyRootQueryRetrieveInformationModelGet, StudyRootQueryRetrieveInformationModelMove
