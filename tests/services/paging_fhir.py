@@ -115,7 +115,9 @@ class PagingServer:
             since = datetime.fromisoformat(asked["_since"])
             changed = [item for (its, _), item in self.held.items() if its == kind and item.written >= since]
             changed.sort(key=lambda item: item.written, reverse=True)
-            return self._first(path, [self._version(item) for item in changed], int(asked.get("_count", 100)), "history")
+            return self._first(
+                path, [self._version(item) for item in changed], int(asked.get("_count", 100)), "history"
+            )
         return self._search(path, kind, query)
 
     def _search(self, path: str, kind: str, query: list[tuple[str, str]]) -> tuple[int, dict[str, Any]]:
