@@ -70,7 +70,7 @@ def _search(server: FhirSource, statement: Mapping[str, Any]) -> Iterator[Said]:
     """Types that can be searched, and by when they changed."""
     types = {item["type"]: item for item in _resources(statement)}
     if not types:
-        yield WARNING, "its CapabilityStatement lists no types: whether they can be searched shows with the first fetch"
+        yield OK, "a FHIR R4 server; it does not list what can be searched, which shows with the first fetch"
         return
     absent = [kind for kind in server.types if kind not in types or not _searchable(types[kind])]
     undated = [

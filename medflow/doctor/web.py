@@ -83,7 +83,8 @@ def _wado(server: DicomWebSource, timeout_s: float) -> Iterator[Said]:
     elif answer.status_code in (405, 406):
         yield FAILED, f"it gives no studies (WADO-RS, HTTP {answer.status_code}): check wado_prefix"
     else:
-        yield OK, "studies can be asked for (WADO-RS)"
+        unsure = "; whether wado_prefix is right shows with the first one" if server.wado_prefix else ""
+        yield OK, f"studies can be asked for (WADO-RS){unsure}"
 
 
 def _stow(server: DicomWebTarget, timeout_s: float) -> Iterator[Said]:
@@ -100,7 +101,7 @@ def _stow(server: DicomWebTarget, timeout_s: float) -> Iterator[Said]:
     yield from clock(answer)
     if answer.status_code == 403:
         yield FAILED, "we may not store there (HTTP 403): have that allowed"
-    elif answer.status_code in (404, 405):
+    elif answer.status_code in (404, 405) or "fhir" in answer.headers.get("Content-Type", ""):
         yield (
             FAILED,
             f"nothing takes objects at {server.public} (STOW-RS, HTTP {answer.status_code}): check stow_prefix",

@@ -10,6 +10,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import SecretStr
 
 from medflow.connections.secrets import reveal
+from medflow.doctor.here import prefect
 from medflow.errors import ConfigurationError, ServerUnavailable
 from tests.services import free_port
 from tests.services.prefect_server import PrefectServer
@@ -43,3 +44,11 @@ def test_a_server_that_is_away_is_worth_another_try() -> None:
     with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}):
         with pytest.raises(ServerUnavailable, match="Prefect"):
             reveal(SecretStr("prefect:pacs-password"))
+
+
+def test_the_doctor_finds_its_api(prefect_server: PrefectServer) -> None:
+    assert [state for state, _ in prefect(prefect_server.api_url, None, 10)] == ["ok"]
+    with pytest.raises(ConfigurationError, match="ends in /api"):
+        list(prefect(prefect_server.url, None, 10))
+    with pytest.raises(ServerUnavailable):
+        list(prefect(f"http://127.0.0.1:{free_port()}/api", "medflow:word", 10))
