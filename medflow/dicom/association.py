@@ -62,7 +62,7 @@ def opened(
     Raises
     ------
     ServerUnavailable
-        It cannot be reached, does not answer, or has too much to do.
+        It cannot be reached (then ``reached`` is False), does not answer, or has too much to do.
     ConfigurationError
         It refuses us, or everything proposed; a TLS file cannot be read.
     """
@@ -94,7 +94,9 @@ def opened(
             evt_handlers=[(evt.EVT_CONN_OPEN, connected), (evt.EVT_PDU_RECV, _acknowledge), *handlers],
         )
     except (OSError, ssl.SSLError):  # its name is not known
-        raise ServerUnavailable(f"{node.public} cannot be reached: its host name is not known here") from None
+        raise ServerUnavailable(
+            f"{node.public} cannot be reached: its host name is not known here", reached=False
+        ) from None
     if not association.is_established:
         raise _unestablished(association, node, calling_aet, reached=reached.is_set())
     theirs = association._reactor_checkpoint
@@ -237,7 +239,8 @@ def _unestablished(
     if not reached:
         how = ", or TLS with it failed" if node.tls is not None else ""
         return ServerUnavailable(
-            f"{node.public} cannot be reached{how}: check that the archive runs and that host and port are right"
+            f"{node.public} cannot be reached{how}: check that the archive runs and that host and port are right",
+            reached=False,
         )
     if association.rejected_contexts:
         names = sorted(
@@ -260,8 +263,8 @@ def _rejected(association: Association, node: DicomNode, calling_aet: str) -> Se
         return ServerUnavailable(f"{node.public} takes no association now ({answer.reason_str})")
     if (source, reason) == (BY_USER, CALLED_UNKNOWN):
         return ConfigurationError(
-            f"what listens at {node.host}:{node.port} is not called {node.aet}, or not to {calling_aet}: put its AE title "
-            f"before the @, and have {calling_aet} registered in the archive with this host's address"
+            f"what listens at {node.host}:{node.port} is not called {node.aet}, or not to {calling_aet}: put its AE "
+            f"title before the @, and have {calling_aet} registered in the archive with this host's address"
         )
     if (source, reason) == (BY_USER, CALLING_UNKNOWN):
         return ConfigurationError(

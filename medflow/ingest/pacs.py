@@ -7,7 +7,6 @@ send meanwhile is safe in the same folder. From there the objects that were aske
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -300,16 +299,14 @@ class _Arrivals:
 def _listening(settings: Settings, source: PacsSource) -> bool:
     """Whether `medflow receive` listens where the archive is to send to; raises ConfigurationError if another does."""
     host = "127.0.0.1" if settings.receive_host in ("", "0.0.0.0") else settings.receive_host  # noqa: S104 - compared
-    try:
-        socket.create_connection((host, settings.receive_port), timeout=1.0).close()
-    except OSError:
-        return False
-    if settings.receive_tls_cert is not None:
-        return True  # it may want a certificate of the sender, which this process has none of
     address = f"{settings.receive_aet}@{host}:{settings.receive_port}"
     try:
         echo(DicomNode(address=address), source.aet, ECHO_S)
-    except (ServerUnavailable, ConfigurationError):
+    except (ServerUnavailable, ConfigurationError) as error:
+        if error.fields.get("reached") is False:
+            return False
+        if settings.receive_tls_cert is not None:
+            return True  # it speaks TLS, and may want a certificate of the sender, which this process has none of
         raise ConfigurationError(
             f"what listens at {host}:{settings.receive_port} does not answer {source.aet} as {settings.receive_aet}: "
             "let `medflow receive` listen there by that name, or name another port (move_port)"

@@ -31,7 +31,6 @@ from tests.factories_dicom import ROOT, volume_of, write_series
 from tests.services.dcmtk import Listening, dcmqrscp, run
 from tests.services.fault_proxy import Fault, FaultProxy, refused, reset, tcp_proxy
 from tests.services.orthanc import Orthanc
-from tests.services.orthanc import orthanc as run_orthanc
 
 NAME = "archive"
 COMPRESSED = {
@@ -217,28 +216,32 @@ def test_an_archive_that_would_send_all_of_a_class_in_one_syntax_is_asked_for_ot
     assert sorted(syntaxes) == ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.5"]
 
 
-def test_an_instance_whose_file_the_archive_lost_costs_nobody_else(fresh: Fresh, tmp_path: Path) -> None:
-    folder = tmp_path / "orthanc"
-    folder.mkdir()
-    with run_orthanc(folder, MaximumStorageCacheSize=0) as archive:
-        archive.upload(*files(tmp_path))
-        uid = f"{ROOT}.1.1.3"
-        kept = {path: path.read_bytes() for path in (folder / "storage").rglob("*") if len(path.name) == 36}
-        [(lost, data)] = [(path, data) for path, data in kept.items() if uid.encode() + b"\0" in data[200:400]]
-        lost.unlink()
-        got, its = fresh("got")
-        moved, theirs = fresh("moved")
-        by_get, by_move = source_of(archive), source_of(archive, retrieve="move", move_port=archive.modality_port)
+def test_an_instance_whose_file_the_archive_lost_costs_nobody_else(
+    fresh: Fresh, orthanc: Orthanc, tmp_path: Path
+) -> None:
+    orthanc.upload(*files(tmp_path))
+    lost, data = file_of(orthanc, f"{ROOT}.1.1.3")
+    lost.unlink()
+    got, its = fresh("got")
+    moved, theirs = fresh("moved")
+    by_get, by_move = source_of(orthanc), source_of(orthanc, retrieve="move", move_port=orthanc.modality_port)
 
-        assert counts(take(got, its, by_get)) == counts(take(moved, theirs, by_move)) == (12, 11, 0, 1)
+    assert counts(take(got, its, by_get)) == counts(take(moved, theirs, by_move)) == (12, 11, 0, 1)
 
-        for store in (got, moved):
-            [(origin, reason)] = rejected(store)
-            assert origin == f"{NAME}/studies/{ROOT}.1"
-            assert "1 instances were not had" in reason
-        lost.write_bytes(data)
-        assert counts(take(got, its, by_get)) == counts(take(moved, theirs, by_move)) == (12, 1, 11, 0)
-        assert rejected(got) == rejected(moved) == []
+    for store in (got, moved):
+        [(origin, reason)] = rejected(store)
+        assert origin == f"{NAME}/studies/{ROOT}.1"
+        assert "1 instances were not had" in reason
+    lost.write_bytes(data)
+    assert counts(take(got, its, by_get)) == counts(take(moved, theirs, by_move)) == (12, 1, 11, 0)
+    assert rejected(got) == rejected(moved) == []
+
+
+def file_of(orthanc: Orthanc, uid: str) -> tuple[Path, bytes]:
+    """The file that Orthanc keeps an instance in."""
+    kept = {path: path.read_bytes() for path in orthanc.storage.rglob("*") if len(path.name) == 36}
+    [found] = [(path, data) for path, data in kept.items() if uid.encode() + b"\0" in data[200:400]]
+    return found
 
 
 def test_what_came_before_an_archive_died_is_stored_and_not_fetched_again(

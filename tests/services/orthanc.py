@@ -25,11 +25,15 @@ PASSWORD = "medflow-tests"
 
 @dataclass(frozen=True, kw_only=True)
 class Orthanc:
-    """A running server. ``modality_port`` is where it finds the application MEDFLOW, for C-MOVE and commitment."""
+    """A running server. ``modality_port`` is where it finds the application MEDFLOW, for C-MOVE and commitment.
+
+    ``storage`` is the folder that has its files.
+    """
 
     url: str
     dicom_port: int
     modality_port: int
+    storage: Path
 
     @property
     def dicomweb(self) -> str:
@@ -78,6 +82,7 @@ def orthanc(folder: Path, *, password: bool = False, **options: Any) -> Iterator
         "DicomAlwaysAllowMove": True,
         "DicomModalities": {"medflow": ["MEDFLOW", "127.0.0.1", modality]},
         "StableAge": 1,
+        "MaximumStorageCacheSize": 0,  # a file that is gone is gone
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "Host": f"127.0.0.1:{http}", "Ssl": False},
         **options,
     }
@@ -92,7 +97,7 @@ def orthanc(folder: Path, *, password: bool = False, **options: Any) -> Iterator
     try:
         url = f"http://127.0.0.1:{http}"
         _wait(url, process, folder)
-        yield Orthanc(url=url, dicom_port=dicom, modality_port=modality)
+        yield Orthanc(url=url, dicom_port=dicom, modality_port=modality, storage=folder / "storage")
     finally:
         process.terminate()
         process.wait(timeout=20)
