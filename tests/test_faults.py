@@ -4,11 +4,13 @@ status` says what is wrong; when it is over, the same command brings everything,
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,11 +19,17 @@ from typing import Any
 import httpx
 import pytest
 import stamina
+from pydicom import Dataset, dcmread
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pynetdicom import build_context
 
 from medflow import steps
 from medflow.config import Settings, load_settings
 from medflow.connections import circuit
 from medflow.connections.circuit import CircuitRule
+from medflow.connections.endpoints import DicomNode
+from medflow.dicom.association import associated, undisturbed
+from medflow.dicom.receive import Receiver, receiver
 from medflow.errors import ConfigurationError, ServerUnavailable
 from medflow.records import Outgoing
 from medflow.registry import Registry
@@ -29,6 +37,7 @@ from medflow.status import look, problems
 from medflow.store import Store, outbox
 from tests.factories_dicom import slice_of, to_bytes, volume_of, write_series
 from tests.results import catalog, risk_of
+from tests.services.bulk_fhir import bulk_server
 from tests.services.fault_proxy import (
     Fault,
     FaultProxy,
@@ -43,7 +52,9 @@ from tests.services.fault_proxy import (
     stalled,
     tcp_proxy,
 )
+from tests.services.oauth import Client, authorisation_server
 from tests.services.orthanc import Orthanc
+from tests.services.paging_fhir import PagingServer, paging_fhir
 
 TIMEOUT_S = 0.5
 BOUND_S = 20.0  # of a command while a fault lasts, on a machine that has other things to do
@@ -70,7 +81,13 @@ OVER_TCP: dict[str, Callable[..., Fault]] = {  # after so many bytes of the answ
     "stalled": lambda answers, _requests: stalled(after_bytes=answers),
     "drips": lambda _answers, _requests: dripping(50),
 }
-HTTP_CONNECTORS = {"deliver by FHIR": 2, "deliver by STOW": 1, "fetch by DICOMweb": 5}  # and requests that pass first
+HTTP_CONNECTORS = {  # and how many requests pass first
+    "deliver by FHIR": 2,
+    "deliver by STOW": 1,
+    "fetch by DICOMweb": 5,
+    "fetch by search": 3,
+    "fetch by export": 3,
+}
 TCP_CONNECTORS = {"deliver by C-STORE": (300, 900), "fetch by C-GET": (700, 900)}  # and bytes: past a C-ECHO
 AT_ONCE = {("deliver by STOW", "truncated")}  # under way the status is 200: all is stored, whatever the body says
 
@@ -114,25 +131,33 @@ def _haste(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @contextmanager
-def site_of(tmp_path: Path, **servers: Any) -> Iterator[steps.Site]:
-    settings = load_settings(home=tmp_path / "home", http_timeout_s=TIMEOUT_S, device="cpu", **servers)
+def site_of(tmp_path: Path, request: pytest.FixtureRequest, **servers: Any) -> Iterator[steps.Site]:
+    """A site on SQLite, migrated before."""
+    settings = load_settings(home=tmp_path / "home", http_timeout_s=TIMEOUT_S, device="cpu", workers=1, **servers)
+    settings.home.mkdir()
+    shutil.copy(request.getfixturevalue("_migrated_sqlite"), settings.home / "medflow.db")
     store = Store(settings).open()
     yield steps.Site(settings=settings, store=store, registry=Registry(models={}, broken=()))
     store.close()
 
 
 @contextmanager
-def delivering_fhir(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Connector]:
+def delivering_fhir(tmp_path: Path, request: pytest.FixtureRequest, **auth: Any) -> Iterator[Connector]:
     server = request.getfixturevalue("fhir_server")
     sent = [*catalog(), *(item for patient in (1, 2, 3) for item in risk_of(patient))]
-    with http_proxy(server) as (proxy, url), site_of(tmp_path, targets={"chart": url}) as site:
+    named = {"kind": "fhir", **auth}
+    with (
+        http_proxy(server) as (proxy, url),
+        site_of(tmp_path, request, targets={"chart": {**named, "url": url}}) as site,
+        httpx.Client(timeout=30) as direct,
+    ):
         with site.store.writing() as connection:
             outbox.queue(connection, None, sent)
 
         def arrived() -> Counter[str]:
             found: Counter[str] = Counter()
             for kind in {item.type for item in sent}:
-                for entry in httpx.get(f"{server}/{kind}?_count=100", timeout=30).json().get("entry", []):
+                for entry in direct.get(f"{server}/{kind}?_count=100").json().get("entry", []):
                     found[f"{kind}/{entry['resource']['id']}"] += 1
             return found
 
@@ -152,10 +177,13 @@ def uids_in(server: Orthanc) -> Counter[str]:
 
 
 @contextmanager
-def delivering_objects(tmp_path: Path, request: pytest.FixtureRequest, way: str) -> Iterator[Connector]:
+def delivering_objects(tmp_path: Path, request: pytest.FixtureRequest, way: str, **auth: Any) -> Iterator[Connector]:
     server: Orthanc = request.getfixturevalue("orthanc")
     objects = [slice_of(number) for number in range(5)]
-    with in_front(server, way) as (proxy, there), site_of(tmp_path, targets={"archive": there}) as site:
+    with (
+        in_front(server, way, **auth) as (proxy, there),
+        site_of(tmp_path, request, targets={"archive": there}) as site,
+    ):
         digests = [site.store.objects.put(to_bytes(item)) for item in objects]
         outgoing = [
             Outgoing(type=outbox.DICOM, id=item.SOPInstanceUID, body=digest.encode(), sha256=digest, envelope="p/1")
@@ -174,19 +202,57 @@ def delivering_objects(tmp_path: Path, request: pytest.FixtureRequest, way: str)
 
 
 @contextmanager
-def fetching_images(tmp_path: Path, request: pytest.FixtureRequest, way: str) -> Iterator[Connector]:
+def fetching_images(tmp_path: Path, request: pytest.FixtureRequest, way: str, **auth: Any) -> Iterator[Connector]:
     server: Orthanc = request.getfixturevalue("orthanc")
     slices = [item for study in (1, 2) for item in volume_of(3, study=study)]
     server.upload(*write_series(tmp_path / "there", slices))
-    with in_front(server, way, days=None) as (proxy, there), site_of(tmp_path, sources={"archive": there}) as site:
-        yield Connector(
-            site=site,
-            role="source",
-            proxy=proxy,
-            command=lambda: steps.ingest(site, site.settings.sources["archive"], name="archive"),
-            arrived=lambda: rows(site.settings, "SELECT uid FROM instance"),
-            expected=Counter(item.SOPInstanceUID for item in slices),
-        )
+    with (
+        in_front(server, way, days=None, **auth) as (proxy, there),
+        site_of(tmp_path, request, sources={"archive": there}) as site,
+    ):
+        yield fetching(site, proxy, "SELECT uid FROM instance", (item.SOPInstanceUID for item in slices))
+
+
+def fetching(site: steps.Site, proxy: FaultProxy, query: str, expected: Iterable[str]) -> Connector:
+    return Connector(
+        site=site,
+        role="source",
+        proxy=proxy,
+        command=lambda: steps.ingest(site, site.settings.sources["archive"], name="archive"),
+        arrived=lambda: rows(site.settings, query),
+        expected=Counter(expected),
+    )
+
+
+RECORDS = [
+    *({"resourceType": "Patient", "id": f"p{number}"} for number in range(3)),
+    *(
+        {
+            "resourceType": "Observation",
+            "id": f"o{number}",
+            "status": "final",
+            "code": {"coding": [{"system": "http://loinc.org", "code": "8867-4"}]},
+            "subject": {"reference": f"Patient/p{number % 3}"},
+            "effectiveDateTime": "2026-01-01T00:07:00Z",
+            "valueQuantity": {"value": 70.5, "system": "http://unitsofmeasure.org", "code": "/min"},
+        }
+        for number in range(12)
+    ),
+]
+HELD = "SELECT type || '/' || fhir_id FROM fhir_resource WHERE NOT deleted"
+
+
+@contextmanager
+def fetching_records(tmp_path: Path, request: pytest.FixtureRequest, mode: str, **auth: Any) -> Iterator[Connector]:
+    with paging_fhir() if mode == "search" else bulk_server() as server:
+        for record in RECORDS:
+            server.put(record) if isinstance(server, PagingServer) else server.put(**record)
+        source = {"kind": "fhir-server", "mode": mode, "types": ["Patient", "Observation"], "count": 4, **auth}
+        with (
+            http_proxy(server.url) as (proxy, url),
+            site_of(tmp_path, request, sources={"archive": {**source, "url": url}}) as site,
+        ):
+            yield fetching(site, proxy, HELD, (f"{item['resourceType']}/{item['id']}" for item in RECORDS))
 
 
 @contextmanager
@@ -212,6 +278,8 @@ CONNECTORS = {
     "deliver by C-STORE": partial(delivering_objects, way="pacs"),
     "fetch by DICOMweb": partial(fetching_images, way="dicomweb"),
     "fetch by C-GET": partial(fetching_images, way="pacs"),
+    "fetch by search": partial(fetching_records, mode="search"),
+    "fetch by export": partial(fetching_records, mode="export"),
 }
 
 
@@ -270,3 +338,99 @@ def test_what_fails_over_dicoms_upper_layer_is_said_and_brought_later(
     name = request.node.callspec.params["connector"]
 
     held_out_and_recovered(connector, OVER_TCP[fault](*TCP_CONNECTORS[name]))
+
+
+# --- what passes while a command runs ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("connector", HTTP_CONNECTORS, indirect=True)
+def test_one_answer_that_is_lost_costs_nothing(connector: Connector, request: pytest.FixtureRequest) -> None:
+    passing = HTTP_CONNECTORS[request.node.callspec.params["connector"]]
+
+    with stamina.set_testing(True, attempts=3), connector.proxy.failing(reset(after_requests=passing, requests=1)):
+        assert connector.ended_well()
+
+    assert connector.arrived() == connector.expected
+    assert connector.problems() == []
+
+
+@pytest.fixture(scope="module")
+def token_url() -> Iterator[str]:
+    with authorisation_server() as oauth:
+        oauth.clients["medflow"] = Client(secret="secret", scope="system/*.*")  # noqa: S106 - of a server of the test's own
+        yield oauth.token_url
+
+
+@pytest.mark.parametrize("name", HTTP_CONNECTORS)
+def test_a_token_that_ends_under_way_is_renewed(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest, token_url: str
+) -> None:
+    who = {"client_id": "medflow", "client_secret": "secret"}
+    auth = {"type": "client-credentials", "token_url": token_url, "scope": "system/*.*", **who}
+    expired = answering(401, after_requests=HTTP_CONNECTORS[name], requests=1)
+
+    with CONNECTORS[name](tmp_path, request, auth=auth) as connector, connector.proxy.failing(expired):
+        assert connector.ended_well()
+
+        assert expired.struck == 1
+        assert connector.arrived() == connector.expected
+        assert connector.problems() == []
+
+
+# --- those who send to us ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [reset(after_bytes=900), reset(side="request", after_bytes=5000), stalled(after_bytes=900), hung(), refused()],
+    ids=lambda fault: f"{fault.kind} {fault.side}",
+)
+def test_what_a_sender_was_acknowledged_before_the_network_failed_is_there_once(
+    fault: Fault, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    objects = [slice_of(number) for number in range(8)]
+    with site_of(tmp_path, request, receive_port=0, receive_min_free_mib=0) as site, receiving(site.settings) as here:
+        with tcp_proxy(here.address[1]) as proxy:
+            with proxy.failing(fault):
+                acknowledged = sent(objects, proxy.port)
+            first = spooled(here)
+            again = sent(objects, proxy.port)
+        tally = steps.ingest(site, steps.source_of("dicom", [here.spool.root]))
+
+    uids = Counter(item.SOPInstanceUID for item in objects)
+    assert acknowledged <= first
+    assert len(acknowledged) < len(objects)
+    assert again == set(uids)
+    assert rows(site.settings, "SELECT uid FROM instance") == uids
+    assert tally.rejected == 0
+
+
+@contextmanager
+def receiving(settings: Settings) -> Iterator[Receiver]:
+    running = receiver(settings)
+    running.start()
+    hurry = threading.Event()
+    hurry.set()
+    try:
+        yield running
+    finally:
+        running.stop(hurry)
+
+
+def spooled(here: Receiver) -> set[str]:
+    return {str(dcmread(path).SOPInstanceUID) for path in here.spool.root.glob("*/*.dcm")}
+
+
+def sent(objects: Sequence[Dataset], port: int) -> set[str]:
+    """Send them as a sender of its own mind would; the UIDs that were acknowledged."""
+    acknowledged: set[str] = set()
+    node = DicomNode(address=f"MEDFLOW@127.0.0.1:{port}", timeout_s=TIMEOUT_S)
+    with suppress(ServerUnavailable, ValueError, RuntimeError):  # pynetdicom's, where there is no association any more
+        with associated(node, "SENDER", [build_context(CTImageStorage, ExplicitVRLittleEndian)]) as association:
+            for item in objects:
+                to_bytes(item)  # gives it file meta information
+                undisturbed(association)
+                if association.send_c_store(item).get("Status") != 0:
+                    break
+                acknowledged.add(item.SOPInstanceUID)
+    return acknowledged

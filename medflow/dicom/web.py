@@ -77,6 +77,7 @@ class DicomWeb:
     ) -> None:
         logging.getLogger("dicomweb_client").setLevel(logging.CRITICAL)  # it logs URLs with their queries
         logging.getLogger("urllib3").setLevel(logging.CRITICAL)
+        logging.getLogger("retrying").setLevel(logging.CRITICAL)  # what dicomweb-client asks with: it logs stacks
         self.server = server
         self._session = session(server, timeout_s=timeout_s)
         self._queries = DICOMwebClient(

@@ -131,6 +131,7 @@ class FaultProxy:
         self._fault: Fault | None = None
         self._live: dict[int, list[socket.socket]] = {}
         self._lock = threading.Lock()
+        self._switching = threading.Lock()
         self._closing = threading.Event()
         self._listener = self._listen()
         self._thread = threading.Thread(target=self._accept, name="fault-proxy", daemon=True)
@@ -148,22 +149,26 @@ class FaultProxy:
         self.end()
         self._fault = fault
         if fault.kind == "refuse" and not fault.after_requests:
-            self.leave()
+            self.leave(fault)
         return fault
 
-    def leave(self) -> None:
+    def leave(self, fault: Fault) -> None:
         """Listen no more, as a server that ended: the port stays ours, and the system refuses who connects."""
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._hang_up()
+        with self._switching:
+            if fault is not self._fault:  # it is over by now
+                return
+            with suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)
+            self._hang_up()
 
     def end(self) -> None:
         """Switch it off; who was left hanging is hung up on."""
-        fault, self._fault = self._fault, None
-        if fault is not None:
-            fault.over.set()
-            if fault.kind == "refuse":
-                self._listener.listen(128)
+        with self._switching:
+            fault, self._fault = self._fault, None
+            if fault is not None:
+                fault.over.set()
+                if fault.kind == "refuse":
+                    self._listener.listen(128)
 
     @contextmanager
     def failing(self, fault: Fault) -> Iterator[Fault]:
@@ -325,7 +330,7 @@ class _Http:
                 headers = http.client.parse_headers(self._in)
                 fault = self._proxy.met_by_request(self._number)
                 if fault is not None and fault.kind == "refuse":
-                    self._proxy.leave()
+                    self._proxy.leave(fault)
                     return
                 if fault is not None and fault.kind == "reset" and fault.side == "request":
                     half = int(headers.get("Content-Length", 0)) // 2
