@@ -1,7 +1,7 @@
 """The form that Prefect's pages show for a run: made from the flow's signature, the models installed, and the settings.
 
-Prefect checks a run's parameters against it when the run is created, so that a wrong one never starts. Names only:
-what a source or target stands for (paths, addresses) does not leave the configuration.
+Prefect checks a run's parameters against it when the run is created, so that a wrong one never starts. Names and kinds
+only: what else a source or target stands for (paths, addresses, who we are there) does not leave the configuration.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def form(flow: Flow[..., Any], settings: Settings, registry: Registry) -> Parame
     models = {name: f"{model.spec.title} ({model.spec.version})" for name, model in sorted(registry.models.items())}
     fitted = {name: said for name, said in models.items() if is_trainable(registry.models[name])}
     sources = {name: source.kind for name, source in sorted(settings.sources.items())}
-    targets = dict.fromkeys(sorted(settings.targets), "")
+    targets = {name: target.kind for name, target in sorted(settings.targets.items())}
     labels = dict.fromkeys(sorted(settings.labels), "")
     cohorts = {"all": "every stay in the store"} | dict.fromkeys(sorted(settings.cohorts), "")
     shapes: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
