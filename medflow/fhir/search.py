@@ -7,7 +7,7 @@ No URL with a query and no response text reaches a message.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC
@@ -263,7 +263,7 @@ class RecordServer:
         return urlunsplit((here.scheme, here.netloc, there.path, there.query, ""))
 
 
-def ahead(items: Iterator[Item], stop: Callable[[], None] = lambda: None) -> Iterator[Item]:
+def ahead(items: Iterator[Item], stop: Callable[[], None] = lambda: None) -> Generator[Item, None, None]:
     """Each item while a thread makes the next one; ``stop`` is called where nobody wants it any more."""
     end = object()
     pool = ThreadPoolExecutor(1, "page")

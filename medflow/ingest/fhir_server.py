@@ -225,7 +225,7 @@ class _Fetching:
             except MedflowError as error:
                 failures.append(error)
             finally:
-                coming.close()  # type: ignore[attr-defined]  # it is a generator
+                coming.close()
 
         moved = False
         for counted in self._ingest.written(chunks()):
