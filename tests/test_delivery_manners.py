@@ -247,6 +247,23 @@ def change(url: str, resource: dict[str, Any], **changes: Any) -> None:
     httpx.put(f"{url}/{resource['resourceType']}/{resource['id']}", json=body).raise_for_status()
 
 
+@pytest.mark.parametrize("ability", ["updateCreate", "conditionalUpdate", "conditionalCreate"])
+def test_what_a_killed_process_left_unnoted_is_brought_up_to_date(
+    ability: str, local: Store, settings: Settings, offer: Offer
+) -> None:
+    url = offer(ability)
+    queue(local, cohort(1))
+    deliver(local, settings, url)
+    with local.writing() as connection:
+        connection.exec_driver_sql("UPDATE delivery SET state = 'pending', server_id = NULL, etag = NULL")
+
+    amended(local, 1)
+    tally = deliver(local, settings, url)
+
+    assert (tally.delivered, tally.failed) == (5, 0)
+    assert one(url, "Observation")["status"] == one(url, "RiskAssessment")["status"] == "amended"
+
+
 @pytest.mark.parametrize("interactions", [BOTH, ("batch",), ()], ids=["transaction", "batch", "singly"])
 def test_what_a_person_changed_is_not_written_over(
     interactions: Sequence[str], local: Store, settings: Settings, offer: Offer
