@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from threading import Lock
 from types import TracebackType
 from typing import Any
 
@@ -23,7 +24,7 @@ import httpx
 import orjson
 
 from medflow.connections import http
-from medflow.connections.endpoints import HttpServer
+from medflow.connections.endpoints import HttpServer, Tls
 from medflow.connections.patience import Patience, retry_after_s, tries
 from medflow.errors import ConfigurationError, ServerUnavailable, SourceUnavailable
 from medflow.fhir.bulk_manifest import Manifest, address, files_of, next_page, origin, transaction_us
@@ -65,9 +66,11 @@ class BulkServer:
     """
 
     def __init__(self, server: HttpServer, *, timeout_s: float, patience: Patience | None = None) -> None:
-        self.server = server
+        self.server, self._timeout_s = server, timeout_s
         self.patience = patience or Patience()
-        self._http = http.client(server, timeout_s=timeout_s)
+        self.http = http.client(server, timeout_s=timeout_s)
+        self._stranger: httpx.Client | None = None
+        self._lock = Lock()
 
     def __enter__(self) -> BulkServer:
         return self
@@ -75,7 +78,17 @@ class BulkServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._http.close()
+        self.http.close()
+        if self._stranger is not None:
+            self._stranger.close()
+
+    def stranger(self) -> httpx.Client:
+        """A client for other hosts: without credentials and certificate. ``ca`` may be needed for one of the house."""
+        with self._lock:
+            if self._stranger is None:
+                theirs = HttpServer(url=self.server.url, tls=Tls(ca=self.server.tls.ca))
+                self._stranger = http.client(theirs, timeout_s=self._timeout_s)
+            return self._stranger
 
     # --- asking ----------------------------------------------------------------------------------------------
 
@@ -192,6 +205,12 @@ class BulkServer:
             return self._manifest(status, response)
         if code in (404, 410):
             return Lost(reason=f"HTTP {code}", expired=True)
+        _, host, port = elsewhere = origin(status)
+        if code in (401, 403) and elsewhere != origin(self.server.url):
+            raise ConfigurationError(
+                f"{self.server.public} keeps its exports at {host}:{port}, which gets no credentials of ours: have the "
+                "server call itself by the base URL that it is reached by"
+            )
         codes = issue_codes(response)
         if code >= 400 and code not in (401, 403, 408, 425) and codes and not TRANSIENT & set(codes):
             return Lost(reason=", ".join([f"HTTP {code}", *codes]))
@@ -261,9 +280,8 @@ class BulkServer:
         return self._send("GET", url, **request)
 
     def _send(self, method: str, url: str, **request: Any) -> httpx.Response:
-        if origin(url) != origin(self.server.url):
-            request["auth"] = None
-        return http.send(self._http, self.server, method, url, **request)
+        client = self.http if origin(url) == origin(self.server.url) else self.stranger()
+        return http.send(client, self.server, method, url, **request)
 
 
 def instant(moment_us: int) -> str:

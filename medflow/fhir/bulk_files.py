@@ -19,15 +19,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 
 import httpx
 
 from medflow.connections import http
-from medflow.connections.endpoints import FhirSource, HttpServer, Tls
-from medflow.connections.patience import Patience, retry_after_s, tries
+from medflow.connections.endpoints import FhirSource, HttpServer
+from medflow.connections.patience import retry_after_s, tries
 from medflow.errors import ConfigurationError, SourceUnavailable
-from medflow.fhir.bulk import NDJSON
+from medflow.fhir.bulk import NDJSON, BulkServer
 from medflow.fhir.bulk_manifest import ExportFile, address, origin
 
 HEADWAY = 1 << 20  # bytes after which a break is no failure: a long file may break more often than patience allows
@@ -53,34 +52,19 @@ class FileFetcher:
 
     Parameters
     ----------
+    server
+        Whose exports they are; it is not closed here.
     source
-        The server, who we are to it, and which other hosts may know.
+        Who we are to it, and which other hosts may know.
     folder
         Where files are kept, named after their `ExportFile.key`: ``.ndjson`` when they are whole.
-    timeout_s
-        How long a server may be silent.
     until
         When to give up, by `time.monotonic`.
     """
 
-    def __init__(
-        self, source: FhirSource, folder: Path, *, timeout_s: float, until: float, patience: Patience | None = None
-    ) -> None:
+    def __init__(self, server: BulkServer, source: FhirSource, folder: Path, *, until: float) -> None:
         self.source, self.folder, self._until = source, folder, until
-        self._patience = patience or Patience()
-        # without our certificate and without our credentials; `ca` may be needed for an object store of the same house
-        self._stranger = HttpServer(url=source.url, tls=Tls(ca=source.tls.ca))
-        self._ours = http.client(source, timeout_s=timeout_s)
-        self._theirs = http.client(self._stranger, timeout_s=timeout_s)
-
-    def __enter__(self) -> FileFetcher:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ours.close()
-        self._theirs.close()
+        self._server = server
 
     def path(self, file: ExportFile) -> Path:
         """Where it lies when it is whole."""
@@ -99,7 +83,7 @@ class FileFetcher:
         if self.path(file).exists():
             return None
         part = self.folder / f"{file.key}.part"
-        for attempt in tries(self._patience, stopping=stopping):
+        for attempt in tries(self._server.patience, stopping=stopping):
             with attempt:
                 while True:
                     with suppress(_Headway):
@@ -197,12 +181,12 @@ class FileFetcher:
         auth = self.source.auth
         # basic credentials open a server as a whole; a token must not be sent where none is required
         if trusted and auth is not None and (requires_token or (ours and auth.type == "basic")):
-            with self._ours.stream("GET", url, headers=headers) as response:
+            with self._server.http.stream("GET", url, headers=headers) as response:
                 if response.status_code == 401 and ours:
                     http.check_status(response, self.source)
                 yield response
             return
-        client = self._ours if trusted else self._theirs
+        client = self._server.http if trusted else self._server.stranger()
         with client.stream("GET", url, headers=headers, auth=None) as response:
             if requires_token and not trusted and response.status_code in (401, 403):
                 _, host, port = origin(url)

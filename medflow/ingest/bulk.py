@@ -32,7 +32,7 @@ from medflow.connections.patience import Patience
 from medflow.errors import ConfigurationError, ServerUnavailable, SourceUnavailable
 from medflow.fhir.bulk import BulkServer, Lost, outcome_issues
 from medflow.fhir.bulk_files import FileFetcher
-from medflow.fhir.bulk_manifest import ExportFile, Manifest, Section
+from medflow.fhir.bulk_manifest import ExportFile, Manifest, Section, origin
 from medflow.ingest.export_job import ExportJob, ExportJobs, wanted
 from medflow.ingest.fhir import FhirIngest
 from medflow.ingest.fhir_inputs import GZIP
@@ -72,17 +72,16 @@ def fetch_export(
     """
     system = record_source(store, settings, source, name)
     until = time.monotonic() + source.export_hours * 3600
-    timeout_s = settings.http_timeout_s
     with ExitStack() as open_:
         folder = open_.enter_context(_alone(settings.home, name, source.level))
-        server = open_.enter_context(BulkServer(source, timeout_s=timeout_s, patience=patience))
-        fetcher = FileFetcher(source, folder, timeout_s=timeout_s, until=until, patience=patience)
+        server = open_.enter_context(BulkServer(source, timeout_s=settings.http_timeout_s, patience=patience))
+        fetcher = FileFetcher(server, source, folder, until=until)
         taking = FhirIngest(store=store, settings=settings, source=system, run_id=run_id)
         export = _Export(
             source=source,
             jobs=ExportJobs(store, source, name),
             server=server,
-            fetcher=open_.enter_context(fetcher),
+            fetcher=fetcher,
             ingest=open_.enter_context(taking),
             until=until,
             max_bytes=settings.max_input_bytes,
@@ -164,6 +163,10 @@ class _Export:
             if resumed and error.fields.get("http") == 500:  # it broke before, too: waiting longer will not mend it
                 self._give_up(job)
             raise
+        except ConfigurationError:
+            if origin(job.status) != origin(self._source.url):
+                self._jobs.forget()  # once the server is mended, its exports are elsewhere
+            raise
         if isinstance(found, Manifest):
             return found
         return self._lost(job, found)
@@ -229,8 +232,8 @@ class _Export:
         if file.section is Section.ERROR:
             self._tell_errors(path)
             return None
-        lines = _lines(path)
-        if lines is None:
+        lines, whole = _lines(path)
+        if lines is None or not (whole or file.count is None or lines > file.count):
             log.error("a file (%s) of the export of %s is damaged", file.type or file.section, self._where)
             return "damaged"
         taken = Tally()
@@ -278,13 +281,17 @@ def _issues(line: bytes) -> list[tuple[str, str]]:
     return grades or [("error", "unreadable")]
 
 
-def _lines(path: Path) -> int | None:
-    """How many lines of a file hold something; None where it is cut off or damaged."""
+def _lines(path: Path) -> tuple[int | None, bool]:
+    """How many lines of a file hold something, and whether the last ends as a resource does; None: it is damaged."""
+    count, last = 0, b"}"
     try:
         with _text(path) as stream:
-            return sum(1 for line in stream if line.strip())
+            for line in stream:
+                if held := line.strip():
+                    count, last = count + 1, held
     except (OSError, EOFError, zlib.error):
-        return None
+        return None, False
+    return count, last.endswith(b"}")
 
 
 def _text(path: Path) -> IO[bytes]:

@@ -433,6 +433,19 @@ def test_a_token_never_goes_to_another_host(store, server, object_store, export,
 
 
 @once
+def test_a_status_address_at_another_host_gets_no_token(server, object_store, export):
+    server.token = "the-token"
+    server.kick_offs = [(202, {"Content-Location": f"{object_store.url}/status/1"}, None)]
+    object_store.token = "the-token"
+
+    with pytest.raises(ConfigurationError, match="no credentials of ours"):
+        export(auth=TOKEN)
+
+    assert authorizations(object_store, "") == {None}
+    assert export(auth=TOKEN).stored == 12  # the server was mended
+
+
+@once
 def test_a_host_that_wants_the_token_gets_it_when_the_configuration_names_it(store, server, object_store, export):
     server.token = object_store.file_token = "the-token"
     server.requires_token = True
