@@ -41,6 +41,11 @@ def take_in(sources: list[str] | None) -> dict[str, Any]:
             if isinstance(source, Files):
                 raise
             errors[f"{name} does not answer as it is configured, see `medflow status`"] = 1
+    refused = {
+        f"{name} does not give {part}: {why}": 1
+        for name, counts in by_source.items()
+        for part, why in counts.get("broken", {}).items()
+    }
     for counts in by_source.values():
         total.add(Tally(**{name: counts[name] for name in ("offered", "stored", "unchanged", "rejected")}))
         total.reasons.update(counts["reasons"])
@@ -48,8 +53,8 @@ def take_in(sources: list[str] | None) -> dict[str, Any]:
     if not by_source and not errors:
         total.notes["no-source-configured"] = 1
     counts = {**total.as_json(), "sources": by_source}
-    if errors:
-        counts |= {"failed": len(errors), "errors": errors}
+    if errors or refused:
+        counts |= {"failed": len(errors), "refused": len(refused), "errors": {**errors, **refused}}
     report("ingest", "What was taken in", counts)
     return counts
 

@@ -34,7 +34,11 @@ def step(title: str, counts: Counts) -> str:
         inner = inner_stages(counts.get("seconds", {}), counts.get("done", 0))
         parts = [scored_sentence(counts), needs(score=counts), scored(counts), timings(inner)]
     elif "delivered" in counts:
-        parts = [delivered_sentence(counts), needs(deliver=counts), delivered({"this run": counts})]
+        parts = [
+            delivered_sentence(counts),
+            needs(deliver=counts),
+            delivered(counts.get("targets") or {"this run": counts}),
+        ]
     else:
         parts = [plain(counts)]
     return _page(title, parts)
@@ -61,7 +65,7 @@ def night(
         silent,
         taken(ingest),
         scored(score),
-        delivered({"this night": deliver}, waiting),
+        delivered(deliver.get("targets") or {"this night": deliver}, waiting),
         *more,
     ]
     return _page("What the night did", sections)
@@ -134,6 +138,8 @@ def _needs_ingest(counts: Counts) -> Iterable[Sequence[object]]:
         yield f"{_of(counts['rejected'], 'input')} rejected", "`medflow rejects`", "`medflow retry rejects`"
     if counts.get("failed"):
         yield "a source could not be read", _stopped(counts), "run it again"
+    if counts.get("refused"):
+        yield f"{_of(counts['refused'], 'part')} of a source refused", _stopped(counts), "`medflow doctor`"
     if counts.get("notes", {}).get("no-source-configured"):
         yield "no source is configured", "MEDFLOW_SOURCES", ""
 
@@ -239,7 +245,7 @@ def delivered(sent: Mapping[str, Counts], waiting: Mapping[str, Counts] | None =
     parts = []
     if sent:
         names = ("pending", "delivered", "failed", "dead")
-        rows = [[name, *(counts.get(item, 0) for item in names)] for name, counts in sent.items()]
+        rows = [[cell(name), *(counts.get(item, 0) for item in names)] for name, counts in sent.items()]
         parts += ["## Delivered", grid(["", "to send", *names[1:]], rows)]
         errors = [item for counts in sent.values() for item in _most(counts.get("errors", {}))]
         parts += ["### Not taken by the target", grid(["answer", "resources"], errors)] if errors else []
