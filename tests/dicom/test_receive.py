@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from io import BytesIO
+from ipaddress import ip_network
 from pathlib import Path
 
 import pydicom
@@ -37,8 +39,11 @@ from pydicom.uid import (
 from pynetdicom import AE, _config
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.pdu_items import PresentationDataValueItem
 
 from medflow.config import Settings, load_settings
+from medflow.dicom import lane
+from medflow.dicom.listener import allowed
 from medflow.dicom.receive import Receiver, receiver
 from medflow.dicom.spool import PARTIAL
 from medflow.errors import ConfigurationError
@@ -77,12 +82,15 @@ def receiving(home: Path, **options: object) -> Iterator[Receiver]:
 
 
 @contextmanager
-def service(home: Path, *words: object, **popen: object) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def service(
+    home: Path, *words: object, associations: int = 16, **popen: object
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """`medflow receive` as its own process; its log is in home.log beside its home."""
     port = free_port()
     log = home.with_suffix(".log")
     command = [sys.executable, "-m", "medflow.cli", "--home", home, "receive", "--port", port, *words]
     environment = {**os.environ, "MEDFLOW_RECEIVE_MIN_FREE_MIB": "0", "MEDFLOW_RECEIVE_GRACE_S": "20"}
+    environment["MEDFLOW_RECEIVE_ASSOCIATIONS"] = str(associations)
     with log.open("a") as file:
         process = subprocess.Popen([*map(str, command)], env=environment, stderr=file, text=True, **popen)
     try:
@@ -487,6 +495,147 @@ def test_what_was_acknowledged_before_a_kill_is_on_disk_whole(tmp_path):
         done = run("storescu", "-aec", "MEDFLOW", "127.0.0.1", port, "+sd", sent)
     assert done.returncode == 0, done.stderr
     assert len(spooled(home)) == len(files)
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    """Its receiving processes."""
+    ids = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in ids if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def alive(pid: int) -> bool:
+    with suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def test_what_several_processes_acknowledged_before_one_and_then_all_were_killed_is_on_disk_whole(tmp_path):
+    home, sent = tmp_path / "home", [tmp_path / f"sent{number}" for number in range(4)]
+    files = [path for number, folder in enumerate(sent) for path in series(folder, 150, study=number + 1)]
+
+    with service(home, "--processes", 2) as (process, port):
+        workers = children(process)
+        command = [program("storescu"), "-v", "-aec", "MEDFLOW", "127.0.0.1", str(port), "+sd"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        senders = [subprocess.Popen([*command, str(folder)], **pipes) for folder in sent]
+        wait_until(lambda: len(spooled(home)) >= 80)
+        os.kill(workers[0], signal.SIGKILL)
+        wait_until(lambda: len(spooled(home)) >= 160)
+        process.send_signal(signal.SIGKILL)
+        told = [sender.communicate(timeout=60)[0] for sender in senders]
+        wait_until(lambda: not any(map(alive, workers)))  # nobody is left who would take more, or hold the port
+    acknowledged = [
+        path
+        for text in told
+        for path in re.findall(r"Sending file: (\S+)(?:(?!Sending file)[\s\S])*?Store Response \(Success\)", text)
+    ]
+
+    assert 100 <= len(acknowledged) < len(files)
+    stored = {pydicom.dcmread(path).SOPInstanceUID: path for path in spooled(home)}
+    assert all(path.stem == sha256(path.read_bytes()).hexdigest() for path in stored.values())
+    assert {pydicom.dcmread(path).SOPInstanceUID for path in acknowledged} <= set(stored)
+
+
+def test_associations_are_spread_over_the_processes_and_limited_over_all(tmp_path):
+    words = "--processes", 2
+    with service(tmp_path / "home", *words, associations=2) as (process, port):
+        with association(port), association(port):
+            held = {pid: len(sockets_of(pid, port)) for pid in children(process)}
+            third = run("echoscu", "-aec", "MEDFLOW", "127.0.0.1", port)
+        fourth = [run("echoscu", "-aec", "MEDFLOW", "127.0.0.1", port).returncode for _ in range(3)]
+
+    assert list(held.values()) == [1, 1]
+    assert "Local Limit Exceeded" in third.stderr
+    assert 0 in fourth  # the two may still be ending at the first
+
+
+def sockets_of(pid: int, port: int) -> list[str]:
+    """The established connections of a process to this port of ours."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    ours = {f"socket:[{line[9]}]" for line in lines if line[1].endswith(f":{port:04X}") and line[3] == "01"}
+    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+    return [link for link in links if link in ours]
+
+
+def test_a_process_that_dies_is_replaced(tmp_path):
+    with service(tmp_path / "home", "--processes", 1) as (process, port):
+        [worker] = children(process)
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: "is replaced" in (tmp_path / "home.log").read_text())
+        done = run("echoscu", "-aec", "MEDFLOW", "127.0.0.1", port)  # waits for the successor
+
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("networks", "taken"),
+    [(("127.0.0.0/8",), True), (("127.0.0.1", "10.1.0.0/16"), True), (("10.1.0.0/16", "::1"), False)],
+)
+def test_only_the_addresses_allowed_may_send(tmp_path, networks, taken):
+    with receiving(tmp_path, receive_allow_addresses=networks) as running:
+        done = run("echoscu", "-aec", "MEDFLOW", *running.address)
+
+    assert (done.returncode == 0) == taken
+
+
+def test_an_address_that_is_not_allowed_is_refused_before_any_process_sees_it(tmp_path):
+    with service(tmp_path / "home", "--processes", 1, "--allow-address", "10.0.0.0/8") as (_, port):
+        done = run("echoscu", "-aec", "MEDFLOW", "127.0.0.1", port)
+
+    assert done.returncode != 0
+    assert "127.0.0.1 refused: its address" in (tmp_path / "home.log").read_text()
+
+
+def test_an_address_shown_as_ipv6_is_the_ipv4_address_that_it_is():
+    networks = (ip_network("10.1.0.0/16"),)
+
+    assert allowed("::ffff:10.1.2.3", networks)
+    assert not allowed("::ffff:10.2.2.3", networks)
+    assert not allowed("fe80::1%eth0", networks)
+
+
+def test_an_object_that_is_too_large_to_hold_goes_to_disk_while_it_comes(tmp_path, monkeypatch):
+    monkeypatch.setattr(lane, "HELD_BYTES", 100_000)
+    image = slice_of(PixelData=os.urandom(3_000_000))
+    to_bytes(image)
+
+    with receiving(tmp_path) as running, association(running.address[1]) as sender:
+        status = sender.send_c_store(image)
+
+    [stored] = spooled(tmp_path)
+    assert status.Status == 0x0000
+    assert stored.stem == sha256(stored.read_bytes()).hexdigest()
+    assert pydicom.dcmread(stored).PixelData == image.PixelData
+    assert partial(tmp_path) == []
+
+
+def test_a_command_in_fragments_is_left_to_pynetdicom_and_taken(tmp_path, monkeypatch):
+    whole = PresentationDataValueItem.encode
+
+    def in_two(item: PresentationDataValueItem) -> bytes:
+        data = item.presentation_data_value
+        if data[0] != 0x03 or item.presentation_context_id is None:
+            return whole(item)
+        parts = b"\x01" + data[1:21], b"\x03" + data[21:]
+        return b"".join(struct.pack(">LB", len(part) + 1, item.presentation_context_id) + part for part in parts)
+
+    with receiving(tmp_path) as running, association(running.address[1]) as sender:
+        image = pydicom.dcmread(path_of("CT_small.dcm"))
+        with monkeypatch.context() as patched:
+            patched.setattr(PresentationDataValueItem, "encode", in_two)
+            patched.setattr(PresentationDataValueItem, "__len__", lambda item: len(item.encode()))
+            request = C_STORE()
+            request.MessageID, request.Priority = 1, 0
+            request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = CTImageStorage, image.SOPInstanceUID
+            request.DataSet = BytesIO(to_bytes(image)[-30000:])
+            sender._reactor_checkpoint.clear()
+            sender.dimse.send_msg(request, 1)
+            time.sleep(0.3)
+        _, response = sender.dimse.get_msg(block=True)
+        sender._reactor_checkpoint.set()
+
+    assert response.Status == 0x0000
+    assert len(spooled(tmp_path)) == 1
 
 
 def test_asked_to_stop_it_lets_the_running_association_end_and_takes_no_other(tmp_path):
