@@ -13,7 +13,7 @@ from medflow.flows.report import final_state, named, report
 
 Target = Annotated[
     str | None,
-    Field(title="Target", description="Name of a configured target (MEDFLOW_TARGETS); empty takes the default one."),
+    Field(title="Target", description="Name of a configured target (MEDFLOW_TARGETS); empty takes the default ones."),
 ]
 
 

@@ -33,7 +33,7 @@ def nightly(
     What is configured wrongly stops it before it begins.
     """
     here = refresh()
-    here.settings.target(target)
+    here.settings.chosen_targets(target)
     here.settings.chosen_sources(sources or None)
     scoring_site().registry.choose(models or ())
     started_us = now_us()

@@ -33,7 +33,8 @@ from medflow.store.ledger import now_us
 
 log = logging.getLogger(__name__)
 Counts = Mapping[str, Any]
-DETAILS = ("reasons", "notes", "errors", "seconds", "models", "sources")  # maps whose names are not counts of a run
+# maps whose names are not counts of a run
+DETAILS = ("reasons", "notes", "errors", "seconds", "models", "sources", "targets")
 NIGHTS = 30
 PICTURES = 6
 VERDICTS = {
@@ -131,8 +132,8 @@ def _look_back(here: Site, started_us: int) -> _Record:
 def _named_targets(here: Site, counts: Mapping[str, Counts]) -> dict[str, Counts]:
     """By configured name: a path or address is nothing for Prefect."""
     names = {where.public: name for name, where in here.settings.targets.items()}
-    if here.settings.deliver_to is not None:
-        names.setdefault(here.settings.target(None).public, "the default")
+    for name in here.settings.default_targets:
+        names.setdefault(here.settings.target(name).public, "the default")
     return {names[where]: found for where, found in counts.items() if where in names}
 
 
@@ -191,7 +192,7 @@ def final_state(counts: Counts) -> State:
     Completed; Completed as "CompletedWithProblems" when inputs were rejected or cases cannot be scored (a person has
     to look, running again does not help); Failed when something did not get through that should have.
     """
-    failed, problems = _sum(counts, "failed", "broken", "undelivered"), _sum(counts, "rejected", "dead")
+    failed, problems = _sum(counts, "failed", "broken", "undelivered"), _sum(counts, "rejected", "dead", "refused")
     said = summary(counts)
     if failed:
         return Failed(message=said, data=dict(counts))

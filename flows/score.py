@@ -90,6 +90,6 @@ def run_models(models: list[str] | None, as_of: datetime | None, *, explain: boo
 def score(models: Models = None, as_of: AsOf = None, explain: Explain = False, deliver_to: DeliverTo = None) -> State:
     """Run the models over what is new to them; the results are queued for delivery, or delivered at once."""
     if deliver_to is not None:
-        site().settings.target(deliver_to)
+        site().settings.chosen_targets(deliver_to)
     counts = run_models(models, as_of, explain=explain)
     return final_state({"score": counts, "deliver": send(deliver_to)} if deliver_to is not None else counts)

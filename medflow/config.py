@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_args
@@ -29,7 +29,17 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from medflow import config_file
-from medflow.connections.endpoints import AeAddress, AnySource, AnyTarget, Auth, Source, Target, Tls
+from medflow.connections.endpoints import (
+    AeAddress,
+    AnySource,
+    AnyTarget,
+    Auth,
+    DicomWebTarget,
+    PacsTarget,
+    Source,
+    Target,
+    Tls,
+)
 from medflow.connections.secrets import reveal
 from medflow.errors import ConfigurationError
 
@@ -134,7 +144,9 @@ class Settings(LogSettings):
     pictures: bool = Field(False, description="Show pictures in Prefect, whose database then has them.")
     result_status: Literal["preliminary", "final"] = Field("preliminary", description="Status of new results.")
     deliver_to: str | None = Field(
-        None, description="Default target: a name in targets, a folder, a FHIR base URL, or AET@host:port."
+        None,
+        description="Default target: a name in targets, several separated by commas, a folder, a FHIR base URL, or "
+        "AET@host:port.",
     )
     fhir_token: SecretStr | None = Field(None, description="Bearer token for FHIR targets that have no auth.")
     http_timeout_s: float = Field(30.0, gt=0)
@@ -181,6 +193,11 @@ class Settings(LogSettings):
         default_factory=dict, description='JSON map of cohorts to train on: {"name": {"since": ..., ...}}.'
     )
 
+    @field_validator("deliver_to", mode="before")
+    @classmethod
+    def _several(cls, value: object) -> object:
+        return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
     @field_validator("timezone")
     @classmethod
     def _known_zone(cls, value: str | None) -> str | None:
@@ -199,19 +216,57 @@ class Settings(LogSettings):
         return value
 
     def target(self, wanted: str | None) -> AnyTarget:
-        """The target that is named, given directly, or configured as the default.
+        """The target that is named, given directly, or configured as the one default.
+
+        Raises
+        ------
+        ConfigurationError
+            What is given is no target; none is given, and there is no default or more than one.
+        """
+        if wanted is None:
+            found = self.chosen_targets(None)
+            if len(found) > 1:
+                raise ConfigurationError(f"there are several default targets: name one of {', '.join(found)}")
+            return next(iter(found.values()))
+        return self.targets[wanted] if wanted in self.targets else parsed_target(wanted)
+
+    def chosen_targets(self, wanted: Sequence[str] | str | None) -> dict[str, AnyTarget]:
+        """The targets that are named or given directly, or the default ones; archives come first.
+
+        What FHIR resources name, a segmentation say, is in its archive before the resources are anywhere.
 
         Raises
         ------
         ConfigurationError
             None is given and none is configured, or what is given is no target.
         """
-        name = wanted if wanted is not None else self.deliver_to
-        if name is None:
+        names = self.default_targets if wanted is None else (wanted,) if isinstance(wanted, str) else tuple(wanted)
+        if not names:
             raise ConfigurationError(
                 "no delivery target: name one, or set MEDFLOW_DELIVER_TO to a folder or a FHIR base URL"
             )
-        return self.targets[name] if name in self.targets else parsed_target(name)
+        found = {name: self.target(name) for name in names}
+        return dict(sorted(found.items(), key=lambda item: not isinstance(item[1], DicomWebTarget | PacsTarget)))
+
+    @property
+    def default_targets(self) -> tuple[str, ...]:
+        """The names that MEDFLOW_DELIVER_TO has, or what it gives directly; none where it is not set.
+
+        Raises
+        ------
+        ConfigurationError
+            Of several names, one is not configured.
+        """
+        if self.deliver_to is None:
+            return ()
+        names = tuple(part.strip() for part in self.deliver_to.split(","))
+        if self.deliver_to in self.targets or not any(name in self.targets for name in names):
+            return (self.deliver_to,)
+        for name in names:
+            if name not in self.targets:
+                known = ", ".join(sorted(self.targets))
+                raise ConfigurationError(f"no target is called {name!r}; MEDFLOW_TARGETS has: {known}")
+        return tuple(dict.fromkeys(names))
 
     def chosen_sources(self, names: Iterable[str] | None) -> dict[str, AnySource]:
         """The configured sources of these names, or all of them.

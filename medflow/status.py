@@ -128,8 +128,8 @@ def look_from(connection: Connection, settings: Settings) -> Standing:
         for attempt, success in [standing.last_of_source(connection, name)]
     ]
     names = _target_names(settings)
-    default = _configured(settings, None) if settings.deliver_to else None
-    expected = {default.public: default.kind} if default else {}
+    defaults = [target for name in _defaults(settings) if (target := _configured(settings, name)) is not None]
+    expected = {target.public: target.kind for target in defaults}
     lines = standing.deliveries(connection, at_us=at_us, expected=expected)
     return Standing(
         at_us=at_us,
@@ -151,14 +151,20 @@ def look_from(connection: Connection, settings: Settings) -> Standing:
 
 def _target_names(settings: Settings) -> dict[str, str]:
     """What targets are called, by the names that the store has them under."""
-    wanted = [(name, name) for name in settings.targets]
-    if settings.deliver_to:
-        wanted.insert(0, (settings.deliver_to, DEFAULT))  # its name in targets, where it has one, comes after
+    wanted = [(name, DEFAULT) for name in _defaults(settings)]
+    wanted += [(name, name) for name in settings.targets]  # the name of one that has one comes after, and holds
     found = ((_configured(settings, target), name) for target, name in wanted)
     return {target.public: name for target, name in found if target is not None}
 
 
-def _configured(settings: Settings, target: str | None) -> AnyTarget | None:
+def _defaults(settings: Settings) -> Sequence[str]:
+    try:
+        return settings.default_targets
+    except ConfigurationError:  # a delivery will say so
+        return ()
+
+
+def _configured(settings: Settings, target: str) -> AnyTarget | None:
     try:
         return settings.target(target)
     except ConfigurationError:  # a delivery to it will say so

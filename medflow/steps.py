@@ -13,6 +13,7 @@ import getpass
 import logging
 import platform
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,11 +25,11 @@ from typing import Any
 
 from medflow import promotion, scoring, selection, trained
 from medflow.config import LabelTable, Settings
-from medflow.connections.endpoints import AnySource, DicomWebSource, Files, PacsSource
+from medflow.connections.endpoints import AnySource, AnyTarget, DicomWebSource, Files, PacsSource
 from medflow.delivery import DeliveryTally
 from medflow.delivery import deliver as deliver_pending
 from medflow.dispatch import Dispatch, Wake
-from medflow.errors import ConfigurationError, MedflowError, PluginBroken, RejectCode, unforeseen
+from medflow.errors import ConfigurationError, MedflowError, PluginBroken, RejectCode, TransientError, unforeseen
 from medflow.evaluation.result import Evaluation, InputDrift
 from medflow.explanation import explain_done, explainable
 from medflow.ingest.fetch import fetch
@@ -339,11 +340,32 @@ def scored(site: Site, run: Run) -> dict[str, ScoreTally]:
     return tallies
 
 
-def deliver(site: Site, target: str | None = None, *, progress: Progress | None = None) -> DeliveryTally:
-    """Send what the target (a name, a folder, or a FHIR base URL) has not been sent yet."""
-    where = site.settings.target(target)
+def deliver(
+    site: Site, targets: Sequence[str] | str | None = None, *, progress: Progress | None = None
+) -> DeliveryTally:
+    """Send what the targets (a name, a folder, or a FHIR base URL each) have not been sent yet; archives come first.
+
+    Of several, one that fails keeps no other waiting: it is counted, and raised if all of them fail.
+    """
+    chosen = site.settings.chosen_targets(targets)
+    if len(chosen) == 1:
+        return _deliver_to(site, next(iter(chosen.values())), progress)
+    total = DeliveryTally()
+    failures: list[MedflowError] = []
+    for name, target in chosen.items():
+        try:
+            total.add(name, _deliver_to(site, target, progress))
+        except (TransientError, ConfigurationError) as error:
+            failures.append(error)
+            total.add(name, DeliveryTally(failed=1, errors=Counter({error.message: 1})))
+    if len(failures) == len(chosen):
+        raise failures[0]
+    return total
+
+
+def _deliver_to(site: Site, target: AnyTarget, progress: Progress | None) -> DeliveryTally:
     with recorded(site, "deliver") as run:
-        tally = deliver_pending(site.store, site.settings, where, run_id=run.id, progress=progress)
+        tally = deliver_pending(site.store, site.settings, target, run_id=run.id, progress=progress)
         run.counts = tally.as_json()
     return tally
 

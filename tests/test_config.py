@@ -61,6 +61,22 @@ def test_a_target_may_be_named_given_or_configured():
         load_settings().target(None)
 
 
+def test_several_targets_are_archives_first_and_known_by_name() -> None:
+    chart, pacs = "https://ehr.example/fhir", {"kind": "dicomweb", "url": "https://pacs.example/dicom-web"}
+    targets = {"chart": chart, "pacs": pacs, "old": "PACS@10.0.0.1:104"}
+    settings = load_settings(targets=targets, deliver_to="chart, pacs")
+
+    assert list(settings.chosen_targets(None)) == ["pacs", "chart"]
+    assert list(load_settings(targets=targets, deliver_to=["chart", "old"]).chosen_targets(None)) == ["old", "chart"]
+    assert list(settings.chosen_targets("chart")) == ["chart"]
+    assert list(settings.chosen_targets(["/some/folder", "old"])) == ["old", "/some/folder"]
+    with pytest.raises(ConfigurationError, match="several"):
+        settings.target(None)
+    with pytest.raises(ConfigurationError, match="'pasc'"):
+        load_settings(targets=targets, deliver_to="chart,pasc").chosen_targets(None)
+    assert list(load_settings(deliver_to="/a,b/c").chosen_targets(None)) == ["/a,b/c"]
+
+
 def test_a_source_that_is_not_configured_names_those_that_are():
     settings = load_settings(sources={"pacs": {"kind": "dicom", "paths": ["/in"]}})
 

@@ -15,7 +15,7 @@ import pytest
 from pydicom import Dataset, dcmread
 
 from medflow import delivery, steps
-from medflow.config import Settings
+from medflow.config import Settings, load_settings
 from medflow.connections.endpoints import DicomWebTarget
 from medflow.connections.patience import Patience
 from medflow.delivery import archive
@@ -24,6 +24,7 @@ from medflow.delivery.stow import outcomes_of
 from medflow.dicom.multipart import boundary_of, parts
 from medflow.errors import ConfigurationError, TargetUnavailable
 from medflow.records import Outgoing
+from medflow.registry import Registry
 from medflow.store import Store, outbox
 from tests.factories_dicom import slice_of, to_bytes, volume_of
 from tests.results import catalog
@@ -120,6 +121,29 @@ def test_an_archive_is_sent_dicom_objects_and_nothing_else(local: Store, setting
     assert (tally.pending, tally.delivered, tally.failed) == (3, 3, 0)
     with local.reading() as connection:
         assert outbox.counts(connection)[orthanc.dicomweb]["pending"] == 0
+
+
+def test_several_targets_each_get_what_is_theirs_and_one_that_is_away_keeps_no_other_waiting(
+    local: Store, settings: Settings, orthanc: Orthanc, tmp_path: Path
+) -> None:
+    with local.writing() as connection:
+        outbox.queue(connection, None, catalog())
+    queue(local, volume_of(2))
+    number = len(catalog())
+    targets = {"chart": {"kind": "folder", "path": str(tmp_path / "out")}, "pacs": orthanc.dicomweb}
+    with http_proxy(orthanc.dicomweb) as (proxy, url):
+        targets["pacs"] = {"kind": "dicomweb", "url": url}
+        here = load_settings(home=settings.home, targets=targets, deliver_to="chart,pacs")
+        site = steps.Site(settings=here, store=local, registry=Registry(models={}, broken=()))
+        proxy.begin(refused())
+        away = steps.deliver(site)
+        proxy.end()
+        back = steps.deliver(site)
+
+    assert list(away.targets) == ["pacs", "chart"]
+    assert (away.delivered, away.failed) == (number + 2, 1)  # a folder takes objects too
+    assert (back.delivered, back.failed) == (2, 0)
+    assert len(found(orthanc, Modality="CT")) == 2
 
 
 def test_one_that_the_archive_refuses_holds_up_no_other(local: Store, settings: Settings, orthanc: Orthanc) -> None:

@@ -154,13 +154,15 @@ def score(
 
 @app.command()
 def deliver(
-    to: Annotated[str | None, typer.Option("--to", help="A folder, a FHIR base URL, or a configured name.")] = None,
+    to: Annotated[
+        list[str] | None, typer.Option("--to", help="A folder, a FHIR base URL, or a configured name; repeatable.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Send the results that the target has not been sent yet."""
+    """Send the results that the targets have not been sent yet."""
     site = here()
     with progress_bar("delivering") as advance:
-        tally = steps.deliver(site, to, progress=advance)
+        tally = steps.deliver(site, to or None, progress=advance)
     finish(tally.as_json(), as_json=as_json, title="deliver")
 
 

@@ -21,7 +21,7 @@ from medflow.config import load_log_settings
 from medflow.errors import MedflowError
 
 OK, COULD_NOT_RUN, PROBLEMS = 0, 1, 3
-PARTS = ("sources", "models", "seconds")  # the same counts again, taken apart: for --json and for Prefect
+PARTS = ("sources", "models", "targets", "seconds")  # the same counts again, taken apart: for --json and for Prefect
 PIPE_WIDTH = 160  # of tables that go to a file or another program
 out = Console(highlight=False)
 if not out.is_terminal and "COLUMNS" not in os.environ:

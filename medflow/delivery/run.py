@@ -32,7 +32,7 @@ class DeliveryTally:
 
     ``pending`` were to be sent when it began. ``failed`` are sent again by a later run, ``dead`` are not; ``errors``
     counts both by the server's status, issue codes and element paths. ``withheld`` are of types that the server has no
-    place for, which ``lacking`` counts.
+    place for, which ``lacking`` counts. ``targets`` has the counts of each, by name, where there are several.
     """
 
     pending: int = 0
@@ -42,6 +42,15 @@ class DeliveryTally:
     withheld: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     lacking: Counter[str] = field(default_factory=Counter)
+    targets: dict[str, DeliveryTally] = field(default_factory=dict)
+
+    def add(self, name: str, other: DeliveryTally) -> None:
+        """Count another target's as well."""
+        self.targets[name] = other
+        for counted in ("pending", "delivered", "failed", "dead", "withheld"):
+            setattr(self, counted, getattr(self, counted) + getattr(other, counted))
+        self.errors.update(other.errors)
+        self.lacking.update(other.lacking)
 
     def as_json(self) -> dict[str, object]:
         """The counts as ``medflow deliver --json`` prints them."""
@@ -52,6 +61,7 @@ class DeliveryTally:
             "dead": self.dead,
             "errors": dict(sorted(self.errors.items())),
             **({"withheld": self.withheld, "lacking": dict(sorted(self.lacking.items()))} if self.withheld else {}),
+            **({"targets": {name: item.as_json() for name, item in self.targets.items()}} if self.targets else {}),
         }
 
 

@@ -87,11 +87,8 @@ def _here(
 
 def _targets(settings: Settings) -> dict[str, AnyTarget]:
     """Those that have a name, and the default one where it is given directly."""
-    given = settings.deliver_to
-    if given is None or given in settings.targets:
-        return settings.targets
-    target = settings.target(None)
-    return {**settings.targets, target.public: target}
+    given = [settings.target(name) for name in settings.default_targets if name not in settings.targets]
+    return {**settings.targets, **{target.public: target for target in given}}
 
 
 def _of_source(source: AnySource, settings: Settings, timeout_s: float) -> Callable[[], Iterable[Said]]:

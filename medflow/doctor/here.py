@@ -48,7 +48,7 @@ def configuration(settings: Settings, origins: Mapping[str, str]) -> Iterator[Sa
     if settings.deliver_to is None and settings.targets:
         yield WARNING, "no default target: deliver and nightly want one named, unless MEDFLOW_DELIVER_TO names it"
     elif settings.deliver_to is not None:
-        settings.target(None)
+        settings.chosen_targets(None)
 
 
 def _literal_secrets(settings: Settings) -> set[str]:
