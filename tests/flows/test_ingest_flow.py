@@ -1,5 +1,7 @@
 """What the ingest flow makes of its sources; the flow on a Prefect server is in test_nightly."""
 
+from dataclasses import replace
+
 import pytest
 
 from medflow import steps
@@ -10,6 +12,7 @@ from medflow.registry import Registry
 from medflow.status import look_at_links
 from medflow.store import Store
 from tests.services import free_port
+from tests.services.paging_fhir import paging_fhir
 
 
 @pytest.fixture
@@ -43,3 +46,16 @@ def test_a_source_that_does_not_answer_keeps_no_other_waiting_and_fails_the_run(
     with site.store.reading() as connection:
         [link] = look_at_links(connection, site.settings)
     assert (link.name, link.up) == ("away", False)
+
+
+def test_a_type_that_a_server_refuses_is_a_problem_of_the_run_and_named(site, monkeypatch):
+    with paging_fhir(refused={"Observation": 403}) as server:
+        ehr = {"kind": "fhir-server", "url": server.url, "types": ["Patient", "Observation"]}
+        server.put({"resourceType": "Patient", "id": "p1"})
+        here = replace(site, settings=load_settings(home=site.settings.home, sources={"ehr": ehr}))
+        monkeypatch.setattr(ingest, "site", lambda: here)
+        counts = ingest.take_in(["ehr"])
+
+    assert (counts["stored"], counts["refused"], counts["failed"]) == (1, 1, 0)
+    assert next(iter(counts["errors"])).startswith("ehr does not give Observation")
+    assert final_state(counts).name == "CompletedWithProblems"
