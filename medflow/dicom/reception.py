@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -152,7 +152,8 @@ class Reception:
             key.data()
 
     def _begin(self) -> None:
-        context = get_context("spawn")
+        # a copy of this process starts at once and shares its memory, which is safe while it has one thread
+        context: Any = get_context("fork" if threading.active_count() == 1 and hasattr(os, "fork") else "spawn")
         channel, theirs = socket.socketpair()
         process = context.Process(
             target=_work, args=(self._settings, theirs, self._set_up, self._stored), name="medflow-receive"
@@ -251,8 +252,11 @@ def _work(
     channel: socket.socket,
     set_up: SetUp,
     stored: Callable[[Collection[str]], Held],
+    copied: Sequence[Any] = (),
 ) -> None:
     """A receiving process: serve what is handed over, until told to stop or left alone."""
+    for other in copied:  # of the process that accepts, which alone is to have them
+        other.close()
     follow_parent()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a service manager sends it to all; the parent says when
     set_up(settings)
