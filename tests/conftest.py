@@ -125,6 +125,16 @@ def store(engine: str, settings: Settings, request: pytest.FixtureRequest) -> It
     opened.close()
 
 
+@pytest.fixture
+def local(settings: Settings, _migrated_sqlite: Path) -> Iterator[Store]:
+    """The same on SQLite only: for what is not about the database."""
+    settings.home.mkdir()
+    shutil.copy(_migrated_sqlite, settings.home / "medflow.db")
+    opened = Store(settings).open()
+    yield opened
+    opened.close()
+
+
 # --- real data -----------------------------------------------------------------------------------------------
 
 

@@ -48,14 +48,6 @@ def faulty() -> Iterator[FaultyServer]:
         yield running
 
 
-@pytest.fixture
-def local(settings: Settings) -> Iterator[Store]:
-    """A store on SQLite only: for what is about the target, not the database."""
-    opened = Store(settings).open()
-    yield opened
-    opened.close()
-
-
 def deliver(store: Store, settings: Settings, target: str, **options: Any) -> delivery.DeliveryTally:
     return delivery.deliver(store, settings, parsed_target(target), **options)
 

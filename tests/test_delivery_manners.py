@@ -42,13 +42,6 @@ def _haste(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def local(settings: Settings) -> Iterator[Store]:
-    opened = Store(settings).open()
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def offer(fhir_server: str) -> Offer:
     """Have the server offer these interactions, and every type with these abilities; gives its base URL."""
 
