@@ -23,6 +23,8 @@ from medflow.dicom.retrieve import SYNTAXES, storage_contexts
 from medflow.errors import ConfigurationError, InputRejected, ServerUnavailable
 from tests.factories_dicom import ROOT, volume_of, write_series
 from tests.services import free_port
+from tests.services.certificates import certificates
+from tests.services.dcmtk import storescp
 from tests.services.fault_proxy import reset, tcp_proxy
 from tests.services.orthanc import Orthanc
 
@@ -152,6 +154,18 @@ def test_nobody_there_and_no_such_host_are_told_apart_from_a_refusal() -> None:
     for address in (f"X@127.0.0.1:{free_port()}", "X@no-such-host.invalid:104"):
         with pytest.raises(ServerUnavailable, match="cannot be reached"):
             echo(node(address), "US", 2.0)
+
+
+def test_both_sides_of_tls_show_a_certificate(tmp_path: Path) -> None:
+    files = certificates(tmp_path)
+    words = ("+tls", files.server.key, files.server.cert, "+cf", files.ca)
+    with storescp(tmp_path, *words) as receiver:
+        shown = {"ca": files.ca, "cert": files.client.cert, "key": files.client.key}
+        echo(DicomNode.model_validate({"address": receiver.address, "tls": shown}), "US", 5.0)
+
+        for tls in (None, {"ca": files.ca}, {"cert": files.client.cert, "key": files.client.key}):
+            with pytest.raises(ServerUnavailable, match="TLS"):
+                echo(DicomNode.model_validate({"address": receiver.address, "tls": tls}), "US", 5.0)
 
 
 @pytest.mark.parametrize("number", [1, 3, 60, 200])
