@@ -272,7 +272,7 @@ def ahead(items: Iterator[Item], stop: Callable[[], None] = lambda: None) -> Gen
         while (item := coming.result()) is not end:
             coming = pool.submit(next, items, end)
             yield item  # type: ignore[misc]  # it is not the end
-    except GeneratorExit:
+    except BaseException:  # an interrupt among them: nothing is tried again while the thread is waited for
         stop()
         raise
     finally:

@@ -95,13 +95,14 @@ class Window:
 
     def _first(self) -> Page:
         page = self._search(self._since_us)
-        self._judge(page)
         if self._since_us is not None and not _matches(page) and self._hides(self._since_us):
-            self.notes["finds-nothing-by-lastUpdated"] += 1
-            self._since_us = self._from_us = None
-            self._seeks = False
-            page = self._search(None)
-            self._judge(page)
+            page = self._search(self._since_us)  # unless it came just now
+            if not _matches(page):
+                self.notes["finds-nothing-by-lastUpdated"] += 1
+                self._since_us = self._from_us = None
+                self._seeks = False
+                page = self._search(None)
+        self._judge(page)
         return page
 
     def _hides(self, since_us: int) -> bool:
@@ -151,7 +152,7 @@ class Window:
             if leads_on and not set(self._read).isdisjoint(found):
                 self._again = frozenset(self._read)
                 self._begin(start_us)
-                self._judge(page, sought=True)
+                self._judge(page)
                 return page
         self._seeks = False  # what must be there is not: links are all that is left
         return None
@@ -161,7 +162,7 @@ class Window:
             page = self._server.follow(link, self._seen)
         except LinkExpired:
             return self._anew()
-        self._judge(page)
+        self._judge(page, linked=True)
         return page
 
     def _anew(self) -> Page:
@@ -174,7 +175,7 @@ class Window:
         self._begin(start_us)
         self._last_us = None
         page = self._search(start_us)
-        self._judge(page, sought=True)
+        self._judge(page)
         return page
 
     def _begin(self, start_us: int | None) -> None:
@@ -200,36 +201,36 @@ class Window:
 
     # --- what a page says of the server ----------------------------------------------------------------------------
 
-    def _judge(self, page: Page, *, sought: bool = False) -> None:
+    def _judge(self, page: Page, *, linked: bool = False) -> None:
         """Learn from a page how far is read, and whether the server does as asked."""
         self.notes.update(f"server-{code}" for code in set(page.warnings) if not self.notes[f"server-{code}"])
         self._ignored(page, self._from_us)
-        used = None if page.self_url is None else parse_qs(urlsplit(page.self_url).query)
-        if used is None or used.get("_sort") != ["_lastUpdated"]:
-            self._promised = False
-        matches = _matches(page)
-        times = [updated_us(entry) for entry in matches]
-        known = [time for time in times if time is not None]
-        before = [] if sought or self._last_us is None else [self._last_us]
-        if len(known) < len(times) or any(a > b for a, b in pairwise([*before, *known])):
+        if not linked:  # the self link of a page that a link led to need not say what was asked at first
+            self._believe(page)
+        known = [us for _, us in _times(page)]
+        before = [self._last_us] if linked and self._last_us is not None else []
+        if len(known) < len(_matches(page)) or any(a > b for a, b in pairwise([*before, *known])):
             self._sorted = False
         if known:
-            self._last_us = max(known) if self._last_us is None else max(self._last_us, *known)
-            self._latest_us = max(self._latest_us or 0, *known)
+            self._last_us = max(self._last_us or known[0], *known)
+            self._latest_us = max(self._latest_us or known[0], *known)
             self._read = _times(page)
+
+    def _believe(self, page: Page) -> None:
+        """What a search's self link says that was used of what was asked (R4 search.html#conformance)."""
+        used = {} if page.self_url is None else parse_qs(urlsplit(page.self_url).query)
+        if used.get("_sort") != ["_lastUpdated"]:
+            self._promised = False
+        if page.self_url is not None and self._from_us is not None and "_lastUpdated" not in used:
+            self.notes["self-link-without-lastUpdated"] = 1
 
     def _ignored(self, page: Page, start_us: int | None) -> bool:
         """Whether the server answered as if no moment had been named; then all it has comes each time."""
-        if start_us is None:
+        if start_us is None or all(us >= start_us - SECOND_US for _, us in _times(page)):
             return False
-        used = None if page.self_url is None else parse_qs(urlsplit(page.self_url).query)
-        lacks = used is not None and "_lastUpdated" not in used
-        times = [updated_us(entry) for entry in _matches(page)]
-        if lacks or any(time is not None and time < start_us - SECOND_US for time in times):
-            self.notes["ignores-lastUpdated"] = 1
-            self._seeks = False
-            return True
-        return False
+        self.notes["ignores-lastUpdated"] = 1
+        self._seeks = False
+        return True
 
 
 def _matches(page: Page) -> Sequence[dict[str, Any]]:
