@@ -1,14 +1,11 @@
 """A PACS as an archive that images come from: C-FIND says what there is, C-GET or C-MOVE brings what is lacking.
 
-What C-MOVE sends goes where everything goes that is received: to `medflow receive` where that runs, else to a receiver
-that is started here for the time of the fetch. Either way it is durable before the PACS is told so, and what others
-send meanwhile is safe in the same folder. From there the objects that were asked for are taken into the landing.
+What C-GET brings goes straight into the landing. What C-MOVE sends is received as everything is (`arrivals`), and the
+objects that were asked for are taken from there.
 """
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,24 +13,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from medflow.config import Settings
-from medflow.connections.endpoints import DicomNode, PacsSource
+from medflow.connections.endpoints import PacsSource
 from medflow.dicom.association import closed, echo
 from medflow.dicom.query import Query, batches, date_windows
-from medflow.dicom.receive import Receiver, receiver
 from medflow.dicom.retrieve import APART, PLAIN, SYNTAXES, Getting, Moving, Part
-from medflow.dicom.spool import SUFFIX
-from medflow.errors import ConfigurationError, InputRejected, RejectCode, ServerUnavailable, SourceUnavailable
-from medflow.ingest.landing import Landing, stated_uid
+from medflow.errors import InputRejected, RejectCode, ServerUnavailable, SourceUnavailable
+from medflow.ingest.arrivals import ECHO_S, Arrivals
+from medflow.ingest.landing import Landing
 from medflow.ingest.received import remove_received
 from medflow.ingest.retrieval import Asked, Lacking, Listed, fetch_studies
 from medflow.ingest.tally import Progress, Tally
 from medflow.store import Store
 
-ECHO_S = 30.0
 NOT_GIVEN_IN_A_ROW = 5  # instances of a series, asked for one by one, until the others are not
-LATE_S = 10.0  # how long nothing may come of what an archive says it has sent
-LOOK_S = 0.1
-BLOCK = 1 << 20
 
 
 def fetch_pacs(
@@ -66,7 +58,7 @@ class Pacs:
         self._classes: dict[str, str | None] = {}  # SOP classes by SOP Instance UID, of the study asked for last
         self._syntaxes: Sequence[str] = SYNTAXES  # proposed at first
         self._declined: set[str] = set()
-        self._arrivals: _Arrivals | None = None
+        self._arrivals: Arrivals | None = None
 
     def check(self) -> None:
         """C-ECHO."""
@@ -151,10 +143,10 @@ class Pacs:
     @contextmanager
     def _way(
         self, lacking: Sequence[Lacking], landing: Landing, *, syntaxes: Sequence[str] = ()
-    ) -> Iterator[tuple[Getting | Moving, _Arrivals | None]]:
+    ) -> Iterator[tuple[Getting | Moving, Arrivals | None]]:
         if self._source.retrieve == "move":
             if self._arrivals is None:
-                self._arrivals = _Arrivals(self._source, self._settings)
+                self._arrivals = Arrivals(self._source, self._settings)
             self._arrivals.take_in(landing, lacking)
             way = Moving(self._source, self._calling_aet, self._arrivals.move_to)
         else:
@@ -183,7 +175,7 @@ class _Fetching:
     study_uid: str
     lacking: Lacking
     way: Getting | Moving
-    came: _Arrivals | None
+    came: Arrivals | None
     landing: Landing
     said: str = ""
 
@@ -228,90 +220,6 @@ def _missing(lacking: Sequence[Lacking], landing: Landing) -> list[Lacking]:
         if missing := tuple(uid for uid in one.instances if uid not in there):
             left.append(Lacking(series_uid=one.series_uid, instances=missing, whole=False))
     return left
-
-
-class _Arrivals:
-    """What C-MOVE sends: where it is received, by whom, and what of it has come."""
-
-    def __init__(self, source: PacsSource, settings: Settings) -> None:
-        self.move_to = source.move_to or settings.receive_aet
-        allowed = (*settings.receive_allow, source.aet) if settings.receive_allow else ()
-        changes = {"receive_aet": self.move_to, "receive_allow": allowed}
-        if source.move_port is not None:
-            changes["receive_port"] = source.move_port
-        here = settings.model_copy(update=changes)
-        self._receiver: Receiver = receiver(here)
-        self.root = self._receiver.spool.root
-        self.ours = not _listening(here, source)
-        if self.ours:
-            self._receiver.start()
-        self.some = False  # whether anything has come
-        self._seen: set[Path] = set()
-        self._lying: dict[str, Path] = {}
-
-    def stop(self) -> None:
-        """Stop listening, if it is we who do."""
-        if self.ours:
-            hurry = threading.Event()
-            hurry.set()  # what is cut off was not acknowledged
-            self._receiver.stop(hurry)
-
-    def take_in(self, landing: Landing, lacking: Sequence[Lacking]) -> None:
-        """Put into the landing what lies there of what is lacking."""
-        self._take(landing, [uid for one in lacking for uid in one.instances])
-
-    def wait_for(self, landing: Landing, wanted: Sequence[str], claimed: int | None) -> None:
-        """Take what was sent: some archives say so before they have."""
-        number = min(len(wanted), len(wanted) if claimed is None else claimed)
-        here = self._take(landing, wanted)
-        deadline = time.monotonic() + LATE_S
-        while here < number and time.monotonic() < deadline:
-            time.sleep(LOOK_S)
-            before, here = here, self._take(landing, wanted)
-            if here > before:
-                deadline = time.monotonic() + LATE_S
-
-    def _take(self, landing: Landing, wanted: Sequence[str]) -> int:
-        """Returns how many of those wanted are in the landing."""
-        self._look()
-        there = landing.arrived(wanted)
-        for uid in wanted:
-            path = self._lying.pop(uid, None)
-            if path is None or uid in there:
-                continue
-            try:
-                with path.open("rb") as received, landing.writing() as file:
-                    while block := received.read(BLOCK):
-                        file.write(block)
-            except FileNotFoundError:
-                pass  # ingested and removed meanwhile
-        there = landing.arrived(wanted)
-        self.some = self.some or bool(there)
-        return len(there)
-
-    def _look(self) -> None:
-        for path in self.root.glob(f"*/*{SUFFIX}"):
-            if path not in self._seen:
-                self._seen.add(path)
-                self._lying[stated_uid(path)] = path
-
-
-def _listening(settings: Settings, source: PacsSource) -> bool:
-    """Whether `medflow receive` listens where the archive is to send to; raises ConfigurationError if another does."""
-    host = "127.0.0.1" if settings.receive_host in ("", "0.0.0.0") else settings.receive_host  # noqa: S104 - compared
-    address = f"{settings.receive_aet}@{host}:{settings.receive_port}"
-    try:
-        echo(DicomNode(address=address), source.aet, ECHO_S)
-    except (ServerUnavailable, ConfigurationError) as error:
-        if error.fields.get("reached") is False:
-            return False
-        if settings.receive_tls_cert is not None:
-            return True  # it speaks TLS, and may want a certificate of the sender, which this process has none of
-        raise ConfigurationError(
-            f"what listens at {host}:{settings.receive_port} does not answer {source.aet} as {settings.receive_aet}: "
-            "let `medflow receive` listen there by that name, or name another port (move_port)"
-        ) from None
-    return True
 
 
 def _keeping(landing: Landing):  # noqa: ANN202 - a function
