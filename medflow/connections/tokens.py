@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,6 +31,8 @@ from medflow.errors import ConfigurationError, ServerUnavailable
 
 PATIENCE = Patience(attempts=3, longest_wait_s=5.0, longest_retry_after_s=30.0)
 LEEWAY_S = 30.0  # before its end a token is renewed, or a quarter of its life before where that is less
+AWAY_S = 5.0  # before an authorisation server that is away is asked again, while the token there is still good
+ENDLESS_S = 10 * 365 * 86400.0
 SMART_CONFIGURATION = ".well-known/smart-configuration"
 READ, WRITE = "system/*.read", "system/*.write"
 JWT_BEARER = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
@@ -45,7 +47,8 @@ ADVICE = {
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Token:
     value: str = field(repr=False)
-    renew_at: float | None  # monotonic; None where the server names no end
+    renew_at: float  # both monotonic, and never where the server names no end
+    ends_at: float
 
 
 class Tokens:
@@ -80,11 +83,9 @@ class Tokens:
             It refuses us, by its OAuth error code; or a key or secret cannot be read.
         """
         with self._lock:
-            token = self._token
-            if token is None or (token.renew_at is not None and time.monotonic() >= token.renew_at):
-                token = self._token = self._fetched()
-                self._accepted = False
-            return token.value
+            if self._token is None or time.monotonic() >= self._token.renew_at:
+                self._token = self._renewed(self._token)
+            return self._token.value
 
     def accepted(self, token: str) -> None:
         """The server took this one."""
@@ -98,6 +99,17 @@ class Tokens:
                 return True  # another thread has renewed it
             self._token = None
             return self._accepted
+
+    def _renewed(self, token: _Token | None) -> _Token:
+        """A new token; the one there is for as long as it is good and the authorisation server is away."""
+        try:
+            renewed = self._fetched()
+        except ServerUnavailable:
+            if token is None or time.monotonic() >= token.ends_at:
+                raise
+            return replace(token, renew_at=min(token.ends_at, time.monotonic() + AWAY_S))
+        self._accepted = False
+        return renewed
 
     def _fetched(self) -> _Token:
         for attempt in tries(PATIENCE):
@@ -116,7 +128,9 @@ class Tokens:
             endpoint = HttpServer(url=self._endpoint)
             answer = send(client, endpoint, "POST", self._endpoint, headers=headers, content=body)
         granted = _granted(answer, endpoint)
-        return _Token(value=granted["access_token"], renew_at=_renew_at(asked_at, granted.get("expires_in")))
+        life_s = _seconds(granted.get("expires_in"))
+        renew_at = asked_at + life_s - min(LEEWAY_S, life_s / 4)
+        return _Token(value=granted["access_token"], renew_at=renew_at, ends_at=asked_at + life_s)
 
 
 def of(server: HttpServer, *, timeout_s: float) -> Tokens:
@@ -225,9 +239,9 @@ def _json(answer: httpx.Response, server: HttpServer) -> dict[str, Any]:
     return found
 
 
-def _renew_at(asked_at: float, expires_in: object) -> float | None:
+def _seconds(expires_in: Any) -> float:
+    """The life of a token; endless where the server does not tell (RFC 6749 section 5.1), until it refuses it."""
     try:
-        seconds = float(expires_in)  # type: ignore[arg-type]  # some servers write text
+        return float(expires_in)  # some servers write text
     except (TypeError, ValueError):
-        return None
-    return asked_at + seconds - min(LEEWAY_S, seconds / 4)
+        return ENDLESS_S

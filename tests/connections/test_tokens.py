@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,35 @@ def test_a_token_is_renewed_before_it_ends(oauth: AuthorisationServer, guarded: 
 
     assert set(statuses) == {200}
     assert len(oauth.tokens) >= 3
+
+
+def test_a_token_is_used_to_its_end_while_the_authorisation_server_is_away(oauth: AuthorisationServer) -> None:
+    held = Tokens(with_secret(oauth, "http://127.0.0.1:1"), timeout_s=10)
+    token = held.current()
+    assert held._token is not None
+    oauth.failing.extend([503] * 99)
+
+    held._token = replace(held._token, renew_at=0)
+    assert held.current() == token
+    assert len(oauth.failing) == 96
+    assert held.current() == token
+    assert len(oauth.failing) == 96  # it is left alone for a while
+
+    held._token = replace(held._token, renew_at=0, ends_at=0)
+    with pytest.raises(ServerUnavailable):
+        held.current()
+
+
+def test_a_token_without_an_end_is_used_until_it_is_refused(oauth: AuthorisationServer) -> None:
+    oauth.garbage = b'{"access_token": "first", "token_type": "Bearer"}'
+    held = Tokens(with_secret(oauth, "http://127.0.0.1:1"), timeout_s=10)
+    assert held.current() == "first"
+    oauth.garbage = b'{"access_token": "second", "token_type": "Bearer", "expires_in": "300"}'
+    assert held.current() == "first"
+
+    held.refused("first")
+
+    assert held.current() == "second"
 
 
 def test_a_token_that_was_taken_back_is_replaced_once(oauth: AuthorisationServer, guarded: Protected) -> None:
