@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -168,7 +169,8 @@ def follow(settings: Settings, set_up: Callable[[Settings], object]) -> None:
     signal.signal(signal.SIGTERM, lambda _number, _frame: asked.set())
     follow_parent()
     set_up(settings)
-    os.nice(5)  # receiving goes first
+    with suppress(OSError):
+        os.nice(5)  # receiving goes first
     spool = receiver(settings).spool
     arrivals = Arrivals(spool, quiet_s=settings.receive_quiet_s, expected=counted_by(settings))
     while not asked.wait(LOOK_S):

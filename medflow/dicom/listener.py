@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+import time
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from socketserver import BaseServer
@@ -26,6 +27,8 @@ from medflow.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
+NOTED_S, MOST_NOTED = 3600.0, 1000
+_noted: dict[str, float] = {}  # addresses that the log has named, and when
 Network = IPv4Network | IPv6Network
 QUEUE = 64  # connections that wait to be accepted
 PDU_BYTES = 128 << 10  # announced to senders; larger ones cost fewer turns of the loop
@@ -267,5 +270,10 @@ class HandedListener(Listener):
 
 
 def not_allowed(address: str) -> None:
-    """Note a connection that was closed at once."""
-    log.warning("connection from %s refused: its address is not in MEDFLOW_RECEIVE_ALLOW_ADDRESSES", address)
+    """Note a connection that was closed at once; one line an hour for each address, as probes come often."""
+    now = time.monotonic()
+    if len(_noted) > MOST_NOTED:
+        _noted.clear()
+    if now - _noted.get(address, -NOTED_S) >= NOTED_S:
+        _noted[address] = now
+        log.warning("connection from %s refused: its address is not in MEDFLOW_RECEIVE_ALLOW_ADDRESSES", address)
