@@ -121,7 +121,7 @@ class Batch:
         if (stored := self.instances.get(uid)) is not None:
             if stored == item.instance.sha256:
                 return "unchanged"
-            return _conflict("an object with this SOPInstanceUID and other content is stored already")
+            return _conflict("an object with this SOPInstanceUID and another data set is stored already")
         study = self.studies.get(item.study.study_instance_uid)
         series = self.series.get(item.series.series_instance_uid)
         if series is not None and series.study is not study:
