@@ -384,6 +384,22 @@ def test_one_patients_refused_entry_is_put_aside_with_the_servers_words_and_in_t
     }
 
 
+def test_a_conflict_of_one_patient_is_waited_for_by_no_other(
+    local: Store, settings: Settings, faulty: FaultyServer
+) -> None:
+    bad = f"Observation/{risk_of(7)[0].id}"
+    faulty.always = lambda urls: Reply(status=409) if bad in urls else None
+    queue(local, cohort(*range(20)))
+
+    tally = deliver(local, settings, faulty.url)
+
+    assert (tally.delivered, tally.failed) == (59, 3)
+    assert tally.errors == {"HTTP 409, invalid at Observation.value": 3}
+    refused = [len(urls) for urls in faulty.transactions if bad in urls]
+    assert refused[-HASTE.attempts :] == [3] * HASTE.attempts  # alone by then
+    assert len(refused) == len(set(refused)) + HASTE.attempts - 1
+
+
 def test_a_patient_that_the_server_cannot_bear_is_found_and_the_others_arrive(
     local: Store, settings: Settings, faulty: FaultyServer
 ) -> None:

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 IN_FLIGHT = 4  # requests at once, each of other patients
 MAX_ENTRIES = 100  # of one request, to begin with: a server that takes fewer is learned to
 WHOLE = 8  # entries of one job that are not divided but for their size: no server is known to take fewer
+CONFLICTS = frozenset({409, 412})  # of one entry with what is there: the others need not wait for it
 HEARTBEAT_S = 5.0  # at least this often a part is told of, if an empty one: the caller's lease lives from it
 TELL = 400  # resources that are worth a commit
 REFUSED_WAIT_S = 60.0  # before what was refused is sent again: its patient may be there by then; four times each time
@@ -163,7 +164,7 @@ class Server:
         if len(items) > self._most and (halves := _halves(envelopes, self._most)):
             return all([self._send_group(half, answers) for half in halves])
         try:
-            left = self._send_together(items, answers)
+            left = self._send_together(items, answers, divisible=len(envelopes) > 1)
         except Refused as error:
             return self._divide(envelopes, items, error.answer, answers)
         silent = _only(envelopes, left)
@@ -192,7 +193,7 @@ class Server:
         if answer.status == 413:
             self._learn(largest)
         fine = all([self._send_group(half, answers) for half in halves])
-        if fine:
+        if fine and answer.status not in CONFLICTS:
             self._learn(largest)
         return fine
 
@@ -201,7 +202,9 @@ class Server:
             self._most = most
             log.info("the server takes no more than %d resources at once", most)
 
-    def _send_together(self, items: Sequence[PendingResource], answers: dict[int, Answer]) -> list[PendingResource]:
+    def _send_together(
+        self, items: Sequence[PendingResource], answers: dict[int, Answer], *, divisible: bool
+    ) -> list[PendingResource]:
         """One request, repeated for the entries that the server is busy for; returns what got no answer: to be divided.
 
         Raises
@@ -213,7 +216,7 @@ class Server:
         try:
             for attempt in self._tries(PATIENCE):
                 with attempt:
-                    self._ask(left, answers)
+                    self._ask(left, answers, divisible=divisible)
                     left = [item for item in items if answers[item.outbox_id].busy]
                     if left:
                         raise _too_busy([answers[item.outbox_id] for item in left])
@@ -227,14 +230,14 @@ class Server:
             return silent if error.retry_after_s is None else []  # where it named a wait, it is left alone for as long
         return []
 
-    def _ask(self, items: Sequence[PendingResource], answers: dict[int, Answer]) -> None:
+    def _ask(self, items: Sequence[PendingResource], answers: dict[int, Answer], *, divisible: bool) -> None:
         """One request of these, as soon as the server may be asked."""
         self._circuit.admit()
         try:
             self._exchange.send(items, answers)
         except Refused as error:
             self._circuit.answered()
-            if error.answer.busy:
+            if error.answer.busy and not (divisible and error.answer.status in CONFLICTS):
                 raise _too_busy([error.answer]) from None
             raise
         except ServerUnavailable as error:
