@@ -39,7 +39,7 @@ def configuration(settings: Settings, origins: Mapping[str, str]) -> Iterator[Sa
                 "write env:NAME or file:/path in its place, or chmod o-r",
             )
         if not exposed:
-            yield OK, f"settings come from {file}, which only its owner and root may change"
+            yield OK, f"settings come from {file}; nobody but its owner, its group and root may change it"
     elif not settings.sources and not settings.targets:
         yield WARNING, "no source and no target is configured: see docs/operators/connections.md"
     relative = sorted({str(path) for path in _paths(settings) if not path.expanduser().is_absolute()})
