@@ -259,9 +259,11 @@ class HandedListener(Listener):
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve it, and say when that is over."""
+        number = request.fileno()
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self._too_many.discard(number)  # the next connection may have this number
             self.ended()
 
     def shutdown(self) -> None:

@@ -193,7 +193,8 @@ class Reception:
         try:
             connection, address = self._socket.accept()
         except OSError:
-            return  # gone before it was accepted, or no handles left: the next one is looked at
+            time.sleep(0.05)  # gone before it was accepted, or no handles are left for it
+            return
         with connection:
             if not allowed(address[0], self._settings.receive_allow_addresses):
                 not_allowed(address[0])
