@@ -358,36 +358,52 @@ class _Scanner:
 
     def spans(self) -> list[bytes | None]:
         found: list[bytes | None] = []
-        for key, start in self._members(self._space(0)):
-            if key == "entry":
-                found = [self._resource(item) for item in self._items(start)]
-        return found
-
-    def _resource(self, start: int) -> bytes | None:
-        found = None
-        for key, begin in self._members(start):
-            if key == "resource":
-                found = self.text[begin : self._end(begin)].encode()
-        return found
-
-    def _members(self, at: int) -> Iterator[tuple[str, int]]:
-        """Key and place of value of each member of the object at ``at``."""
-        at = self._space(at + 1)
+        at = self._first(self._space(0), "{")
         while self.text[at] != "}":
-            key, at = scanstring(self.text, at + 1)
-            at = self._space(self._space(at) + 1)
-            yield key, at
-            at = self._space(self._end(at))
-            if self.text[at] == ",":
-                at = self._space(at + 1)
+            key, at = self._key(at)
+            if key == "entry":
+                found, at = self._entries(at)
+            else:
+                at = self._end(at)
+            at = self._further(at)
+        return found
 
-    def _items(self, at: int) -> Iterator[int]:
-        at = self._space(at + 1)
+    def _entries(self, at: int) -> tuple[list[bytes | None], int]:
+        """The resources of the array at ``at``, and where it ends."""
+        found = []
+        at = self._first(at, "[")
         while self.text[at] != "]":
-            yield at
-            at = self._space(self._end(at))
-            if self.text[at] == ",":
-                at = self._space(at + 1)
+            resource, at = self._entry(at)
+            found.append(resource)
+            at = self._further(at)
+        return found, at + 1
+
+    def _entry(self, at: int) -> tuple[bytes | None, int]:
+        found = None
+        at = self._first(at, "{")
+        while self.text[at] != "}":
+            key, begin = self._key(at)
+            at = self._end(begin)
+            if key == "resource":
+                found = self.text[begin:at].encode()
+            at = self._further(at)
+        return found, at + 1
+
+    def _first(self, at: int, opening: str) -> int:
+        """Where the first member or item of the object or array at ``at`` begins, or its end."""
+        if self.text[at] != opening:
+            raise ValueError("another kind of value")
+        return self._space(at + 1)
+
+    def _key(self, at: int) -> tuple[str, int]:
+        """The key at ``at``, and where its value begins."""
+        key, at = scanstring(self.text, at + 1)
+        return key, self._space(self._space(at) + 1)
+
+    def _further(self, at: int) -> int:
+        """Where the next member or item begins, given where one ends."""
+        at = self._space(at)
+        return self._space(at + 1) if self.text[at] == "," else at
 
     def _end(self, at: int) -> int:
         return self._scan(self.text, at)[1]
