@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import threading
@@ -27,6 +28,7 @@ from medflow.ingest.fetch import fetch
 from medflow.ingest.tally import Tally
 from medflow.store import Store, ledger
 from medflow.store.tables import InstanceRow
+from tests.distributions import environment, medflow
 from tests.factories_dicom import ROOT, volume_of, write_series
 from tests.services.dcmtk import Listening, dcmqrscp, run
 from tests.services.fault_proxy import Fault, FaultProxy, refused, reset, tcp_proxy
@@ -312,3 +314,13 @@ def test_another_server_at_the_port_that_is_to_receive_is_told_of(
     with socket.create_server(("127.0.0.1", dcmtk.peer_port)):
         with pytest.raises(ConfigurationError, match="name another port"):
             take(*local, source_of(dcmtk, retrieve="move", move_port=dcmtk.peer_port))
+
+
+def test_the_command_names_no_patient_where_others_read(dcmtk: Listening, tmp_path: Path) -> None:
+    env = {**environment(tmp_path / "home"), "MEDFLOW_LOG_LEVEL": "DEBUG"}
+
+    done = medflow(env, "ingest", "pacs", dcmtk.address, "--patient", "P2", "--json")
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["stored"] == 3
+    assert not [word for word in ("P2", "Nobody") if word in done.stderr + done.stdout]
