@@ -1,7 +1,7 @@
 """DICOM files into the store: bytes as received, headers read beside each other, SQL in bulk, each one accounted for.
 
 A chunk of some hundred files goes through four steps: hash and drop what is stored already; read the header and drop
-what is stored with another file meta group; put the bytes into the object store; one transaction. Threads do: hashing,
+what is stored in another file; put the bytes into the object store; one transaction. Threads do: hashing,
 files and flushing to disk release the interpreter.
 """
 
@@ -23,7 +23,7 @@ from medflow.dicom.read import Reading, read_object
 from medflow.dicom.spool import NAME as RECEIVED
 from medflow.errors import InputRejected, RejectCode
 from medflow.ingest.offers import Offer, offers
-from medflow.ingest.same import OTHER_HEADER, Stored
+from medflow.ingest.same import Stored
 from medflow.ingest.tally import Progress, Refused, Tally
 from medflow.store import Store
 from medflow.store.imaging import known_objects, lock_imaging, relocate_objects, store_objects
@@ -185,21 +185,21 @@ def uid_of(reading: Reading) -> str:
     return reading.object.instance.sop_instance_uid
 
 
-def _is_copy(pair: Taken, stored: Stored) -> bool:
+def _copy(pair: Taken, stored: Stored) -> str | None:
+    """How a file differs from the stored one of the same instance; None where it is none."""
     item, reading = pair
     if uid_of(reading) not in stored:
-        return False
+        return None
     try:
         with item.opened() as file:
             return stored.has(uid_of(reading), file)
     except (InputRejected, OSError):
-        return False  # gone by now: whoever reads it next says so
+        return None  # gone by now: whoever reads it next says so
 
 
-def _count_copies(count: int, tally: Tally) -> None:
-    if count:
-        tally.unchanged += count
-        tally.notes[OTHER_HEADER] += count
+def _count_copy(note: str, tally: Tally) -> None:
+    tally.unchanged += 1
+    tally.notes[note] += 1
 
 
 @dataclass(kw_only=True, slots=True)
@@ -282,14 +282,15 @@ class _Chunk:
             return self._refusal(item, error)
 
     def _without_copies(self, taken: Sequence[Taken], tally: Tally) -> list[Taken]:
-        """Without those that are stored already, but for what their file meta groups say; which are counted."""
+        """Without those that are stored already in another file, which are counted."""
         with self.store.reading() as connection:
             stored = Stored(self.store, connection, (uid_of(reading) for _, reading in taken))
         left: list[Taken] = []
-        for pair, copied in zip(taken, self._each(lambda pair: _is_copy(pair, stored), taken), strict=True):
-            if not copied:
+        for pair, note in zip(taken, self._each(lambda pair: _copy(pair, stored), taken), strict=True):
+            if note is None:
                 left.append(pair)
-        _count_copies(len(taken) - len(left), tally)
+            else:
+                _count_copy(note, tally)
         return left
 
     def _keep(self, pair: Taken) -> Taken | Reject:
@@ -364,8 +365,8 @@ class _Chunk:
             uids = [uid_of(reading) for _, reading in clashing]
             stored = Stored(self.store, connection, uids)  # of this chunk too, and what others wrote meanwhile
             for ((item, reading), _), outcome in zip(accepted, outcomes, strict=True):
-                if isinstance(outcome, InputRejected) and _is_copy((item, reading), stored):
-                    _count_copies(1, tally)
+                if isinstance(outcome, InputRejected) and (note := _copy((item, reading), stored)) is not None:
+                    _count_copy(note, tally)
                 elif isinstance(outcome, InputRejected):
                     refused.append(self._refusal(item, outcome))
                 elif outcome == "stored":

@@ -9,7 +9,9 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from pydicom import dcmread
+from pydicom import Dataset, Sequence, dcmread
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from sqlalchemy import select
 
 from medflow.config import Settings, load_settings
@@ -111,6 +113,38 @@ def test_another_header_in_one_chunk_is_unchanged_too(sites: list[Site], tmp_pat
 
     assert (tally.offered, tally.stored, tally.unchanged, tally.rejected) == (2, 1, 1, 0)
     assert tally.notes == {"other-header": 1}
+
+
+def _written(dataset: Dataset, **how: bool) -> bytes:
+    """A file with a sequence, its lengths undefined or not, in explicit or implicit VR."""
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = "1", "99X", "x"
+    item.is_undefined_length_sequence_item = how.get("undefined", False)
+    dataset.ProcedureCodeSequence = Sequence([item])
+    dataset["ProcedureCodeSequence"].is_undefined_length = how.get("undefined", False)
+    dataset.add_new(0x00091001, "UN", b"private")
+    implicit = how.get("implicit", False)
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True, implicit_vr=implicit, little_endian=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("how", [{"undefined": True}, {"implicit": True}, {"implicit": True, "undefined": True}])
+def test_the_same_elements_written_another_way_are_unchanged(
+    sites: list[Site], tmp_path: Path, how: dict[str, bool]
+) -> None:
+    paths = [tmp_path / "a.dcm", tmp_path / "b.dcm", tmp_path / "c.dcm"]
+    paths[0].write_bytes(_written(slice_of()))
+    paths[1].write_bytes(_written(slice_of(), **how))
+    paths[2].write_bytes(_written(slice_of(StudyDate="20240103"), **how))
+
+    tally = ingest_dicom(sites[0].store, sites[0].settings, paths)
+
+    assert (tally.stored, tally.unchanged, tally.rejected) == (1, 1, 1)
+    assert tally.notes == {"other-encoding": 1}
+    assert tally.reasons == {"uid-conflict": 1}
 
 
 @pytest.mark.parametrize("together", [True, False])
