@@ -289,6 +289,13 @@ def test_the_port_of_the_receiver(tmp_path: Path, storage_only: str, fhir_server
     assert receiver_found(home=tmp_path) == []
 
 
+def test_who_is_told_of_storage_commitment_is_called(tmp_path: Path, orthanc: Orthanc) -> None:
+    away = f"AWAY@127.0.0.1:{free_port()}"
+    told = receiver_found(home=tmp_path, receive_port=free_port(), receive_report_to=[orthanc.address, away])
+
+    assert "AWAY" in said(told, "warning") and "ORTHANC" not in said(told)
+
+
 def test_a_receiver_that_takes_from_everybody(tmp_path: Path) -> None:
     open_to_all = {"home": tmp_path, "receive_port": free_port(), "receive_host": "0.0.0.0"}
 

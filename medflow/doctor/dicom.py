@@ -106,6 +106,7 @@ def receiver(settings: Settings, timeout_s: float) -> Iterator[Said]:
     for file in (settings.receive_tls_cert, settings.receive_tls_key, settings.receive_tls_ca):
         if file is not None and not os.access(file.expanduser(), os.R_OK):
             yield FAILED, f"{file} is not there, or this user may not read it"
+    yield from _commitment(settings, timeout_s)
     limited = settings.receive_allow or settings.receive_allow_addresses or settings.receive_tls_ca
     if host not in LOCAL and not limited:
         yield (
@@ -113,6 +114,17 @@ def receiver(settings: Settings, timeout_s: float) -> Iterator[Said]:
             f"whoever reaches {host}:{port} may send: name calling AE titles (MEDFLOW_RECEIVE_ALLOW), addresses "
             "(MEDFLOW_RECEIVE_ALLOW_ADDRESSES), or want certificates (MEDFLOW_RECEIVE_TLS_CA)",
         )
+
+
+def _commitment(settings: Settings, timeout_s: float) -> Iterator[Said]:
+    """Whether those who are told what storage is committed answer."""
+    from medflow.dicom.association import echo
+
+    for address in settings.receive_report_to:
+        try:
+            echo(DicomNode(address=address), settings.receive_aet, timeout_s)
+        except (ServerUnavailable, ConfigurationError) as error:
+            yield WARNING, f"storage commitment cannot be told (MEDFLOW_RECEIVE_REPORT_TO): {error.message}"
 
 
 def _bind(host: str, port: int) -> None:
