@@ -40,6 +40,7 @@ COMPRESSED = {
     "JPEG2000.dcm": "1.2.840.10008.1.2.4.91",
     "MR_small_RLE.dcm": "1.2.840.10008.1.2.5",
     "SC_rgb_small_odd_big_endian.dcm": "1.2.840.10008.1.2.2",
+    "image_dfl.dcm": "1.2.840.10008.1.2.1.99",
 }
 
 
