@@ -96,7 +96,7 @@ def test_the_home_may_be_set_by_the_file_that_is_named_only(
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ('targts = "SECRET"', r"there is no setting 'targts'; did you mean targets\?"),
+        ('target = "SECRET"', r"there is no setting 'target'; did you mean targets\?"),
         ('MEDFLOW_DELIVER_TO = "SECRET"', r"no setting 'MEDFLOW_DELIVER_TO'; did you mean deliver_to\?"),
         ("chunk_size = 0", r"medflow\.toml: chunk_size: "),
         ('[sources.a]\nkind = "dicom"\npath = "SECRET"', r"sources\.a\.path: there is no such field; .* paths"),
