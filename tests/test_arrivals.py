@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pydicom
@@ -18,6 +16,7 @@ from medflow.errors import ConfigurationError
 from medflow.ingest.dicom import ingest_dicom
 from medflow.ingest.received import remove_received
 from medflow.registry import Registry
+from medflow.store import Store
 from tests.dicom.test_receive import program, service, spooled, wait_until
 from tests.factories_dicom import slice_of, to_bytes, write_series
 from tests.services.orthanc import orthanc
@@ -143,9 +142,9 @@ def test_a_study_that_is_sent_is_in_the_store_without_anybody_asking(tmp_path, m
         process.terminate()
         assert process.wait(20) == 0
 
-    words = "--home", str(home), "ingest", "dicom", str(tmp_path / "sent"), "--json"
-    done = subprocess.run([sys.executable, "-m", "medflow.cli", *words], capture_output=True, text=True, timeout=60)
-    counts = json.loads(done.stdout)
-    assert counts["offered"] == len(files)
-    assert counts["rejected"] == 0
+    settings = load_settings(home=home)
+    store = Store(settings).open()
+    tally = ingest_dicom(store, settings, [tmp_path / "sent"])
+    store.close()
+    assert (tally.offered, tally.unchanged) == (len(files), len(files))
     assert "SECRET" not in home.with_suffix(".log").read_text()

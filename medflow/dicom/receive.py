@@ -137,7 +137,7 @@ class Receiver:
         Returns whether all ended by themselves. ``hurry`` ends the grace time early.
         """
         assert self._server is not None  # noqa: S101 - started
-        log.info("stopping: no new associations; %d running", len(self._server.active_associations))
+        log.info("stopping: no new associations; %d running", len(self._established()))
         left = self.end(hurry)
         log.info("stopped; %d associations were cut off", left)
         return not left
@@ -149,15 +149,19 @@ class Receiver:
         server.shutdown()
         deadline = time.monotonic() + self.settings.receive_grace_s
         hurry = hurry or threading.Event()
-        while server.active_associations and time.monotonic() < deadline and not hurry.wait(0.1):
+        while self._established() and time.monotonic() < deadline and not hurry.wait(0.1):
             pass
-        left = server.active_associations
+        left = self._established()
         for association in left:
             association.abort(block=False)
         deadline = time.monotonic() + ENDING_S
-        while server.active_associations and time.monotonic() < deadline:
+        while any(association.is_alive() for association in left) and time.monotonic() < deadline:
             time.sleep(0.05)
         return len(left)
+
+    def _established(self) -> list[Association]:
+        """The associations that something may come over; a connection that has not got so far is let go."""
+        return [one for one in self._server.active_associations if one.is_established] if self._server else []
 
     def _opened(self, event: Event) -> None:
         peer = peer_of(event.assoc)
