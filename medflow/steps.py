@@ -14,7 +14,7 @@ import logging
 import platform
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -119,10 +119,13 @@ def ingest(site: Site, source: AnySource, *, name: str | None = None, progress: 
     return tally
 
 
-def read_again(site: Site, name: str, since: datetime) -> int:
-    """Have the next `ingest` from a server begin no later than then; returns how many of its watermarks moved back."""
+def read_again(site: Site, name: str, since: datetime, types: Collection[str] = ()) -> int:
+    """Have the next `ingest` from a server begin no later than then, of these resource types or of all.
+
+    Returns how many of its watermarks moved back.
+    """
     with site.store.writing() as connection:
-        return watermarks.lower_marks(connection, name, Instant.of(since).utc_us)
+        return watermarks.lower_marks(connection, name, Instant.of(since).utc_us, types)
 
 
 def _take(

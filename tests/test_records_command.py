@@ -12,12 +12,13 @@ from tests.distributions import environment, medflow
 from tests.services.paging_fhir import paging_fhir
 
 EHR = {"kind": "fhir-server", "url": "https://ehr.example/r4", "types": ["Patient"], "overlap_s": 7}
+IMAGES = {"kind": "dicomweb", "url": "https://pacs.example/dicom-web"}
 EXPORTED = {"kind": "fhir", "paths": ["/in/fhir"]}
 
 
 @pytest.fixture
 def settings(tmp_path):
-    return load_settings(home=tmp_path, sources={"ehr": EHR, "export": EXPORTED})
+    return load_settings(home=tmp_path, sources={"ehr": EHR, "export": EXPORTED, "pacs": IMAGES})
 
 
 def test_an_address_that_is_configured_is_used_as_configured(settings):
@@ -51,6 +52,7 @@ def test_a_path_that_exists_wins_over_a_name(settings, tmp_path, monkeypatch):
         (["in/", "https://ehr.example/r4"], {}, "one FHIR server at a time"),
         (["https://user:secret@ehr.example/r4"], {}, "no credentials"),
         (["https://ehr.example/r4"], {"mode": "guess"}, "mode"),
+        (["pacs"], {}, "of kind dicomweb"),
     ],
 )
 def test_what_cannot_be_meant_is_said(settings, what, given, said):

@@ -80,13 +80,19 @@ def _fetch(site: Site, source: DicomWebSource | PacsSource, name: str | None, as
 
 
 def _source(site: Site, kind: type[Found], where: str, direct: dict[str, Any]) -> tuple[Found, str | None]:
-    """The configured source of this name, with the name; or what the address describes."""
+    """The configured source of this name or address, with its name; or what the address describes."""
+    found = {name: source for name, source in site.settings.sources.items() if isinstance(source, kind)}
+    for name, source in found.items():
+        if where == name or where.strip().rstrip("/") == source.public:
+            return source, name
     configured = site.settings.sources.get(where)
-    if configured is None:
-        return _checked(kind, direct), None
-    if not isinstance(configured, kind):
+    if configured is not None:
         raise ConfigurationError(f"the source {where!r} is of kind {configured.kind}, not {direct['kind']}")
-    return configured, where
+    try:
+        return _checked(kind, direct), None
+    except ConfigurationError as error:
+        known = ", ".join(found) or "none"
+        raise ConfigurationError(f"{error.message}; configured sources of kind {direct['kind']}: {known}") from None
 
 
 def _wanted(

@@ -43,7 +43,7 @@ def ingest_fhir(
         given["since"] = start
     chosen, name = chosen_source(site.settings, what, given)
     if start is not None and isinstance(chosen, FhirSource):
-        steps.read_again(site, name or chosen.public, start)
+        steps.read_again(site, name or chosen.public, start, types or ())
     with progress_bar("ingesting fhir") as advance:
         tally = steps.ingest(site, chosen, name=name, progress=advance)
     finish(tally.as_json(), as_json=as_json, title="ingest fhir")
@@ -70,10 +70,12 @@ def chosen_source(settings: Settings, what: list[str], given: dict[str, Any]) ->
         return _changed(known, given), first
     if any("://" in item for item in what):
         raise ConfigurationError("one FHIR server at a time: name its base URL, and no path beside it")
+    if known is not None and known.kind != "fhir":
+        raise ConfigurationError(f"the source {first!r} is of kind {known.kind}, not fhir-server or fhir")
     if given:
         said = ", ".join(f"--{'type' if name == 'types' else name}" for name in given)
         raise ConfigurationError(f"{said}: for FHIR servers only; name one by its base URL or its configured name")
-    if isinstance(known, Files) and known.kind == "fhir":
+    if isinstance(known, Files):
         return known, first
     return steps.source_of("fhir", [Path(item) for item in what]), None
 

@@ -104,7 +104,8 @@ def _stow(server: DicomWebTarget, timeout_s: float) -> Iterator[Said]:
     elif answer.status_code in (404, 405) or "fhir" in answer.headers.get("Content-Type", ""):
         yield (
             FAILED,
-            f"nothing takes objects at {server.public} (STOW-RS, HTTP {answer.status_code}): check stow_prefix",
+            f"nothing takes objects at {server.public} (STOW-RS, HTTP {answer.status_code}): check its address and "
+            "stow_prefix",
         )
     elif answer.status_code in (502, 503, 504):
         http.check_status(answer, server)

@@ -164,6 +164,11 @@ class RecordServer:
             warnings=tuple(_warnings(bundle)),
         )
 
+    def has(self, path: str) -> bool:
+        """Whether it answers to a resource's address with that resource; raises as `page` where it does not answer."""
+        status, _, found = self._get(f"{self.base_url}/{path}")
+        return status == 200 and found.get("resourceType") == path.partition("/")[0]
+
     def pages(self, url: str, params: Params) -> Iterator[Page]:
         """A request's pages to the last; from the first again where links expire.
 

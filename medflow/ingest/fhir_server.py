@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 SECOND_US = 1_000_000
 TELLING = ("Patient", "Encounter")  # types whose changes tell which patients changed, unless others are configured
 GONE = (404, 410)
+NEVER = 10  # records refused, and none given, after which no more patients are asked for
 CUT_OFF = "full-page-without-links"
 
 
@@ -125,6 +126,7 @@ class _Fetching:
     ) -> None:
         self._store, self._source, self._name, self._server = store, source, name, server
         self._capabilities, self._ingest, self._progress, self._context = capabilities, ingest, progress, context
+        self._refusals = 0  # of records of patients that are there, before any was answered; then -1
         self.tally = Tally()
 
     def run(self) -> None:
@@ -290,8 +292,9 @@ class _Fetching:
                         met.add(patient)
                         try:
                             yield from self._everything(patient)
+                            self._refusals = -1
                         except SearchRefused as error:
-                            held |= not self._refused(error)
+                            held |= not self._refused(patient, error)
             yield _Part(inputs=[], read_us=None if held else step.read_us, unsure=step.unsure)
 
     def _everything(self, patient: str) -> Iterator[_Part]:
@@ -299,12 +302,17 @@ class _Fetching:
         for page in self._server.pages(f"{self._server.base_url}/{path}", [("_count", str(self._source.count))]):
             yield _Part(inputs=list(offered_on(page, self._at(page, path), self._name)))
 
-    def _refused(self, error: SearchRefused) -> bool:
+    def _refused(self, patient: str, error: SearchRefused) -> bool:
         """Note that one patient's record was refused; whether that is because there is no such patient any more."""
-        if error.status in GONE:
+        if error.status in GONE and not self._server.has(f"Patient/{patient}"):
             self.tally.notes["patient-gone"] += 1
             return True
-        self.tally.broken["Patient/$everything"] = f"the server refuses it of some patients ({error.message})"
+        why = f"the server refuses it of patients that it has ({error.message}): mode search may be what it offers"
+        self.tally.broken["Patient/$everything"] = why
+        if self._refusals >= 0:
+            self._refusals += 1
+            if self._refusals == NEVER:
+                raise ConfigurationError(f"nothing can be read by patient from {self._name}: {why}")
         return False
 
     # --- deletions -------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ export that runs, a page); it holds no credential and nothing about a patient.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,9 +62,15 @@ def drop_mark(connection: Connection, source: str, kind: str) -> None:
     connection.execute(delete(WatermarkRow).where(WatermarkRow.source == source, WatermarkRow.kind == kind))
 
 
-def lower_marks(connection: Connection, source: str, until_us: int) -> int:
-    """Have a source read again from then on, where it was read further; returns how many marks moved back."""
-    statement = update(WatermarkRow).where(WatermarkRow.source == source, WatermarkRow.until_us > until_us)
+def lower_marks(connection: Connection, source: str, until_us: int, types: Collection[str] = ()) -> int:
+    """Have a source read again from then on, where it was read further; returns how many marks moved back.
+
+    ``types``: only marks of these resource types ("Patient", "Patient/_history", "export system Patient").
+    """
+    further = (WatermarkRow.source == source, WatermarkRow.until_us > until_us)
+    kinds = connection.scalars(select(WatermarkRow.kind).where(*further)).all()
+    chosen = [kind for kind in kinds if not types or kind.rpartition(" ")[2].partition("/")[0] in types]
+    statement = update(WatermarkRow).where(*further, WatermarkRow.kind.in_(chosen))
     return connection.execute(statement.values(until_us=until_us, updated_us=now_us())).rowcount
 
 

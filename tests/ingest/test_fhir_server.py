@@ -349,6 +349,24 @@ def test_everything_is_read_of_the_patients_that_changed(take, store, server):
     assert sum("$everything" in path for path in server.requests) == 2  # p2 is seen once more, as the last of before
 
 
+def test_a_server_that_has_patients_and_not_everything_is_told_and_its_mark_stays(take, store, server):
+    server.everything = False
+    server.put(patient(1))
+    tally = take(mode="everything", types=("Patient",))
+    assert "HTTP 404" in tally.broken["Patient/$everything"]
+    assert tally.notes["patient-gone"] == 0
+    assert mark(store, "Patient/$everything") is None
+
+
+def test_no_more_patients_are_asked_for_where_none_of_the_first_is_given(take, server):
+    server.everything = False
+    for number in range(30):
+        server.put(patient(number))
+    with pytest.raises(ConfigurationError, match="mode search"):
+        take(mode="everything", types=("Patient",))
+    assert sum("$everything" in path for path in server.requests) <= 10
+
+
 def test_a_mark_does_not_follow_a_resource_of_the_future(take, store, server):
     server.put(patient(1))
     stored = server.put(patient(2))

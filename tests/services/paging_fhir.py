@@ -50,6 +50,7 @@ class PagingServer:
     finds_nothing: bool = False  # ... and what it then does
     self_links: bool = True
     history: bool = True
+    everything: bool = True
     absolute: bool = True  # next links
     public: str | None = None  # the base URL that it believes it has
     types: tuple[str, ...] | None = None  # that its CapabilityStatement has; None: it says nothing of types
@@ -105,7 +106,7 @@ class PagingServer:
             return self.refused[kind], {"resourceType": "OperationOutcome", "issue": [{"code": "forbidden"}]}
         if rest.endswith("/$everything"):
             name = rest.partition("/")[0]
-            if ("Patient", name) not in self.held:
+            if not self.everything or ("Patient", name) not in self.held:
                 return 404, {"resourceType": "OperationOutcome", "issue": [{"code": "not-found"}]}
             found = [self._entry(item) for item in self._visible() if _about(item.resource, name)]
             return self._first(path, found, int(asked.get("_count", 100)), type="searchset")
@@ -118,6 +119,9 @@ class PagingServer:
             return self._first(
                 path, [self._version(item) for item in changed], int(asked.get("_count", 100)), "history"
             )
+        if rest:
+            item = self.held.get((kind, rest))
+            return (404, {"resourceType": "OperationOutcome"}) if item is None or item.deleted else (200, item.resource)
         return self._search(path, kind, query)
 
     def _search(self, path: str, kind: str, query: list[tuple[str, str]]) -> tuple[int, dict[str, Any]]:

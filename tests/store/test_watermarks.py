@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from medflow.store import Store, watermarks
-from medflow.store.watermarks import MarkLine, Watermark, forget_marks, read_mark, set_mark
+from medflow.store.watermarks import MarkLine, Watermark, forget_marks, lower_marks, read_mark, set_mark
 
 
 def marked(store: Store, source: str, kind: str, mark: Watermark) -> None:
@@ -62,3 +62,14 @@ def test_the_marks_of_all_sources_are_listed_without_their_state(store: Store, m
         MarkLine(source="ehr", kind="Patient", until_us=None, updated_us=77),
         MarkLine(source="pacs", kind="studies", until_us=4, updated_us=77),
     ]
+
+
+def test_marks_of_some_types_move_back_and_the_others_stay(store: Store) -> None:
+    for kind in ("Patient", "Patient/_history", "Observation", "export system Patient"):
+        marked(store, "ehr", kind, Watermark(until_us=9))
+
+    with store.writing() as connection:
+        moved = lower_marks(connection, "ehr", 5, ["Patient"])
+
+    assert moved == 3
+    assert read(store, "ehr", "Observation").until_us == 9
