@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 from typing import TypeVar
 
 from medflow.config import Settings
@@ -15,7 +17,7 @@ from medflow.connections.endpoints import DicomWebSource
 from medflow.connections.patience import Patience, tries
 from medflow.dicom.multipart import Part, media_type_of
 from medflow.dicom.web import DICOM, DicomWeb, Result, text_of
-from medflow.errors import InputRejected
+from medflow.errors import InputRejected, ServerUnavailable
 from medflow.ingest.landing import Landing
 from medflow.ingest.retrieval import Asked, Lacking, Listed, fetch_studies
 from medflow.ingest.tally import Progress, Tally
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 STUDY_UID, SERIES_UID, INSTANCE_UID, MODALITY = "0020000D", "0020000E", "00080018", "00080060"
 PATIENCE = Patience()
 AT_START = Patience(attempts=3)
+A_YEAR = 366  # days
 GIVE_UP_AFTER = 3  # instances of a series that are refused in a row
 
 Answer = TypeVar("Answer")
@@ -73,8 +76,27 @@ class DicomWebArchive:
             return
         self.check()
         for modality in asked.modalities or (None,):
-            found = _patiently(lambda modality=modality: list(self._web.studies(filters(asked, modality))))
-            yield from (text_of(study, STUDY_UID) for study in found)
+            yield from self._found(asked, modality)
+
+    def _found(self, asked: Asked, modality: str | None) -> Iterator[str]:
+        """What matches; where the server fails over all of it, what it tells day by day, and its failure at the end."""
+        try:
+            yield from self._matching(asked, modality)
+            return
+        except ServerUnavailable as error:
+            failure = error
+        days = _days(asked)
+        for day in days:
+            self.check()  # it may be away altogether
+            try:
+                yield from self._matching(replace(asked, since=day, until=day), modality, AT_START)
+            except ServerUnavailable as error:
+                failure = error
+        raise failure
+
+    def _matching(self, asked: Asked, modality: str | None, patience: Patience | None = None) -> list[str]:
+        found = _patiently(lambda: list(self._web.studies(filters(asked, modality))), patience)
+        return [text_of(study, STUDY_UID) for study in found]
 
     def series(self, study_uid: str, modalities: Sequence[str]) -> list[Listed]:
         """The series with their instances, from two queries."""
@@ -151,6 +173,15 @@ def filters(asked: Asked, modality: str | None) -> dict[str, str]:
     if asked.patient_id is not None:
         found["PatientID"] = asked.patient_id
     return found
+
+
+def _days(asked: Asked) -> list[date]:
+    """The days of a window that has a beginning and is no longer than a year."""
+    if asked.since is None:
+        return []
+    last = asked.until or datetime.now(UTC).date() + timedelta(days=1)
+    count = (last - asked.since).days + 1
+    return [asked.since + timedelta(days=number) for number in range(count)] if count <= A_YEAR else []
 
 
 def _is_wanted(modality: str, modalities: Sequence[str]) -> bool:

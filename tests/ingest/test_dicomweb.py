@@ -190,20 +190,33 @@ def test_an_archive_that_goes_away_is_said_after_what_came_is_stored(
         assert read_mark(connection, NAME, "studies").until_us is not None
 
 
-def test_a_study_that_is_not_given_is_on_record_until_it_comes(
-    local: Store, settings: Settings, tmp_path: Path
-) -> None:
-    (tmp_path / "orthanc").mkdir()
-    with run_orthanc(tmp_path / "orthanc", OverwriteInstances=True, MaximumStorageCacheSize=0) as archive:
-        fill(archive, tmp_path / "in", studies=3, series=1, slices=2)
-        lost = tmp_path / "in" / "2-1" / "001.dcm"
-        _lose(lost.read_bytes(), tmp_path / "orthanc" / "storage")
+@pytest.fixture(scope="module")
+def _careless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Orthanc, Path]]:
+    folder = tmp_path_factory.mktemp("careless")
+    with run_orthanc(folder, OverwriteInstances=True, MaximumStorageCacheSize=0) as archive:
+        yield archive, folder / "storage"
 
-        first = take(local, settings, source_of(archive))
-        with local.reading() as connection:
-            (reject,) = ledger.list_rejects(connection)
-        archive.upload(lost)
-        second = take(local, settings, source_of(archive))
+
+@pytest.fixture
+def careless(_careless: tuple[Orthanc, Path]) -> tuple[Orthanc, Path]:
+    """An empty Orthanc that notices at once when a file of its storage, the folder, is lost."""
+    _careless[0].empty()
+    return _careless
+
+
+def test_a_study_that_is_not_given_is_on_record_until_it_comes(
+    local: Store, settings: Settings, tmp_path: Path, careless: tuple[Orthanc, Path]
+) -> None:
+    archive, storage = careless
+    fill(archive, tmp_path / "in", studies=3, series=1, slices=2)
+    lost = tmp_path / "in" / "2-1" / "001.dcm"
+    _lose(lost.read_bytes(), storage)
+
+    first = take(local, settings, source_of(archive))
+    with local.reading() as connection:
+        (reject,) = ledger.list_rejects(connection)
+    archive.upload(lost)
+    second = take(local, settings, source_of(archive))
 
     assert first.reasons == {"not-retrieved": first.rejected}
     assert {f"{ROOT}.{study}.1.{number}" for study in (1, 3) for number in (1, 2)} <= stored(local)
@@ -211,6 +224,22 @@ def test_a_study_that_is_not_given_is_on_record_until_it_comes(
     assert (second.offered, second.rejected, len(stored(local))) == (6, 0, 6)
     with local.reading() as connection:
         assert ledger.list_rejects(connection) == []
+
+
+def test_an_archive_that_fails_over_one_day_gives_the_others(
+    local: Store, settings: Settings, tmp_path: Path, careless: tuple[Orthanc, Path]
+) -> None:
+    archive, storage = careless
+    for study in (1, 2, 3):
+        data = volume_of(1, study=study, StudyDate=f"2024010{study}")
+        archive.upload(*write_series(tmp_path / str(study), data))
+    _lose((tmp_path / "2" / "000.dcm").read_bytes(), storage)  # Orthanc reads it to list its study
+    window = {"since": "2024-01-01T00:00:00Z", "until": "2024-01-04T00:00:00Z"}
+
+    with pytest.raises(SourceUnavailable):
+        take(local, settings, source_of(archive, **window))
+
+    assert stored(local) == {f"{ROOT}.1.1.1", f"{ROOT}.3.1.1"}
 
 
 def _lose(content: bytes, storage: Path) -> None:
