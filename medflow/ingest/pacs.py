@@ -1,6 +1,6 @@
 """A PACS as an archive that images come from: C-FIND says what there is, C-GET or C-MOVE brings what is lacking.
 
-What C-GET brings goes straight into the landing. What C-MOVE sends is received as everything is (`arrivals`), and the
+What C-GET brings goes straight into the landing. What C-MOVE sends is received as everything is (`moved`), and the
 objects that were asked for are taken from there.
 """
 
@@ -18,8 +18,8 @@ from medflow.dicom.association import closed, echo
 from medflow.dicom.query import Query, batches, date_windows
 from medflow.dicom.retrieve import APART, PLAIN, SYNTAXES, Getting, Moving, Part
 from medflow.errors import InputRejected, RejectCode, ServerUnavailable, SourceUnavailable
-from medflow.ingest.arrivals import ECHO_S, Arrivals
 from medflow.ingest.landing import Landing
+from medflow.ingest.moved import ECHO_S, Arrivals
 from medflow.ingest.received import remove_received
 from medflow.ingest.retrieval import Asked, Lacking, Listed, fetch_studies
 from medflow.ingest.tally import Progress, Tally

@@ -22,7 +22,7 @@ from medflow.config import Settings, load_settings
 from medflow.connections.endpoints import PacsSource
 from medflow.dicom.receive import Receiver, receiver
 from medflow.errors import ConfigurationError, ServerUnavailable
-from medflow.ingest import arrivals
+from medflow.ingest import moved
 from medflow.ingest.dicom import ingest_dicom
 from medflow.ingest.fetch import fetch
 from medflow.ingest.tally import Tally
@@ -311,7 +311,7 @@ def test_what_is_moved_to_a_receiver_that_runs_is_taken_from_its_folder(dcmtk: L
 def test_another_server_at_the_port_that_is_to_receive_is_told_of(
     local: tuple[Store, Settings], dcmtk: Listening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arrivals, "ECHO_S", 0.2)
+    monkeypatch.setattr(moved, "ECHO_S", 0.2)
     with socket.create_server(("127.0.0.1", dcmtk.peer_port)):
         with pytest.raises(ConfigurationError, match="name another port"):
             take(*local, source_of(dcmtk, retrieve="move", move_port=dcmtk.peer_port))
