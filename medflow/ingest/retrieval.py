@@ -262,7 +262,10 @@ class _Fetch:
                 seen.add(uid)
                 yield uid
         if not narrowed(self._wanted):
-            yield from sorted(self._open - seen)  # outside the window by now, and still lacking
+            left = self._open - seen
+            if "" in left:  # it stood for one that was listed without a UID, which is mended
+                self._told.put(_Study(uid=""))
+            yield from sorted(left - {""})  # outside the window by now, and still lacking
 
     def _fetch_study(self, uid: str, landing: Landing) -> _Study:
         had, requested = 0, ()

@@ -24,6 +24,7 @@ from medflow.ingest import dicomweb
 from medflow.ingest.fetch import fetch
 from medflow.ingest.retrieval import asked_for
 from medflow.ingest.tally import Tally
+from medflow.registry import Registry
 from medflow.store import Store, ledger
 from medflow.store.connections import standing
 from medflow.store.imaging import counts_by_series
@@ -255,6 +256,23 @@ def test_a_study_asked_for_by_its_uid_that_is_not_there_is_told(
 
     assert counts(tally) == (1, 0, 0, 1)
     assert tally.reasons == {"not-retrieved": 1}
+
+
+def test_retrying_rejects_asks_a_configured_archive_again(
+    local: Store, settings: Settings, orthanc: Orthanc, tmp_path: Path
+) -> None:
+    source = source_of(orthanc, days=3)
+    here = settings.model_copy(update={"sources": {NAME: source}})
+    site = steps.Site(settings=here, store=local, registry=Registry(models={}, broken=()))
+    take(local, settings, source.model_copy(update={"studies": (f"{ROOT}.1",)}))
+    fetch(local, settings, source.model_copy(update={"studies": (f"{ROOT}.9",)}), "elsewhere")
+    orthanc.upload(*write_series(tmp_path / "late", volume_of(2)))
+
+    tally = steps.replay_rejects(site)
+
+    assert (tally.stored, tally.rejected, tally.notes) == (2, 0, {"left-to-the-next-fetch": 1})
+    with local.reading() as connection:
+        assert [item.source for item in ledger.list_rejects(connection)] == ["elsewhere"]
 
 
 def test_a_window_reaches_back_to_the_last_complete_fetch() -> None:
