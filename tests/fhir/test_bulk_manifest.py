@@ -52,7 +52,9 @@ def test_what_is_asked_for_over_tls_does_not_come_without(url):
         address(BASE, url, "ehr")
 
 
-@pytest.mark.parametrize("url", ["ftp://ehr.example/1", "file:///etc/passwd", "https://[x/SECRET", "https://SECRET:99999/1"])
+@pytest.mark.parametrize(
+    "url", ["ftp://ehr.example/1", "file:///etc/passwd", "https://[x/SECRET", "https://SECRET:99999/1"]
+)
 def test_what_is_no_http_address_is_said_so_and_not_quoted(url):
     with pytest.raises(SourceUnavailable) as caught:
         address(BASE, url, "ehr")
