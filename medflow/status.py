@@ -6,7 +6,7 @@ name made of a hash, so that neither a path nor a credential reaches a metric.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -122,7 +122,7 @@ def look_from(connection: Connection, settings: Settings) -> Standing:
             kind=source.kind,
             attempt=attempt,
             success=success,
-            marks=[mark for mark in marks if mark.source == name],
+            marks=_current(mark for mark in marks if mark.source == name),
         )
         for name, source in sorted(settings.sources.items())
         for attempt, success in [standing.last_of_source(connection, name)]
@@ -147,6 +147,13 @@ def look_from(connection: Connection, settings: Settings) -> Standing:
         workers_wanted=settings.executor == "workers",
         runs=standing.last_runs(connection),
     )
+
+
+def _current(marks: Iterable[MarkLine]) -> list[MarkLine]:
+    """Without those that were left behind when a source came to be asked for something else."""
+    listed = list(marks)
+    newest_us = max((mark.updated_us for mark in listed), default=0)
+    return [mark for mark in listed if mark.updated_us > newest_us - FORGOTTEN_US]
 
 
 def _target_names(settings: Settings) -> dict[str, str]:

@@ -122,6 +122,19 @@ def test_a_source_of_which_one_kind_was_never_read_to_its_end_has_no_such_moment
     assert source.read_us is None
 
 
+def test_a_mark_of_what_is_no_longer_asked_for_does_not_hold_a_source_back(
+    here: Store, site: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = now_us()
+    for moment in (now - 2 * FORGOTTEN_US, now):
+        monkeypatch.setattr(watermarks, "now_us", lambda moment=moment: moment)
+        with here.writing() as connection:
+            watermarks.set_mark(connection, "pacs", f"studies {moment}", Watermark(until_us=moment))
+
+    [source] = look(here, site).sources
+    assert source.read_us == now
+
+
 def test_metrics_name_connections_and_tell_no_address_and_no_sentence(here: Store, site: Settings) -> None:
     note(here, SOURCE, "pacs", "SENTENCE", "SENTENCE")
     note(here, TARGET, CHART)
