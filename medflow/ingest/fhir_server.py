@@ -32,6 +32,7 @@ from medflow.store.watermarks import Watermark
 
 log = logging.getLogger(__name__)
 SECOND_US = 1_000_000
+DAY_US = 86_400 * SECOND_US
 TELLING = ("Patient", "Encounter")  # types whose changes tell which patients changed, unless others are configured
 GONE = (404, 410)
 NEVER = 10  # records refused, and none given, after which no more patients are asked for
@@ -181,13 +182,20 @@ class _Fetching:
             count=self._source.count,
             extra=self._extra(kind),
         )
+        begins = self._tells_deletions(kind) and self._mark(f"{kind}/_history").until_us is None
+        if begins:
+            self._begin_history(kind, mark, begun)
         parts = self._with_patients(window.steps(), kind) if everything else map(self._part_of(kind), window.steps())
         try:
             self._take(parts, key, mark, begun)
         finally:
             self._tell(kind, window.notes)
-        if self._source.deletions:
+        if begins:
+            self._begin_history(kind, self._mark(key), begun)
+        elif self._tells_deletions(kind):
             self._read_deletions(kind, begun)
+        elif self._source.deletions:
+            self.tally.notes["deletions-not-told"] += 1
 
     def _since_us(self, mark: Watermark) -> int | None:
         if mark.until_us is not None:
@@ -317,17 +325,25 @@ class _Fetching:
 
     # --- deletions -------------------------------------------------------------------------------------------------
 
+    def _tells_deletions(self, kind: str) -> bool:
+        return self._source.deletions and self._capabilities.offers(kind, "history-type") is not False
+
+    def _begin_history(self, kind: str, read: Watermark, begun: _Beginning) -> None:
+        """Note from when on the history is to be asked: before anything is stored, and better when all is.
+
+        What went before the first run never came. ``read`` is how far the type is read; before, there is only the
+        server's clock to go by, or ours, less a day.
+        """
+        key = f"{kind}/_history"
+        clock_us = begun.server_us if begun.server_us is not None else time.time_ns() // 1000
+        moments = (clock_us - DAY_US, read.until_us, self._mark(key).until_us)
+        self._set(key, min(moment for moment in moments if moment is not None))
+
     def _read_deletions(self, kind: str, begun: _Beginning) -> None:
-        """What the type's history says is gone since it was last asked; what went before the first run never came."""
-        if self._capabilities.offers(kind, "history-type") is False:
-            self.tally.notes["deletions-not-told"] += 1
-            return
+        """What the type's history says is gone since it was last asked."""
         key = f"{kind}/_history"
         mark = self._mark(key)
         if mark.until_us is None:
-            start_us = begun.server_us if begun.server_us is not None else self._mark(kind).until_us
-            if start_us is not None:
-                self._set(key, start_us)
             return
         since = instant_text(mark.until_us - int(self._source.overlap_s * SECOND_US))
         asked = [("_since", since), ("_count", str(self._source.count))]

@@ -3,7 +3,7 @@ from datetime import timedelta
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, example, given
+from hypothesis import HealthCheck, Phase, example, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from sqlalchemy import select
@@ -463,13 +463,34 @@ SHIFTS = (
 
 
 @example(rounds=[SHIFTS], count=3, sorts=True, self_links=True, skew_s=0, dated=True)
-@examples(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(
+    rounds=[([("put", 0, 0)], [], None), ([], [("delete", 0, 0)], None)],
+    count=3,
+    sorts=False,
+    self_links=False,
+    skew_s=32,
+    dated=True,
+)
+@example(
+    rounds=[([("put", 0, 0)], [], ("committed", 1)), ([("delete", 0, 0)], [], None)],
+    count=3,
+    sorts=False,
+    self_links=False,
+    skew_s=-50_000,
+    dated=True,
+)
+@examples(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # shrinking would read servers for minutes
+)
 @given(
     rounds=st.lists(Round, min_size=1, max_size=4),
     count=st.integers(3, 5),
     sorts=st.booleans(),
     self_links=st.booleans(),
-    skew_s=st.integers(-100_000, 100_000),
+    skew_s=st.integers(-80_000, 80_000),
     dated=st.booleans(),
 )
 def test_every_resource_arrives_once_whatever_dies_when_and_whose_clock_is_wrong(
@@ -514,7 +535,6 @@ def test_every_resource_arrives_once_whatever_dies_when_and_whose_clock_is_wrong
         run([], None)
         expected = {f"Patient/{name}": str(item.version) for (_, name), item in server.held.items() if not item.deleted}
         found = {name: version for name, version in held(store, system).items() if version != "deleted"}
-        if dated or all(change[0] != "delete" for part in rounds for change in (*part[0], *filter(None, part[1]))):
+        assert found.items() >= expected.items()
+        if dated:  # else nothing but our clock, which is months ahead, says from when on to ask for deletions
             assert found == expected
-        else:
-            assert found.items() >= expected.items()
