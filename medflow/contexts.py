@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from medflow.config import Settings
 from medflow.dicom.maker import Maker
 from medflow.fhir.write import ModelIdentity, ResultContext
 from medflow.inputs import job_facts
-from medflow.records import Instant, ResultObject, Subject
+from medflow.records import Instant, ResultObject, Subject, fhir_identifier
 from medflow.registry import RegisteredModel
 from medflow.store import Connection
 from medflow.store.jobs import Job
@@ -27,9 +27,26 @@ class About:
 
 def read_about(connection: Connection, settings: Settings, model: RegisteredModel, jobs: Sequence[Job]) -> About:
     """Of all these jobs at once."""
-    facts = job_facts(connection, model.spec, jobs)
+    facts = {key: _named(item, settings.source) for key, item in job_facts(connection, model.spec, jobs).items()}
     patients = [item.patient_id for item in facts.values() if item.patient_id is not None]
     return About(facts=facts, subjects=subjects(connection, patients, source=settings.source))
+
+
+def _named(facts: UnitFacts, source: str) -> UnitFacts:
+    """Facts whose literal references lead to resources of ``source``, the system that results go to.
+
+    Another system's Encounter/7 would be taken for one of its own there, which may be somebody else's: it is named by
+    identifier.
+    """
+    if facts.source in (None, source):
+        return facts
+    inputs = (
+        replace(item, reference=None, identifier=fhir_identifier(facts.source, item.reference))
+        if item.reference is not None
+        else item
+        for item in facts.inputs
+    )
+    return replace(facts, encounter=None, inputs=tuple(inputs))
 
 
 def identity_of(model: RegisteredModel) -> ModelIdentity:

@@ -67,9 +67,12 @@ class Identifier:
     value: str
 
 
-def fhir_identifier(source: str, patient_id: str) -> Identifier:
-    """The identifier that stands for ``Patient/<id>`` of a source, so that references resolve like any other."""
-    return Identifier(system=f"urn:medflow:fhir:{source}", value=patient_id)
+def fhir_identifier(source: str, name: str) -> Identifier:
+    """The identifier that stands for a resource of a source, so that references resolve like any other.
+
+    ``name`` is the id of a Patient, or a literal reference to anything else.
+    """
+    return Identifier(system=f"urn:medflow:fhir:{source}", value=name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,11 +15,15 @@ IN_LIST = 5000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnitFacts:
-    """One unit, named for a result. ``effective`` is None where the prediction time is the time to state."""
+    """One unit, named for a result. ``effective`` is None where the prediction time is the time to state.
+
+    ``source`` is the system that ``encounter``, and what ``inputs`` refer to literally, are resources of.
+    """
 
     patient_id: int | None
     inputs: tuple[InputReference, ...]
     encounter: str | None = None  # a FHIR reference
+    source: str | None = None
     effective: Instant | None = None
 
 
@@ -69,12 +73,13 @@ def _study_reference(uid: str, *, display: str | None = None) -> InputReference:
 
 
 def _encounters(connection: Connection, ids: Sequence[int]) -> dict[int, UnitFacts]:
-    query = select(EncounterRow.id, EncounterRow.fhir_id, EncounterRow.patient_id).where(EncounterRow.id.in_(ids))
+    query = select(EncounterRow.id, EncounterRow.source, EncounterRow.fhir_id, EncounterRow.patient_id)
+    query = query.where(EncounterRow.id.in_(ids))
     facts = {}
     for row in connection.execute(query):
         reference = f"Encounter/{row.fhir_id}"
         inputs = (InputReference(type="Encounter", reference=reference),)
-        facts[row.id] = UnitFacts(patient_id=row.patient_id, inputs=inputs, encounter=reference)
+        facts[row.id] = UnitFacts(patient_id=row.patient_id, inputs=inputs, encounter=reference, source=row.source)
     return facts
 
 

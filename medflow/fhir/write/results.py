@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from medflow.errors import InputNotUsable, InputRejected, PredictionInvalid
@@ -48,7 +48,8 @@ class ResultContext:
     """What the results of one job are of.
 
     ``effective`` is the acquisition, or the end of the window; ``issued`` the time of the run, which takes no part in
-    any id. ``encounter`` is a FHIR reference. ``objects`` are the DICOM objects that the job made.
+    any id. ``encounter`` is a FHIR reference; None where it is of another system than the one that results go to, and
+    then part of the ids. ``objects`` are the DICOM objects that the job made.
     """
 
     model: ModelIdentity
@@ -79,12 +80,24 @@ def result_resources(context: ResultContext, results: Sequence[Result]) -> list[
     PredictionInvalid
         What comes out is not valid R4: a defect of the spec's codes or units.
     """
-    resources = [resource for result in results for resource in _mapped(context, result)]
+    resources = [resource for result in results for resource in _mapped(context, _referring(context, result))]
     resources.append(_provenance(context, resources))
     try:
         return [outgoing(resource, context.envelope) for resource in resources]
     except InputRejected as error:
         raise PredictionInvalid("invalid-resource", f"the result is not valid FHIR: {error.message}") from None
+
+
+def _referring(context: ResultContext, result: Result) -> Result:
+    """A result that refers to measurements only where those, and the encounter, are of the system it goes to."""
+    if not _elsewhere(context):
+        return result
+    return replace(result, contributions=tuple(replace(item, basis=None) for item in result.contributions))
+
+
+def _elsewhere(context: ResultContext) -> bool:
+    """Whether it is an encounter of another system."""
+    return any(item.type == "Encounter" and item.reference is None for item in context.inputs)
 
 
 def _mapped(context: ResultContext, result: Result) -> list[Json]:
@@ -258,12 +271,15 @@ def _identified(context: ResultContext, kind: str, output: str, code: Coding) ->
 def _result_id(context: ResultContext, kind: str, output: str, code: Coding | None) -> str:
     """Nothing of one database goes in, so that the same input scored elsewhere gives the same id."""
     subject = context.subject
+    inputs = ("inputs", *(repr(reference(item)) for item in context.inputs))
     if subject is not None and subject.reference:
         of = ("reference", subject.reference)
     elif subject is not None and subject.identifier:
         of = ("identifier", subject.identifier.system, subject.identifier.value)
     else:
-        of = ("inputs", *(repr(reference(item)) for item in context.inputs))
+        of = inputs
+    if _elsewhere(context) and of is not inputs:
+        of = (*of, *inputs)  # the same stay as two systems know it: each its own result
     model = context.model
     named = (code.system, code.code) if code else ()
     return made_id(
