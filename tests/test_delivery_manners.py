@@ -207,14 +207,20 @@ def test_a_patient_known_from_images_is_the_servers_own_where_it_has_exactly_one
         body = {"resourceType": "Patient", "identifier": [{"system": who.system, "value": who.value}]}
         httpx.post(f"{url}/Patient", json=body).raise_for_status()
     mine = next(item for item in found(url, "Patient") if item["identifier"][0]["value"] == known.value)
-    queue(local, [item for who in (known, twice, unknown) for item in score_of(who)])
+    link = [{"type": "replaced-by", "other": {"reference": f"Patient/{mine['id']}"}}]
+    gone, old = ({"system": known.system, "value": value, "use": use} for value, use in (("8", "usual"), ("9", "old")))
+    for other in ({"link": link, "identifier": mine["identifier"]}, {"active": False, "identifier": [gone]}):
+        httpx.post(f"{url}/Patient", json={"resourceType": "Patient"} | other).raise_for_status()
+    httpx.post(f"{url}/Patient", json={"resourceType": "Patient", "identifier": [old]}).raise_for_status()
+    doubtful = tuple(Identifier(system="urn:oid:1.2.3", value=value) for value in ("8", "9"))
+    queue(local, [item for who in (known, twice, unknown, *doubtful) for item in score_of(who)])
 
     tally = deliver(local, settings, url)
 
-    assert (tally.delivered, tally.failed) == (6, 0)
+    assert (tally.delivered, tally.failed) == (10, 0)
     subjects = {item["subject"]["identifier"]["value"]: item["subject"] for item in found(url, "Observation")}
     assert subjects[known.value]["reference"] == f"Patient/{mine['id']}"
-    assert "reference" not in subjects[twice.value] and "reference" not in subjects[unknown.value]
+    assert not any("reference" in subjects[who.value] for who in (twice, unknown, *doubtful))
     assert len(found(url, "Observation", patient=f"Patient/{mine['id']}", code="118565006")) == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,6 +11,8 @@ from email.utils import parsedate_to_datetime
 import stamina
 
 from medflow.errors import ServerUnavailable
+
+LONGEST_S = 86_400.0  # that a server may ask for: what it says beyond is a mistake of its own, and no reason to wait
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,14 +46,14 @@ def tries(patience: Patience, *, stopping: Callable[[], bool] = lambda: False) -
 
 
 def retry_after_s(value: str | None) -> float | None:
-    """Seconds from a Retry-After header: a number, or an HTTP date (RFC 9110 section 10.2.3)."""
+    """Seconds from a Retry-After header: a number, or an HTTP date (RFC 9110 section 10.2.3); a day at most."""
     if not value:
         return None
-    if value.strip().isdigit():
-        return float(value)
+    if re.fullmatch(r"[0-9]+", value.strip()):
+        return min(float(value), LONGEST_S)
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    return min(max(0.0, (moment - datetime.now(UTC)).total_seconds()), LONGEST_S)

@@ -178,6 +178,9 @@ class _Run:
                 error=f"{refusal.reason}: {refusal.detail}" if refusal.detail else refusal.reason,
                 not_before_us=now + int(refusal.wait_s * 1e6),
                 withheld=refusal.withheld,
+                # a server that is away may stay so for longer than any number of runs; one that took others meanwhile
+                # may not bear this one
+                counted=refusal.reason != UNANSWERED or bool(sent.delivered),
             )
             for refusal in sent.refused
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -174,7 +174,7 @@ class FhirClient:
         if response.status_code >= 400:
             return _refused(response.status_code, outcome, retry_after_s(response.headers.get("Retry-After")))
         place = response.headers.get("Location") or response.headers.get("Content-Location")
-        return _stored(response.status_code, place, response.headers.get("ETag"), outcome)
+        return _believed(_stored(response.status_code, place, response.headers.get("ETag"), outcome), outcome)
 
     def read(self, kind: str, key: str, version: str | None = None) -> Found | None:
         """A resource as it is there now, or as it was in one version; None if the server has or gives none.
@@ -203,11 +203,15 @@ class FhirClient:
         response = self._send("POST", f"{self.base_url}/{kind}/_search", data=dict(parameters))
         http.check_status(response, self.server)
         found = _json(response) if response.status_code == 200 else {}
-        links = found.get("link") if isinstance(found.get("link"), list) else []
-        if found.get("resourceType") != "Bundle" or any(link.get("relation") == "next" for link in links or ()):
+        more = any(link.get("relation") == "next" for link in _dicts(found.get("link")))
+        if found.get("resourceType") != "Bundle" or more:
             return None
-        resources = [entry.get("resource") or {} for entry in found.get("entry") or ()]
-        return [resource for resource in resources if resource.get("resourceType") == kind and resource.get("id")]
+        resources = [
+            entry["resource"] for entry in _dicts(found.get("entry")) if isinstance(entry.get("resource"), dict)
+        ]
+        matches = [resource for resource in resources if resource.get("resourceType") == kind and resource.get("id")]
+        total = found.get("total")  # more than came: the server cut its answer off without a next link
+        return None if isinstance(total, int) and total > len(matches) else matches
 
     def _content(self, body: bytes) -> dict[str, Any]:
         headers = {"Content-Type": FHIR_JSON}
@@ -258,6 +262,10 @@ def _json(response: httpx.Response) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
 def _entry_answer(entry: Any, wait: float | None) -> Answer:
     response = entry.get("response") if isinstance(entry, dict) else None
     response = response if isinstance(response, dict) else {}
@@ -267,10 +275,10 @@ def _entry_answer(entry: Any, wait: float | None) -> Answer:
         return Answer(status=502, reason="no status in the entry's response", retry_after_s=wait)
     resource = entry.get("resource")
     resource = resource if isinstance(resource, dict) else {}
-    if 200 <= int(status) < 300:
-        return _stored(int(status), response.get("location"), response.get("etag"), resource)
     if outcome is None:  # some servers answer with it as the entry's resource
         outcome = resource
+    if 200 <= int(status) < 300:
+        return _believed(_stored(int(status), response.get("location"), response.get("etag"), resource), outcome)
     return _refused(int(status), outcome if isinstance(outcome, dict) else {}, wait)
 
 
@@ -287,6 +295,16 @@ def _stored(status: int, place: Any, etag: Any, resource: dict[str, Any]) -> Ans
     if not isinstance(etag, str):
         etag = f'W/"{version}"' if version else None
     return Answer(status=status, id=key if isinstance(key, str) else None, etag=etag)
+
+
+def _believed(answer: Answer, outcome: Any) -> Answer:
+    """An answer of success, unless all that came with it is an error: a place or a version would prove it stored."""
+    if answer.id or answer.etag or not isinstance(outcome, dict) or outcome.get("resourceType") != "OperationOutcome":
+        return answer
+    if not any(issue.get("severity") in ("error", "fatal") for issue in _dicts(outcome.get("issue"))):
+        return answer
+    refused = _refused(422, outcome, None)
+    return replace(refused, reason=f"HTTP {answer.status} with an error{refused.reason.removeprefix('HTTP 422')}")
 
 
 def _refused(status: int, outcome: dict[str, Any], wait: float | None) -> Answer:

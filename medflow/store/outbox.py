@@ -70,13 +70,15 @@ class PendingResource:
 class Failure:
     """A resource that a target did not take. ``error`` stays in SQL: a server's words may name a patient.
 
-    ``withheld``: the target has no place for its kind, so that it was never sent.
+    ``withheld``: the target has no place for its kind, so that it was never sent. Not ``counted``: nobody answered, and
+    that is no reason to give it up.
     """
 
     resource: PendingResource
     error: str
     not_before_us: int
     withheld: bool = False
+    counted: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -376,7 +378,7 @@ def record_failed(connection: Connection, target: str, failures: Sequence[Failur
             "key": failure.resource.outbox_id,
             "sent": failure.resource.version,
             "new_state": _state(failure, max_attempts),
-            "new_attempts": failure.resource.attempts + (0 if failure.withheld else 1),
+            "new_attempts": failure.resource.attempts + (0 if failure.withheld or not failure.counted else 1),
             "new_error": failure.error,
             "new_not_before": failure.not_before_us,
         }
@@ -404,7 +406,7 @@ def record_failed(connection: Connection, target: str, failures: Sequence[Failur
 def _state(failure: Failure, max_attempts: int) -> str:
     if failure.withheld:
         return "withheld"
-    return "dead" if failure.resource.attempts + 1 >= max_attempts else "failed"
+    return "dead" if failure.counted and failure.resource.attempts + 1 >= max_attempts else "failed"
 
 
 def retry_deliveries(connection: Connection, target: str | None = None, *, overwrite: bool = False) -> int:

@@ -189,6 +189,29 @@ def test_an_answer_that_does_not_arrive_whole_is_worth_another_try(
         client.bundle("transaction", PUTS)
 
 
+def test_no_server_is_waited_for_longer_than_a_day(faulty: FaultyServer, client: FhirClient) -> None:
+    faulty.script.append(Reply(status=503, headers={"Retry-After": "9" * 400}))
+
+    with pytest.raises(ServerUnavailable) as caught:
+        client.bundle("transaction", PUTS)
+
+    assert caught.value.retry_after_s == 86_400
+
+
+@pytest.mark.parametrize(("place", "taken"), [("", False), (',"location":"Observation/1/_history/1"', True)])
+def test_a_success_that_is_all_error_is_believed_where_something_was_stored(
+    place: str, taken: bool, faulty: FaultyServer, client: FhirClient
+) -> None:
+    outcome = '{"resourceType":"OperationOutcome","issue":[{"severity":"error","code":"invalid"}]}'
+    entry = f'{{"response":{{"status":"200","outcome":{outcome}{place}}}}}'
+    faulty.script.append(Reply(body=f'{{"resourceType":"Bundle","entry":[{entry},{entry},{entry}]}}'.encode()))
+
+    answers = client.bundle("transaction", PUTS)
+
+    assert [answer.taken for answer in answers] == [taken] * 3
+    assert all(answer.taken or answer.reason == "HTTP 200 with an error, invalid" for answer in answers)
+
+
 @pytest.mark.parametrize("entry", ["null", "{}", '{"response":{}}', '{"response":{"status":"fine"}}', '"x"'])
 def test_an_entry_without_a_status_is_not_taken(entry: str, faulty: FaultyServer, client: FhirClient) -> None:
     body = f'{{"resourceType":"Bundle","entry":[{entry},{entry},{entry}]}}'.encode()

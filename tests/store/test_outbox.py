@@ -164,6 +164,17 @@ def test_what_was_refused_waits_and_is_dead_in_the_end(store: Store) -> None:
         assert [line[2:] for line in outbox.list_errors(connection, TARGET)] == [("dead", 2, "HTTP 400")] * 2
 
 
+def test_what_nobody_answered_is_never_given_up(store: Store) -> None:
+    queue(store, *risk_of(1))
+    claim(store)
+    silent = [Failure(resource=item, error="", not_before_us=0, counted=False) for item in flat(pending(store))]
+
+    with store.writing() as connection:
+        assert outbox.record_failed(connection, TARGET, silent, max_attempts=1) == 0
+
+    assert [item.attempts for item in flat(pending(store))] == [0, 0, 0]
+
+
 def test_dead_deliveries_can_be_replayed(store: Store) -> None:
     queue(store, *risk_of(1))
     claim(store)
