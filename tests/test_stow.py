@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import requests
 from pydicom import Dataset, dcmread
 
 from medflow import delivery, steps
@@ -20,7 +21,7 @@ from medflow.connections.endpoints import DicomWebTarget
 from medflow.connections.patience import Patience
 from medflow.delivery import archive
 from medflow.delivery.archive import ResultFile
-from medflow.delivery.stow import outcomes_of
+from medflow.delivery.stow import answer_of, outcomes_of
 from medflow.dicom.multipart import boundary_of, parts
 from medflow.errors import ConfigurationError, TargetUnavailable
 from medflow.records import Outgoing
@@ -251,3 +252,35 @@ def test_without_a_word_of_it_only_200_says_that_an_object_is_there(status: int,
     (outcome,) = outcomes_of([file_of("1.1")], status, {})
 
     assert outcome.taken is taken
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"00081198": {"Value": [{"00081197": {"Value": [0xA700]}}]}},  # something failed, and it is not said what
+        {"00081198": {"Value": [item_of("1.1", **{"00081197": 0xB000})]}},
+        {"00081199": {"Value": [item_of("1.2")]}},
+    ],
+    ids=["unnamed", "with-a-warning", "another"],
+)
+def test_status_200_is_not_believed_against_the_answer_it_comes_with(answer: dict[str, Any]) -> None:
+    (outcome,) = outcomes_of([file_of("1.1")], 200, answer)
+
+    assert not outcome.taken
+
+
+@pytest.mark.parametrize(
+    ("body", "understood"),
+    [
+        (b"", True),
+        (b"<html>Sign in</html>", False),
+        (b"<NativeDicomModel></NativeDicomModel>", True),
+        (b'<NativeDicomModel><DicomAttribute tag="00081198"/></NativeDicomModel>', False),
+    ],
+    ids=["empty", "page", "xml", "failures-in-xml"],
+)
+def test_a_page_with_status_200_confirms_nothing(body: bytes, understood: bool) -> None:
+    response = requests.Response()
+    response.status_code, response._content = 200, body
+
+    assert (answer_of(response) == {}) is understood

@@ -7,6 +7,7 @@ say 400 instead, with the same answer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import requests
@@ -20,8 +21,9 @@ from medflow.errors import DeliveryRefused
 
 ANSWERED = (200, 202, 409)  # with a Store Instances Response (PS3.18 Annex I)
 FAILED, REFERENCED, OTHERS = "00081198", "00081199", "0008119A"
+UNTAKEN = (FAILED.encode(), OTHERS.encode(), b"FailedSOPSequence")
 INSTANCE_UID, FAILURE_REASON, WARNING_REASON = "00081155", "00081197", "00081196"
-PROCESSING_FAILURE = 0x0110
+PROCESSING_FAILURE, DUPLICATE = 0x0110, 0x0111
 DETAIL = 2000  # characters of an answer that are kept, in SQL
 
 
@@ -39,7 +41,10 @@ class Stow:
     def send(self, files: Sequence[ResultFile]) -> Sequence[Outcome]:
         """One request."""
         response = self._web.store([PartFile(open=file.open, size=file.size) for file in files])
-        answer, text = _answer(response), response.text[:DETAIL]
+        answer, text = answer_of(response), response.text[:DETAIL]
+        if answer is None:  # such as a sign-in page with status 200: it confirms nothing
+            reason = f"HTTP {response.status_code}, and no answer that can be read"
+            raise DeliveryRefused(f"{self.public} refuses the request ({reason})", reason=reason, detail=text)
         if response.status_code not in ANSWERED and not answer.keys() & {FAILED, REFERENCED}:
             reason = f"HTTP {response.status_code}"
             raise DeliveryRefused(f"{self.public} refuses the request ({reason})", reason=reason, detail=text)
@@ -53,7 +58,7 @@ class Stow:
 def outcomes_of(files: Sequence[ResultFile], status: int, answer: Result, text: str = "") -> list[Outcome]:
     """What a Store Instances Response says of each file; ``text`` is kept with what was not taken.
 
-    Where it names an object nowhere, 200 says that it was stored; any other status does not.
+    Where it names no object at all, 200 says that all were stored; else only what it names so was.
     """
     failed = {text_of(item, INSTANCE_UID): _number(item, FAILURE_REASON) for item in _items(answer, FAILED)}
     stored = {text_of(item, INSTANCE_UID): _number(item, WARNING_REASON) for item in _items(answer, REFERENCED)}
@@ -61,21 +66,27 @@ def outcomes_of(files: Sequence[ResultFile], status: int, answer: Result, text: 
     for file in files:
         uid = file.sop_instance_uid
         if uid in failed:
-            code = failed[uid] or PROCESSING_FAILURE
-            found.append(Outcome(file=file, status=code, detail=text))
-        elif uid in stored or (status == 200 and not _items(answer, OTHERS)):
+            told = Outcome(file=file, status=failed[uid] or PROCESSING_FAILURE, detail=text)
+            if told.taken and told.status != DUPLICATE:  # a warning's number among the failures
+                told = replace(told, status=PROCESSING_FAILURE)
+            found.append(told)
+        elif uid in stored or (status == 200 and not failed and not stored and not _items(answer, OTHERS)):
             found.append(Outcome(file=file))
         else:
             found.append(Outcome(file=file, reason=f"HTTP {status}", detail=text))
     return found
 
 
-def _answer(response: requests.Response) -> Result:
-    """The Store Instances Response of an answer; empty where it has none that can be read."""
+def answer_of(response: requests.Response) -> Result | None:
+    """The Store Instances Response of an answer; empty where it has none, None where it cannot be read.
+
+    One in XML, which some servers give unasked, counts where it tells of no failure.
+    """
     try:
         answer = response.json() if response.content else {}
     except ValueError:
-        return {}
+        xml = b"NativeDicomModel" in response.content and not any(tag in response.content for tag in UNTAKEN)
+        return {} if xml or response.status_code not in ANSWERED else None
     if isinstance(answer, list) and answer:
         answer = answer[0]
     return answer if isinstance(answer, dict) else {}
