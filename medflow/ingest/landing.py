@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +28,7 @@ from medflow.errors import ConfigurationError, SourceUnavailable
 WAITING = 2048  # files that may lie there before fetching waits
 WAITING_BYTES = 2 << 30
 LOCK = ".lock"
+UID = re.compile(r"[0-9.]{1,64}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +64,7 @@ class Landing(Spool):
         self._changed = threading.Condition()
         self._files: deque[Landed] = deque()
         self._bytes = 0
+        self._there: set[Path] = set()  # put in, and not removed yet
         self._arrived: set[str] = set()
         self._stopped = self._ended = False
         self._lock_file: int | None = None
@@ -98,6 +100,10 @@ class Landing(Spool):
             if path.name.startswith(PARTIAL):
                 path.unlink(missing_ok=True)
             elif path.name.endswith(SUFFIX):
+                if not _whole(path):  # its name outlived a crash of the machine, its bytes did not: fetched again
+                    path.unlink()
+                    continue
+                self._there.add(path)
                 found = Landed(path=path, uid=stated_uid(path), size=path.stat().st_size)
                 self._files.append(found)
                 self._bytes += found.size
@@ -145,15 +151,19 @@ class Landing(Spool):
                 yield incoming
             path = self.root / f"{incoming.digest}{SUFFIX}"
             incoming.uid = stated_uid(temporary)
-            os.replace(temporary, path)  # nothing is flushed to disk: what is lost here is fetched again
+            with self._changed:
+                if path in self._there:  # sent twice; the first is removed once it is ingested
+                    temporary.unlink()
+                else:
+                    os.replace(temporary, path)  # nothing is flushed to disk: what is lost here is fetched again
+                    self._there.add(path)
+                    self._files.append(Landed(path=path, uid=incoming.uid, size=incoming.size))
+                    self._bytes += incoming.size
+                self._arrived.add(incoming.uid)
+                self._changed.notify_all()
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        with self._changed:
-            self._files.append(Landed(path=path, uid=incoming.uid, size=incoming.size))
-            self._bytes += incoming.size
-            self._arrived.add(incoming.uid)
-            self._changed.notify_all()
 
     def arrived(self, uids: Iterable[str]) -> set[str]:
         """Which of these SOP Instance UIDs were put in, and are not forgotten yet."""
@@ -190,9 +200,10 @@ class Landing(Spool):
 
     def done(self, files: Sequence[Landed]) -> None:
         """Remove files that the store has, or has on record as rejects."""
-        for file in files:
-            file.path.unlink(missing_ok=True)
         with self._changed:
+            for file in files:
+                file.path.unlink(missing_ok=True)
+                self._there.discard(file.path)
             self._bytes = max(0, self._bytes - sum(file.size for file in files))
             self._changed.notify_all()
 
@@ -232,12 +243,19 @@ class Incoming:
         return self._total.hexdigest()
 
 
+def _whole(path: Path) -> bool:
+    """Whether a file's bytes are those that it is named by."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest() == path.stem
+
+
 def stated_uid(path: Path) -> str:
     """The SOP Instance UID of a file as its meta group states it (PS3.10 7.1); "" where it states none."""
     from pydicom.errors import InvalidDicomError
     from pydicom.filereader import read_file_meta_info
 
     try:
-        return str(read_file_meta_info(path).get("MediaStorageSOPInstanceUID", ""))
+        uid = str(read_file_meta_info(path).get("MediaStorageSOPInstanceUID", ""))
+        return uid if UID.fullmatch(uid) else ""  # a sender may put any text there
     except (InvalidDicomError, OSError, ValueError, KeyError, EOFError, AttributeError):
         return ""  # whatever it is: ingest says so

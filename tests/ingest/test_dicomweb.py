@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from medflow.dicom import web
 from medflow.errors import ConfigurationError, SourceUnavailable
 from medflow.ingest import dicomweb
 from medflow.ingest.fetch import fetch
+from medflow.ingest.landing import Landing
 from medflow.ingest.retrieval import asked_for
 from medflow.ingest.tally import Tally
 from medflow.registry import Registry
@@ -31,7 +33,7 @@ from medflow.store.imaging import counts_by_series
 from medflow.store.tables import InstanceRow
 from medflow.store.watermarks import Watermark, read_mark
 from tests.distributions import environment, medflow
-from tests.factories_dicom import ROOT, volume_of, write_series
+from tests.factories_dicom import ROOT, slice_of, to_bytes, volume_of, write_series
 from tests.services.fault_proxy import cut, http_proxy, refused
 from tests.services.orthanc import Orthanc
 from tests.services.orthanc import orthanc as run_orthanc
@@ -293,13 +295,30 @@ def test_what_a_killed_process_had_fetched_is_taken_first(
     take(local, settings, source_of(orthanc))
     (folder,) = (settings.home / "fetching").iterdir()
     (left,) = write_series(tmp_path / "left", volume_of(1, study=7))
-    left.rename(folder / f"{'0' * 64}.dcm")
+    left.rename(folder / f"{sha256(left.read_bytes()).hexdigest()}.dcm")
+    (folder / f"{'0' * 64}.dcm").write_bytes(to_bytes(slice_of(0, study=8))[:-1] + b"?")
     (folder / ".incoming-half").write_bytes(b"half of one")
 
     tally = take(local, settings, source_of(orthanc))
 
     assert counts(tally) == (number + 1, 1, number, 0)
     assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_what_an_archive_gives_twice_is_offered_once(settings: Settings) -> None:
+    data = to_bytes(slice_of(0))
+    landing = Landing(settings.home, NAME)
+    landing.prepare()
+
+    landing.keep([data])
+    first = landing.take(5)
+    landing.keep([data])  # while the first is ingested
+    landing.done(first)
+
+    assert (len(first), landing.take(5)) == (1, [])
+    landing.keep([data])
+    assert [file.path.is_file() for file in landing.take(5)] == [True]
+    landing.close()
 
 
 def test_the_command_names_no_patient_where_others_read(orthanc: Orthanc, tmp_path: Path) -> None:
