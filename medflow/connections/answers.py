@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from medflow.connections.endpoints import HttpServer, Tls
+from medflow.connections.pace import MOST_BYTES, TooLarge
 from medflow.connections.patience import retry_after_s
 from medflow.errors import ConfigurationError, ServerUnavailable
 
@@ -38,6 +39,10 @@ def unanswered(error: Exception, server: HttpServer) -> ServerUnavailable | Conf
     """What an exception of httpx means: to be raised in its place, as its own text may quote an address."""
     if isinstance(error, httpx.TimeoutException):
         return ServerUnavailable(f"{server.public} did not answer in time (MEDFLOW_HTTP_TIMEOUT_S)")
+    if isinstance(error, TooLarge):
+        return ConfigurationError(
+            f"{server.public} answers with more than {MOST_BYTES >> 20} MiB at once: ask it for less (`count`)"
+        )
     if isinstance(error, httpx.UnsupportedProtocol):
         return ConfigurationError(f"{server.public} is not an http or https address")
     if isinstance(error, httpx.TransportError):

@@ -1,10 +1,12 @@
 """Clients of configured servers: who we are there, TLS, time limits; and what `answers` says of what comes back.
 
-No redirect is followed: it could carry a credential elsewhere.
+No redirect is followed: it could carry a credential elsewhere. The libraries' own log lines are kept back: they have
+whole addresses, with the query that names a patient and the signature that opens a file.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,8 @@ def client(server: HttpServer, *, timeout_s: float, headers: Mapping[str, str] |
     ConfigurationError
         A TLS file or a secret cannot be read.
     """
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     return PacedClient(
         window_s=timeout_s,
         headers=dict(headers or {}),

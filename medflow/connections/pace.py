@@ -1,21 +1,30 @@
-"""A least pace of answers: a server that drips is as good as one that hangs, and no time limit between bytes tells it.
+"""A least pace of answers, and a largest size of those that are read whole.
+
+A server that drips is as good as one that hangs, and no time limit between bytes tells it.
 
 Time limits of HTTP libraries bound the silence between two reads, not the whole: one byte before each limit would hold
-a run for days. A limit on the whole would forbid large files.
+a run for days. A limit on the whole would forbid large files. A compressed answer of a few megabytes may be one of
+gigabytes, which would take all memory.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import httpx
 
 LEAST_BYTES_PER_S = 1024
+MOST_BYTES = 1 << 30  # of an answer that is read whole, as it is when it is no longer compressed
 
 
 class TooSlow(Exception):
     """An answer comes at less than `LEAST_BYTES_PER_S`."""
+
+
+class TooLarge(httpx.HTTPError):
+    """An answer that is read whole has more than `MOST_BYTES`."""
 
 
 def paced(chunks: Iterable[bytes], window_s: float) -> Iterator[bytes]:
@@ -45,7 +54,10 @@ def paced(chunks: Iterable[bytes], window_s: float) -> Iterator[bytes]:
 
 
 class PacedClient(httpx.Client):
-    """A client whose answers keep the pace; one that does not raises httpx.ReadTimeout, as silence does."""
+    """A client whose answers keep the pace; one that does not raises httpx.ReadTimeout, as silence does.
+
+    One that is not streamed and is too large raises `TooLarge`.
+    """
 
     def __init__(self, *, window_s: float, **options: object) -> None:
         super().__init__(**options)  # type: ignore[arg-type]  # httpx' own
@@ -57,11 +69,21 @@ class PacedClient(httpx.Client):
         if isinstance(response.stream, httpx.SyncByteStream) and not response.is_closed:
             response.stream = _Stream(response.stream, request, self._window_s)
         if not stream:
+            response.iter_bytes = partial(_bounded, response.iter_bytes)  # which `read` takes them from
             try:
                 response.read()
             finally:
                 response.close()
         return response
+
+
+def _bounded(decoded: Callable[[int | None], Iterator[bytes]], chunk_size: int | None = None) -> Iterator[bytes]:
+    came = 0
+    for chunk in decoded(chunk_size):
+        came += len(chunk)
+        if came > MOST_BYTES:
+            raise TooLarge("the answer is too large")
+        yield chunk
 
 
 class _Stream(httpx.SyncByteStream):

@@ -25,6 +25,7 @@ from medflow.connections.endpoints import (
     SmartBackend,
     token_url,
 )
+from medflow.connections.pace import PacedClient
 from medflow.connections.patience import Patience, tries
 from medflow.connections.secrets import reveal
 from medflow.errors import ConfigurationError, ServerUnavailable
@@ -121,7 +122,8 @@ class Tokens:
         auth = self._server.auth
         assert isinstance(auth, ClientCredentials | SmartBackend)  # noqa: S101 - `of` is asked for no other
         tls = tls_context(auth.tls or self._server.tls)
-        with httpx.Client(verify=tls, timeout=self._timeout_s, follow_redirects=False) as client:
+        wait_s = self._timeout_s
+        with PacedClient(window_s=wait_s, verify=tls, timeout=wait_s, follow_redirects=False) as client:
             self._endpoint = self._endpoint or auth.token_url or discovered(client, self._server)
             asked_at = time.monotonic()
             headers, body = _token_request(auth, self._endpoint)

@@ -60,10 +60,12 @@ class FileFetcher:
         Where files are kept, named after their `ExportFile.key`: ``.ndjson`` when they are whole.
     until
         When to give up, by `time.monotonic`.
+    max_bytes
+        Of one file: more does not come to the disk.
     """
 
-    def __init__(self, server: BulkServer, source: FhirSource, folder: Path, *, until: float) -> None:
-        self.source, self.folder, self._until = source, folder, until
+    def __init__(self, server: BulkServer, source: FhirSource, folder: Path, *, until: float, max_bytes: int) -> None:
+        self.source, self.folder, self._until, self._max_bytes = source, folder, until, max_bytes
         self._server = server
 
     def path(self, file: ExportFile) -> Path:
@@ -140,6 +142,11 @@ class FileFetcher:
                 out.write(block)
                 out.flush()  # what came outlives us
                 size += len(block)
+                if size > self._max_bytes:
+                    raise ConfigurationError(
+                        f"a file of the export of {self.source.public} is larger than MEDFLOW_MAX_INPUT_BYTES: allow "
+                        "larger ones"
+                    )
                 if stopping() or time.monotonic() > self._until:
                     raise SourceUnavailable(
                         f"the files of the export of {self.source.public} did not come in the time there is "

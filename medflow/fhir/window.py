@@ -71,6 +71,7 @@ class Window:
         self._sorted = True  # as far as it was seen
         self._promised = True  # ... and as the self links say
         self._seeks = True
+        self._cut_off = False  # where no link and no search leads on
         self._seen: set[str] = set()
         self._restarts = 0
         self.notes: Counter[str] = Counter()
@@ -89,7 +90,8 @@ class Window:
             yield Step(page=page, read_us=self._last_us if sure else None, unsure=not sure, again=self._again)
             self._again = frozenset()
             page = self._following(page)
-        yield Step(page=None, read_us=self._latest_us)
+        # of an answer that was cut off nobody knows what it lacks: a mark behind it would leave that out for good
+        yield Step(page=None, read_us=None if self._cut_off else self._latest_us, unsure=self._cut_off)
 
     # --- where pages come from -------------------------------------------------------------------------------------
 
@@ -126,6 +128,7 @@ class Window:
         if page.next_url is not None:
             return self._linked(page.next_url)
         self.notes["full-page-without-links"] += 1
+        self._cut_off = True
         return None
 
     def _sought(self) -> Page | None:

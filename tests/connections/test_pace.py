@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
+import logging
 import time
 from collections.abc import Iterator
 
 import pytest
 import requests
 
-from medflow.connections import http
+from medflow.connections import http, pace
 from medflow.connections.endpoints import HttpServer
 from medflow.connections.pace import TooSlow, paced
-from medflow.errors import ServerUnavailable
+from medflow.errors import ConfigurationError, ServerUnavailable
 from tests.services.fault_proxy import cut, dripping, http_proxy
 from tests.services.faulty_fhir import Reply, faulty_fhir
 
@@ -78,3 +80,21 @@ def read(client, server: HttpServer, url: str) -> None:  # noqa: ANN001 - an htt
                 pass
     except httpx.HTTPError as error:
         raise http.unanswered(error, server) from None
+
+
+def test_an_answer_that_inflates_beyond_what_is_read_whole_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "MOST_BYTES", 1 << 20)
+    with faulty_fhir() as server:
+        server.metadata = Reply(body=gzip.compress(bytes(8 << 20)), headers={"Content-Encoding": "gzip"})
+        named = HttpServer(url=server.url)
+        with http.client(named, timeout_s=5) as client:
+            with pytest.raises(ConfigurationError, match="at once: ask it for less"):
+                http.send(client, named, "GET", f"{server.url}/metadata")
+
+
+def test_no_address_with_its_query_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with faulty_fhir() as server, caplog.at_level(logging.DEBUG):
+        named = HttpServer(url=server.url)
+        with http.client(named, timeout_s=5) as client:
+            http.send(client, named, "GET", f"{server.url}/metadata?identifier=4711")
+    assert "4711" not in caplog.text and "metadata" not in caplog.text

@@ -15,6 +15,7 @@ from sqlalchemy import select
 from medflow.connections.endpoints import FhirSource
 from medflow.connections.patience import Patience
 from medflow.errors import ConfigurationError, ServerUnavailable, SourceUnavailable
+from medflow.ingest import bulk
 from medflow.ingest.bulk import fetch_export
 from medflow.ingest.fetch import fetch
 from medflow.ingest.tally import Tally
@@ -364,6 +365,26 @@ def remove(server: BulkFhirServer, number: str) -> str:
 
 
 @once
+def test_a_file_larger_than_allowed_is_not_fetched_to_its_end(store, settings, server):
+    small = settings.model_copy(update={"max_input_bytes": 50})
+    source = FhirSource.model_validate({"kind": "fhir-server", "mode": "export", "url": server.url})
+
+    with pytest.raises(ConfigurationError, match="larger than MEDFLOW_MAX_INPUT_BYTES"):
+        fetch_export(store, small, source, "ehr", patience=QUICK)
+
+    assert held(store) == [] and mark(store) is None
+
+
+@once
+def test_lines_are_counted_however_long_they_are(store, server, export, monkeypatch):
+    monkeypatch.setattr(bulk, "LINE_BYTES", 16)
+
+    export()
+
+    assert held(store) == EVERYTHING and mark(store) is not None
+
+
+@once
 def test_fewer_resources_than_the_server_told_are_not_taken_for_all(store, server, export, told):
     server.add_to_count["1-output-Observation-1.ndjson"] = 2
 
@@ -484,6 +505,7 @@ FETCH = """
 import sys
 from medflow.config import load_settings
 from medflow.connections.endpoints import FhirSource
+from medflow.ingest import bulk
 from medflow.ingest.bulk import fetch_export
 from medflow.store import Store
 

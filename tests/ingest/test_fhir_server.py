@@ -325,6 +325,19 @@ def test_a_server_that_ignores_lastUpdated_is_noticed(take, server):
     assert tally.stored == 0
 
 
+def test_no_mark_is_set_behind_an_answer_that_is_cut_off(take, store, server):
+    server.sorts, server.next_links = False, False
+    for number in range(9):
+        server.put(patient(number))
+    server.put(patient(0, active=True))  # which comes first, and is the newest
+    server.self_links = False
+    tally = take(types=("Patient",))
+    assert tally.broken == {"Patient": "the server cuts its answers off without a next link: choose a larger `count`"}
+    assert mark(store, "Patient") is None
+    take(types=("Patient",), count=20)
+    assert len(held(store)) == 9
+
+
 def test_a_server_that_finds_nothing_by_lastUpdated_is_read_whole(take, store, server):
     server.filters, server.finds_nothing, server.self_links = False, True, False
     server.put(patient(1))

@@ -49,6 +49,7 @@ class PagingServer:
     filters: bool = True  # whether it knows _lastUpdated
     finds_nothing: bool = False  # ... and what it then does
     self_links: bool = True
+    next_links: bool = True
     history: bool = True
     everything: bool = True
     absolute: bool = True  # next links
@@ -182,7 +183,7 @@ class PagingServer:
                 if (self.filters or item[0] != "_lastUpdated") and (self.sorts or item[0] != "_sort")
             ]
             links.append({"relation": "self", "url": f"{base}{urlsplit(path).path}?{urlencode(query)}"})
-        if offset + count < len(entries):
+        if self.next_links and offset + count < len(entries):
             following = {"_page": token, "_offset": offset + count, "_count": count, "_type": type}
             link = f"?{urlencode(following)}"
             links.append({"relation": "next", "url": self.next_link(f"{base}{link}" if self.absolute else link)})
