@@ -156,20 +156,25 @@ class DicomWeb:
 
     def _search(self, level: str, asked: Mapping[str, Any]) -> Iterator[Result]:
         """All pages: servers give fewer than they are asked for, and not all say so (PS3.18 8.3.4.4)."""
-        offset, seen = 0, set[str]()
+        offset, last, most, idle = 0, PAGE, 0, 0
+        seen, before = set[str](), set[str]()
         identity = {"studies": "0020000D", "series": "0020000E", "instances": "00080018"}[level]
         while True:
             try:
                 page = self._page(level, asked, limit=PAGE, offset=offset)
-            except _Refused:
-                if offset % PAGE:  # the page before was short: it was the last, and there is nothing beyond it
+            except _Refused as error:
+                short = last < (most if offset > last else PAGE)  # shorter than the others: nothing is beyond it
+                if short or (offset and error.status in (404, 410)):
                     return
                 raise
+            uids = {text_of(item, identity) for item in page}
             new = [item for item in page if (uid := text_of(item, identity)) not in seen and not seen.add(uid)]
             yield from new
-            if not new:  # the end, or a server that knows no offset and has said all
+            idle = 0 if new else idle + 1  # what comes in meanwhile may push a page on by one
+            if not page or uids == before or idle == 2:  # the end, or a server that knows no offset and has said all
                 return
-            offset += len(page)
+            before = uids
+            offset, last, most = offset + len(page), len(page), max(most, len(page))
 
     def _page(self, level: str, asked: Mapping[str, Any], *, limit: int, offset: int) -> list[Result]:
         with self._explained():

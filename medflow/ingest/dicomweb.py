@@ -17,7 +17,7 @@ from medflow.connections.endpoints import DicomWebSource
 from medflow.connections.patience import Patience, tries
 from medflow.dicom.multipart import Part, media_type_of
 from medflow.dicom.web import DICOM, DicomWeb, Result, text_of
-from medflow.errors import InputRejected, ServerUnavailable
+from medflow.errors import InputRejected, RejectCode, ServerUnavailable
 from medflow.ingest.landing import Landing
 from medflow.ingest.retrieval import Asked, Lacking, Listed, fetch_studies
 from medflow.ingest.tally import Progress, Tally
@@ -28,6 +28,7 @@ STUDY_UID, SERIES_UID, INSTANCE_UID, MODALITY = "0020000D", "0020000E", "0008001
 PATIENCE = Patience()
 AT_START = Patience(attempts=3)
 A_YEAR = 366  # days
+UNNAMED = ""  # in place of a SOP Instance UID: what an archive lists without one is not passed over
 GIVE_UP_AFTER = 3  # instances of a series that are refused in a row
 
 Answer = TypeVar("Answer")
@@ -54,6 +55,7 @@ class DicomWebArchive:
     """The archive of a configured source; see `medflow.ingest.retrieval.Archive`."""
 
     def __init__(self, source: DicomWebSource, settings: Settings) -> None:
+        self._max_bytes = settings.max_input_bytes
         self._web = DicomWeb(
             source,
             timeout_s=settings.http_timeout_s,
@@ -99,31 +101,31 @@ class DicomWebArchive:
         return [text_of(study, STUDY_UID) for study in found]
 
     def series(self, study_uid: str, modalities: Sequence[str]) -> list[Listed]:
-        """The series with their instances, from two queries."""
+        """The series with their instances, from two queries; `UNNAMED` stands for what is listed without UIDs."""
         listed = _patiently(lambda: self._web.series(study_uid))
-        wanted = {
-            uid
-            for series in listed
-            if (uid := text_of(series, SERIES_UID)) and _is_wanted(text_of(series, MODALITY), modalities)
-        }
+        wanted = {text_of(series, SERIES_UID) for series in listed if _is_wanted(text_of(series, MODALITY), modalities)}
         if not wanted:
             return []
         found = _patiently(lambda: self._web.instances(study_uid))
         named = _by_series(found, wanted)
         for uid in wanted - named.keys():  # the server does not tell of an instance which series it is of
-            named[uid] = list(self.instances(study_uid, uid))
+            named[uid] = (list(self.instances(study_uid, uid)) if uid else []) or [UNNAMED]
         return [Listed(series_uid=uid, instances=tuple(named[uid])) for uid in sorted(wanted)]
 
     def instances(self, study_uid: str, series_uid: str) -> Sequence[str]:
         """The SOP Instance UIDs of one series."""
         found = _patiently(lambda: self._web.instances(study_uid, series_uid))
-        return [uid for instance in found if (uid := text_of(instance, INSTANCE_UID))]
+        return [text_of(instance, INSTANCE_UID) or UNNAMED for instance in found]
 
     def retrieve(self, study_uid: str, lacking: Sequence[Lacking], landing: Landing) -> None:
         """Fetch what is lacking, series by series."""
         refused: list[InputRejected] = []
         for series in lacking:
-            self._retrieve_series(study_uid, series, landing, refused)
+            named = tuple(uid for uid in series.instances if uid != UNNAMED)
+            if named != series.instances:
+                reason = "the archive lists a series of this study and not what is in it"
+                refused.append(InputRejected(RejectCode.NOT_RETRIEVED, reason))
+            self._retrieve_series(study_uid, replace(series, instances=named), landing, refused)
         if refused:
             raise refused[0]
 
@@ -157,7 +159,7 @@ class DicomWebArchive:
         with self._web.retrieving(study_uid, series_uid, instance_uid) as parts:
             for part in parts:
                 if media_type_of(part.content_type) in (DICOM, ""):
-                    _keep(part, landing)
+                    _keep(part, landing, self._max_bytes)
 
 
 def filters(asked: Asked, modality: str | None) -> dict[str, str]:
@@ -193,15 +195,17 @@ def _by_series(found: Sequence[Result], wanted: Collection[str]) -> dict[str, li
     named: dict[str, list[str]] = {}
     for instance in found:
         series, uid = text_of(instance, SERIES_UID), text_of(instance, INSTANCE_UID)
-        if uid and series in wanted:
-            named.setdefault(series, []).append(uid)
+        if series and series in wanted:
+            named.setdefault(series, []).append(uid or UNNAMED)
     return named
 
 
-def _keep(part: Part, landing: Landing) -> None:
+def _keep(part: Part, landing: Landing, max_bytes: int) -> None:
     with landing.writing() as file:
         for block in part.blocks:
             file.write(block)
+            if file.size > max_bytes:  # which ingest would refuse, and may have no end
+                raise InputRejected(RejectCode.NOT_RETRIEVED, "it is larger than MEDFLOW_MAX_INPUT_BYTES")
 
 
 def _patiently(

@@ -159,7 +159,7 @@ class Landing(Spool):
                     self._there.add(path)
                     self._files.append(Landed(path=path, uid=incoming.uid, size=incoming.size))
                     self._bytes += incoming.size
-                self._arrived.add(incoming.uid)
+                self._arrived.update(filter(None, [incoming.uid]))
                 self._changed.notify_all()
         except BaseException:
             temporary.unlink(missing_ok=True)

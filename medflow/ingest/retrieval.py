@@ -8,7 +8,7 @@ of a fetch but how far it came: what the store has is not fetched again, and so 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -200,6 +200,7 @@ class _Fetch:
     def __init__(self, store: Store, settings: Settings, archive: Archive, wanted: Wanted, name: str) -> None:
         self._store, self._settings, self._archive, self._name = store, settings, archive, name
         self._wanted = wanted
+        self._listed_now: set[str] = set()  # studies, by the archive
         self._told: SimpleQueue[_Study] = SimpleQueue()
         with store.reading() as connection:
             self._mark = read_mark(connection, name, mark_of(wanted))
@@ -256,7 +257,7 @@ class _Fetch:
 
     def _uids(self) -> Iterator[str]:
         asked = asked_for(self._wanted, self._mark, self._settings)
-        seen: set[str] = set()
+        seen = self._listed_now
         for uid in self._archive.studies(asked):
             if uid not in seen:
                 seen.add(uid)
@@ -273,8 +274,8 @@ class _Fetch:
             listed, had = self._listed(uid)
             lacking, held = lacking_of(listed, self._store)
             had += held
-            if not listed and uid in self._wanted.studies and not had:
-                raise InputRejected(RejectCode.NOT_RETRIEVED, "the archive has no such study")
+            if not listed and not had:
+                self._see_that_nothing_is_there(uid)
             requested = tuple(item for series in lacking for item in series.instances)
             if lacking:
                 self._archive.retrieve(uid, lacking, landing)
@@ -289,6 +290,13 @@ class _Fetch:
                 f"what is fetched cannot be written to {landing.root} ({error.strerror}): free space or mend its "
                 "permissions, then run the same command again; it goes on where it was"
             ) from None
+
+    def _see_that_nothing_is_there(self, uid: str) -> None:
+        """Raise InputRejected for a study that is asked for or listed, and empty; other series it may well have."""
+        if uid in self._wanted.studies:
+            raise InputRejected(RejectCode.NOT_RETRIEVED, "the archive has no such study")
+        if uid in self._listed_now and not (self._wanted.modalities and self._archive.series(uid, ())):
+            raise InputRejected(RejectCode.NOT_RETRIEVED, "the archive lists the study and no series of it")
 
     def _listed(self, uid: str) -> tuple[list[Listed], int]:
         """The series that may lack something, with their instances; and how many instances the others have.
@@ -342,11 +350,14 @@ class _Fetch:
         rejects: list[Reject] = []
         settled: list[str] = []
         for study in told:
-            missing = len(set(study.requested) - landing.arrived(study.requested))
+            lacking = set(study.requested) - landing.arrived(study.requested)
+            taken = len(self._held(lacking))  # another process received and ingested these meanwhile
+            missing = len(lacking) - taken
             if study.error is not None and not study.requested:
                 missing = 1  # it could not even be listed
             landing.forget(study.requested)
-            counted = Tally(offered=study.had + missing, unchanged=study.had, rejected=missing)
+            had = study.had + taken
+            counted = Tally(offered=had + missing, unchanged=had, rejected=missing)
             if missing:
                 counted.reasons[str(RejectCode.NOT_RETRIEVED)] = missing
                 rejects.append(self._reject(study, missing))
@@ -358,6 +369,12 @@ class _Fetch:
             with self._store.writing() as connection:
                 record_rejects(connection, run_id, rejects)
                 settle_origins(connection, self._name, RejectCode.NOT_RETRIEVED, settled)
+
+    def _held(self, uids: Collection[str]) -> set[str]:
+        if not uids:
+            return set()
+        with self._store.reading() as connection:
+            return held_instances(connection, uids)
 
     def _reject(self, study: _Study, missing: int) -> Reject:
         reason = study.error.message if study.error is not None else "the archive listed more than it gave"
