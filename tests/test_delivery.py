@@ -10,6 +10,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -450,6 +451,21 @@ def test_when_the_server_is_gone_the_run_stops_and_the_next_goes_on(
     tally = deliver(local, settings, faulty.url)
     assert tally.delivered == 302 - stored
     assert set(faulty.stored) == {f"{item.type}/{item.id}" for item in cohort(*range(100))}
+
+
+def test_a_server_that_is_away_for_many_runs_is_sent_everything_in_the_end(
+    local: Store, tmp_path: Path, faulty: FaultyServer
+) -> None:
+    settings = load_settings(home=tmp_path / "home", max_attempts=2)
+    faulty.always = lambda _urls: Reply(status=503)
+    queue(local, cohort(1))
+    for _ in range(3):
+        with suppress(ServerUnavailable):
+            assert deliver(local, settings, faulty.url).dead == 0
+
+    faulty.always = lambda _urls: None
+
+    assert deliver(local, settings, faulty.url).delivered == len(cohort(1))
 
 
 def test_a_server_that_is_not_there_is_said_so_before_anything_is_tried(local: Store, settings: Settings) -> None:

@@ -25,7 +25,7 @@ from pynetdicom import build_context
 
 from medflow import steps
 from medflow.config import Settings, load_settings
-from medflow.connections import circuit, http
+from medflow.connections import http
 from medflow.connections.circuit import CircuitRule
 from medflow.connections.endpoints import DicomNode
 from medflow.connections.http import tls_context
@@ -123,8 +123,8 @@ class Connector:
 
 @pytest.fixture(autouse=True)
 def _haste(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    rule = partial(CircuitRule, first_wait_s=0.01, longest_wait_s=0.1, patience_s=0.3)
-    monkeypatch.setattr(circuit, "CircuitRule", rule)
+    rule = CircuitRule(first_wait_s=0.01, longest_wait_s=0.1, patience_s=0.3)
+    monkeypatch.setattr("medflow.delivery.server.CIRCUIT", rule)
     monkeypatch.setattr(http, "tls_context", CONTEXT)
     with stamina.set_testing(True, attempts=1):
         yield

@@ -180,7 +180,7 @@ class _Run:
                 withheld=refusal.withheld,
                 # a server that is away may stay so for longer than any number of runs; one that took others meanwhile
                 # may not bear this one
-                counted=refusal.reason != UNANSWERED or bool(sent.delivered),
+                counted=refusal.reason != UNANSWERED or bool(sent.delivered or self.tally.delivered),
             )
             for refusal in sent.refused
         ]
