@@ -23,8 +23,10 @@ from pydicom.tag import BaseTag
 from medflow import steps
 from medflow.config import Settings
 from medflow.connections.endpoints import PacsSource
+from medflow.dicom.header import is_deflated
 from medflow.dicom.query import Query
 from medflow.dicom.receive import receiver
+from medflow.dicom.spool import NAME as NAME_OF_FILE
 from medflow.dicom.spool import Spool
 from medflow.errors import ConfigurationError, MedflowError, place_of
 from medflow.processes import follow_parent
@@ -73,6 +75,7 @@ class Arrivals:
             self._forget(path)
         for path in there - self._study_of.keys():
             study_uid, instance_uid = _uids(path)
+            study_uid = study_uid or path.name  # by itself, lest others of no name that come keep it waiting
             study = self._studies.setdefault(study_uid, _Study())
             study.files[path] = instance_uid
             study.last_s, study.ask_s = now_s, now_s + COUNT_AFTER_S
@@ -92,7 +95,7 @@ class Arrivals:
     def _whole(self, uid: str, study: _Study, now_s: float) -> bool:
         if now_s - study.last_s >= self._quiet_s:
             return True
-        if self._expected is None or not uid or now_s < study.ask_s:
+        if self._expected is None or NAME_OF_FILE.fullmatch(uid) or now_s < study.ask_s:
             return False
         study.ask_s = now_s + ASK_AGAIN_S
         count = self._expected(uid)
@@ -108,13 +111,15 @@ class Arrivals:
 
 
 def _uids(path: Path) -> tuple[str, str]:
-    """Study and SOP Instance UID; what has none is left for ingest to refuse, under a study of no name."""
+    """Study and SOP Instance UID; what has none, or may grow without end when it is inflated, is left for ingest."""
 
     def enough(tag: BaseTag, _vr: str | None, _length: int) -> bool:
         return tag > WANTED[-1]
 
     try:
         with path.open("rb") as file:
+            if is_deflated(file):
+                return "", path.stem
             found = read_partial(file, stop_when=enough, specific_tags=list(WANTED))
         return str(found.get("StudyInstanceUID", "")), str(found.get("SOPInstanceUID", path.stem))
     except Exception:  # noqa: BLE001 - whatever strange bytes make of a reader; ingest says what is wrong with them

@@ -57,6 +57,16 @@ def test_a_study_that_still_comes_holds_up_no_other(spool: Spool):
     assert len(arrivals.complete(70)) == 2
 
 
+def test_what_names_no_study_is_not_kept_waiting_by_more_of_its_kind(spool: Spool):
+    arrivals = Arrivals(spool, quiet_s=QUIET_S)
+    spool.keep([b"nonsense" * 100])
+    arrivals.look(0)
+    spool.keep([b"more nonsense" * 100])
+    arrivals.look(50)
+
+    assert len(arrivals.complete(70)) == 1
+
+
 def test_a_study_of_which_all_is_here_is_complete_at_once(spool: Spool):
     arrivals = Arrivals(spool, quiet_s=QUIET_S, expected=lambda _study: 3)
     keep(spool, 2)

@@ -17,6 +17,7 @@ from pydicom.tag import BaseTag
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medflow.dicom.elements import quiet
+from medflow.dicom.header import is_deflated
 
 NATIVE = {ImplicitVRLittleEndian, ExplicitVRLittleEndian}  # the same values, byte for byte
 HELD = 512 << 20  # bytes; larger files are not held in memory to be compared
@@ -25,7 +26,8 @@ HELD = 512 << 20  # bytes; larger files are not held in memory to be compared
 def same_elements(one: BinaryIO, other: BinaryIO) -> bool:
     """Whether two files have the same elements with the same values, byte for byte, however they are written.
 
-    Both are seekable. A file that is larger than `HELD`, or that pydicom cannot read, is the same as no other.
+    Both are seekable. A file that is larger than `HELD`, or that pydicom cannot read, is the same as no other; so is a
+    deflated one, whose size cannot be told before.
     """
     quiet()
     try:
@@ -41,8 +43,7 @@ def same_elements(one: BinaryIO, other: BinaryIO) -> bool:
 def _read(file: BinaryIO) -> Dataset | None:
     if file.seek(0, os.SEEK_END) > HELD:
         return None
-    file.seek(0)
-    return dcmread(file)
+    return None if is_deflated(file) else dcmread(file)
 
 
 def _same(one: Dataset, other: Dataset) -> bool:

@@ -77,6 +77,21 @@ def read_header(file: BinaryIO, size: int, wanted: frozenset[int]) -> Header:
     return header
 
 
+def is_deflated(file: BinaryIO) -> bool:
+    """Whether the data set of a seekable file is deflated, so that its size cannot be told; left at its start.
+
+    Raises
+    ------
+    InputRejected
+        NOT_DICOM or TRUNCATED.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    header, _ = _meta(file, size)
+    file.seek(0)
+    return header.transfer_syntax == DeflatedExplicitVRLittleEndian
+
+
 def same_data_set(one: BinaryIO, other: BinaryIO) -> bool:
     """Whether two files hold the same data set, byte for byte, whatever their preambles and file meta groups say.
 

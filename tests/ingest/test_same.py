@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from pydicom import Dataset, Sequence, dcmread
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from sqlalchemy import select
 
 from medflow.config import Settings, load_settings
 from medflow.connections.endpoints import DicomWebSource, PacsSource
+from medflow.dicom.equal import same_elements
 from medflow.dicom.header import same_data_set
 from medflow.dicom.receive import receiver
 from medflow.ingest.dicom import ingest_dicom
@@ -181,3 +182,13 @@ def test_what_is_no_dicom_is_the_same_as_nothing() -> None:
     assert not same_data_set(BytesIO(data), BytesIO(b"not dicom"))
     assert not same_data_set(BytesIO(data), BytesIO(data[:-2]))
     assert same_data_set(BytesIO(data), BytesIO(_with_other_header(data)))
+
+
+def test_what_may_grow_without_end_is_not_inflated_to_be_compared() -> None:
+    dataset = dcmread(BytesIO(to_bytes(slice_of())))
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    written = BytesIO()
+    dataset.save_as(written, enforce_file_format=True)
+
+    assert same_data_set(BytesIO(written.getvalue()), BytesIO(written.getvalue()))
+    assert not same_elements(BytesIO(written.getvalue()), BytesIO(written.getvalue()))
