@@ -20,7 +20,7 @@ from medflow.config import Settings, load_settings
 from medflow.connections.endpoints import DicomWebSource
 from medflow.connections.patience import Patience
 from medflow.dicom import web
-from medflow.errors import ConfigurationError, SourceUnavailable
+from medflow.errors import ConfigurationError, RejectCode, SourceUnavailable
 from medflow.ingest import dicomweb
 from medflow.ingest.fetch import fetch
 from medflow.ingest.landing import Landing
@@ -32,6 +32,7 @@ from medflow.store.connections import standing
 from medflow.store.imaging import counts_by_series
 from medflow.store.tables import InstanceRow
 from medflow.store.watermarks import Watermark, read_mark
+from tests.dicom.test_web import result, serving
 from tests.distributions import environment, medflow
 from tests.factories_dicom import ROOT, slice_of, to_bytes, volume_of, write_series
 from tests.services.fault_proxy import cut, http_proxy, refused
@@ -249,6 +250,19 @@ def _lose(content: bytes, storage: Path) -> None:
     """Have Orthanc know an instance whose file is gone."""
     (file,) = (path for path in storage.rglob("*") if path.is_file() and path.read_bytes() == content)
     file.unlink()
+
+
+def test_a_study_that_is_listed_and_empty_is_on_record_until_it_is_gone(local: Store, settings: Settings) -> None:
+    listed = {"/studies": [result(study="1.5")]}
+
+    with serving(lambda path, offset: (200, [] if offset else listed.get(path, []))) as source:
+        first = take(local, settings, source)
+        listed.clear()
+        second = take(local, settings, source)
+
+    assert (counts(first), counts(second)) == ((1, 0, 0, 1), (0, 0, 0, 0))
+    with local.reading() as connection:
+        assert list(ledger.open_origins(connection, NAME, RejectCode.NOT_RETRIEVED)) == []
 
 
 def test_a_study_asked_for_by_its_uid_that_is_not_there_is_told(
