@@ -39,6 +39,8 @@ from medflow.errors import ConfigurationError
 log = logging.getLogger(__name__)
 
 Server = TypeVar("Server", bound=Listener)
+COMMAND_BYTES = 64 << 10  # of a command set: a few hundred
+UNANSWERED = 16  # messages of a sender, which is to wait for the answer to each (PS3.7, 7.1.1)
 ENDING_S = 5  # for associations that are aborted at the end of the grace time
 
 
@@ -97,6 +99,7 @@ class Receiver:
         settings = self.settings
         commitment = Commitment(settings=settings, spool=self.spool, stored=self.stored)
         _config.LOG_HANDLER_LEVEL = "none"  # pynetdicom would write out every message, for no reader
+        logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # its errors quote what was received
         server: Any = application_entity(settings).make_server(
             (settings.receive_host, settings.receive_port),
             ssl_context=tls_context(settings),
@@ -181,13 +184,19 @@ class Receiver:
         Lane(association, self.spool, self.settings.max_input_bytes, lambda status: self._count(association, status))
 
     def _received(self, event: Event) -> None:
-        """Let nobody fill the memory: an object past the limit ends its association."""
+        """Let nobody fill the memory: an object past the limit ends its association, and so does an endless command."""
         association: Any = event.assoc
         _acknowledge(event)
         message = association.dimse.message
         if message is not None and message.data_set.tell() > self.settings.max_input_bytes:
             log.warning("an object from %s is larger than MEDFLOW_MAX_INPUT_BYTES: cut off", peer_of(event.assoc))
-            association.dul.socket.close()
+        elif message is not None and message.encoded_command_set.tell() > COMMAND_BYTES:
+            log.warning("a command from %s is larger than any is: cut off", peer_of(event.assoc))
+        elif association.dimse.msg_queue.qsize() > UNANSWERED:
+            log.warning("%s waits for no answers: cut off", peer_of(event.assoc))
+        else:
+            return
+        association.dul.socket.close()
 
     def _store(self, event: Event) -> int:
         """A C-STORE that did not go the short way."""
@@ -198,8 +207,8 @@ class Receiver:
                 status = CANNOT_UNDERSTAND
             else:
                 syntax = event.context.transfer_syntax
-                meta = file_meta(request.AffectedSOPClassUID, request.AffectedSOPInstanceUID, syntax)
-                status = attempted(lambda: self.spool.keep([meta, data]), event.assoc)
+                uids = request.AffectedSOPClassUID, request.AffectedSOPInstanceUID
+                status = attempted(lambda: self.spool.keep([file_meta(*uids, syntax), data]), event.assoc)
         self._count(event.assoc, status)
         return status
 

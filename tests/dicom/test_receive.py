@@ -620,6 +620,18 @@ def test_a_command_in_fragments_is_left_to_pynetdicom_and_taken(tmp_path, monkey
     assert len(spooled(tmp_path)) == 1
 
 
+def test_a_command_without_end_is_cut_off(tmp_path):
+    part = b"\x01" + bytes(16_000)
+    item = struct.pack(">LB", len(part) + 1, 1) + part
+    pdu = struct.pack(">BxL", 4, len(item)) + item
+
+    with receiving(tmp_path) as running, association(running.address[1]) as sender:
+        with suppress(OSError):
+            for _ in range(6):
+                sender.dul.socket.socket.sendall(pdu)
+        wait_until(lambda: not sender.is_established)
+
+
 def test_asked_to_stop_it_lets_the_running_association_end_and_takes_no_other(tmp_path):
     home, sent = tmp_path / "home", tmp_path / "sent"
     files = series(sent, 300)
