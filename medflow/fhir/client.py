@@ -8,6 +8,7 @@ reaches a message; a server's own words about a resource are in `Answer.detail`,
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -27,6 +28,9 @@ BUSY = frozenset({408, 409, 412, 423, 425, 429})  # another try may succeed; 409
 DETAIL_CHARS = 2000
 GZIP_FROM = 2000  # bytes; below, it is not worth the time
 PROBLEMS = 5  # issues of an OperationOutcome that are told
+ID = re.compile(r"[A-Za-z0-9\-._]{1,64}")  # R4 datatypes.html#id, and what servers besides take
+ETAG = re.compile(r"[!-~][ -~]{0,199}")
+CODE = re.compile(r"[a-z][a-z0-9\-]{0,39}")  # an issue-type; anything else may be words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,6 +205,8 @@ class FhirClient:
             As for `check`.
         """
         response = self._send("POST", f"{self.base_url}/{kind}/_search", data=dict(parameters))
+        if response.status_code == 501:  # not implemented: that is an answer
+            return None
         http.check_status(response, self.server)
         found = _json(response) if response.status_code == 200 else {}
         more = any(link.get("relation") == "next" for link in _dicts(found.get("link")))
@@ -294,7 +300,9 @@ def _stored(status: int, place: Any, etag: Any, resource: dict[str, Any]) -> Ans
         version = version or (meta.get("versionId") if isinstance(meta, dict) else None)
     if not isinstance(etag, str):
         etag = f'W/"{version}"' if version else None
-    return Answer(status=status, id=key if isinstance(key, str) else None, etag=etag)
+    # both go into requests again: what is no id, or no header takes, is none
+    known = isinstance(key, str) and ID.fullmatch(key)
+    return Answer(status=status, id=key if known else None, etag=etag if etag and ETAG.fullmatch(etag) else None)
 
 
 def _believed(answer: Answer, outcome: Any) -> Answer:
@@ -317,12 +325,12 @@ def _refused(status: int, outcome: dict[str, Any], wait: float | None) -> Answer
         places = issue.get("expression")
         place = f" at {places[0]}" if isinstance(places, list) and places and _is_path(places[0]) else ""
         code = issue.get("code")
-        reasons.append(f"{code if isinstance(code, str) and len(code) <= 40 else 'unknown'}{place}")
+        reasons.append(f"{code if isinstance(code, str) and CODE.fullmatch(code) else 'unknown'}{place}")
         details = issue.get("details")
         text = issue.get("diagnostics") or (details.get("text") if isinstance(details, dict) else None)
         if isinstance(text, str):
             words.append(text)
-    detail = "; ".join(words)[:DETAIL_CHARS]
+    detail = "; ".join(words)[:DETAIL_CHARS].replace("\0", "")  # which PostgreSQL takes in no text
     return Answer(status=status, reason=", ".join(reasons), detail=detail, retry_after_s=wait)
 
 

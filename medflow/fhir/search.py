@@ -29,6 +29,7 @@ from medflow.records import Instant
 FHIR_JSON = "application/fhir+json"
 PORTS = {"http": 80, "https": 443}
 EXPIRED = frozenset({400, 404, 410})  # what servers answer to a link to a page that they no longer have
+BARREN = 1000  # pages with nothing on them, in a row: some servers filter what they show, none so much
 RESTARTS = 3  # of one reading whose links expired
 WRONG_URL = "give the server's FHIR base URL, which often ends in /fhir or /fhir/R4"
 Params = Sequence[tuple[str, str]]
@@ -100,6 +101,7 @@ class RecordServer:
         self._patience = patience or Patience()
         self._stopped = False
         self._now_us: int | None = None
+        self._barren = 0  # pages in a row
         headers = {"Accept": FHIR_JSON, "Prefer": "handling=strict"}
         self._http = http.client(server, timeout_s=timeout_s, headers=headers)
 
@@ -195,7 +197,11 @@ class RecordServer:
         if link in seen:
             raise SourceUnavailable(f"the next links of {self.base_url} lead round in a circle")
         seen.add(link)
-        return self.page(link)
+        page = self.page(link)
+        self._barren = 0 if page.entries else self._barren + 1
+        if self._barren >= BARREN:
+            raise SourceUnavailable(f"the next links of {self.base_url} lead on and on, to pages with nothing on them")
+        return page
 
     def forgetful(self) -> SourceUnavailable:
         """What to raise where links expire again and again."""

@@ -14,6 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from urllib.parse import quote
 
 from medflow.config import Settings
 from medflow.connections.endpoints import FhirSource
@@ -306,13 +307,13 @@ class _Fetching:
             yield _Part(inputs=[], read_us=None if held else step.read_us, unsure=step.unsure)
 
     def _everything(self, patient: str) -> Iterator[_Part]:
-        path = f"Patient/{patient}/$everything"
+        path = f"Patient/{quote(patient, safe='')}/$everything"
         for page in self._server.pages(f"{self._server.base_url}/{path}", [("_count", str(self._source.count))]):
             yield _Part(inputs=list(offered_on(page, self._at(page, path), self._name)))
 
     def _refused(self, patient: str, error: SearchRefused) -> bool:
         """Note that one patient's record was refused; whether that is because there is no such patient any more."""
-        if error.status in GONE and not self._server.has(f"Patient/{patient}"):
+        if error.status in GONE and not self._server.has(f"Patient/{quote(patient, safe='')}"):
             self.tally.notes["patient-gone"] += 1
             return True
         why = f"the server refuses it of patients that it has ({error.message}): mode search may be what it offers"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Iterator
 from dataclasses import replace
@@ -210,6 +211,24 @@ def test_a_success_that_is_all_error_is_believed_where_something_was_stored(
 
     assert [answer.taken for answer in answers] == [taken] * 3
     assert all(answer.taken or answer.reason == "HTTP 200 with an error, invalid" for answer in answers)
+
+
+def test_what_a_server_says_where_a_code_or_an_id_belongs_is_no_code_and_no_id(
+    faulty: FaultyServer, client: FhirClient
+) -> None:
+    outcome = {"resourceType": "OperationOutcome", "issue": [{"code": "Jane Doe", "diagnostics": "no\0thing"}]}
+    entries = [
+        {"response": {"status": "400", "outcome": outcome}},
+        {"response": {"status": "200", "location": "Observation/a?b", "etag": 'W/"1"\r\nX: y'}},
+        {"response": {"status": "200", "location": "Observation/a", "etag": 'W/"1"'}},
+    ]
+    faulty.script.append(Reply(body=json.dumps({"resourceType": "Bundle", "entry": entries}).encode()))
+
+    refused, odd, usual = client.bundle("transaction", PUTS)
+
+    assert (refused.reason, refused.detail) == ("HTTP 400, unknown", "nothing")
+    assert (odd.taken, odd.id, odd.etag) == (True, None, None)
+    assert (usual.id, usual.etag) == ("a", 'W/"1"')
 
 
 @pytest.mark.parametrize("entry", ["null", "{}", '{"response":{}}', '{"response":{"status":"fine"}}', '"x"'])

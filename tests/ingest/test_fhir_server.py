@@ -2,6 +2,7 @@ import time
 from datetime import timedelta
 
 import httpx
+import orjson
 import pytest
 from hypothesis import HealthCheck, Phase, example, given
 from hypothesis import settings as examples
@@ -13,6 +14,7 @@ from medflow.config import load_settings
 from medflow.connections.endpoints import FhirSource
 from medflow.connections.patience import Patience
 from medflow.errors import ConfigurationError, SourceUnavailable
+from medflow.fhir import search
 from medflow.ingest.fhir_server import fetch_records
 from medflow.registry import Registry
 from medflow.store import watermarks
@@ -184,6 +186,23 @@ def test_a_circle_of_links_ends(take, server):
     server.next_link = lambda link: links.append(link) or links[0]
     with pytest.raises(SourceUnavailable, match="circle"):
         take()
+
+
+def test_links_that_lead_on_without_end_to_nothing_are_left(take, store, server, monkeypatch):
+    monkeypatch.setattr(search, "BARREN", 5)
+    links = (f"{server.url}/Patient?n={number}" for number in range(1000))
+
+    def empty(body):
+        if b"searchset" not in body:
+            return body
+        link = {"relation": "next", "url": next(links)}
+        return orjson.dumps({"resourceType": "Bundle", "type": "searchset", "link": [link]})
+
+    server.page_body = empty
+    with pytest.raises(SourceUnavailable, match="pages with nothing on them"):
+        take(types=("Patient",))
+    assert len(server.requests) < 20
+    assert mark(store, "Patient") is None
 
 
 def test_a_window_whose_links_expire_is_searched_anew(take, store, server):
