@@ -228,7 +228,14 @@ class Settings(LogSettings):
             if len(found) > 1:
                 raise ConfigurationError(f"there are several default targets: name one of {', '.join(found)}")
             return next(iter(found.values()))
-        return self.targets[wanted] if wanted in self.targets else parsed_target(wanted)
+        if wanted in self.targets:
+            return self.targets[wanted]
+        if self.targets and NAME.fullmatch(wanted) and not Path(wanted).is_dir():  # mistyped: no folder
+            known = ", ".join(sorted(self.targets))
+            raise ConfigurationError(
+                f"no target is called {wanted!r}; MEDFLOW_TARGETS has: {known} (a folder of that name: ./{wanted})"
+            )
+        return parsed_target(wanted)
 
     def chosen_targets(self, wanted: Sequence[str] | str | None) -> dict[str, AnyTarget]:
         """The targets that are named or given directly, or the default ones; archives come first.
@@ -349,6 +356,7 @@ def parsed_target(written: str) -> AnyTarget:
         raise ConfigurationError(f"the delivery target is not usable: {said}") from None
 
 
+NAME = re.compile(r"[\w.-]*\w")  # nothing that makes it a path or an address
 _TARGET: TypeAdapter[AnyTarget] = TypeAdapter(Target)
 AnySettings = TypeVar("AnySettings", bound=LogSettings)
 

@@ -142,6 +142,13 @@ def test_deliver_without_a_target_says_how_to_name_one(env):
     assert "MEDFLOW_DELIVER_TO" in done.stderr
 
 
+def test_a_night_of_a_source_that_is_not_configured_does_not_begin(env):
+    done = medflow(env, "nightly", "--source", "nosuch")
+
+    assert done.returncode == 1
+    assert done.stderr == "medflow: no source is called 'nosuch'; MEDFLOW_SOURCES has: none\n"
+
+
 def test_a_wrong_word_is_a_usage_error(env):
     assert medflow(env, "scoer").returncode == 2
 

@@ -57,6 +57,9 @@ def test_a_target_may_be_named_given_or_configured():
     assert settings.target(None).public == "https://ehr.example/fhir"
     assert settings.target("chart").public == "https://ehr.example/fhir"
     assert settings.target("/some/folder").public == "/some/folder"
+    assert settings.target("./chrat").public.endswith("/chrat")
+    with pytest.raises(ConfigurationError, match="no target is called 'chrat'"):
+        settings.target("chrat")
     with pytest.raises(ConfigurationError, match="MEDFLOW_DELIVER_TO"):
         load_settings().target(None)
 

@@ -172,15 +172,23 @@ def nightly(
     model: Names = None,
     as_of: Annotated[str | None, typer.Option(help="Score as if it were this moment, with a zone.")] = None,
     explain: Explain = False,
-    to: Annotated[str | None, typer.Option("--to", help="A configured target, a folder, or a FHIR base URL.")] = None,
+    to: Annotated[
+        list[str] | None, typer.Option("--to", help="A configured target, a folder, or a FHIR base URL; repeatable.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Ingest from the configured sources, score, deliver: the scheduled run, as a Prefect flow."""
     moment = as_instant(as_of)
-    if to is not None and to not in load_settings().targets:
-        os.environ["MEDFLOW_DELIVER_TO"], to = to, None  # a path or address is no Prefect parameter
+    settings = load_settings()
+    settings.chosen_sources(source or None)  # a name that is wrong is told before a flow begins
+    settings.chosen_targets(to or None)
+    if to and len(to) > 1 and not settings.targets.keys() >= set(to):
+        raise ConfigurationError("several targets of a night are all named as configured (MEDFLOW_TARGETS)")
+    target = to[0] if to and len(to) == 1 and to[0] in settings.targets else None
+    if to and target is None:
+        os.environ["MEDFLOW_DELIVER_TO"] = ",".join(to)  # a path or address is no Prefect parameter
     as_of_time = moment.datetime() if moment else None
-    counts = run_nightly(sources=source, models=model, as_of=as_of_time, target=to, explain=explain)
+    counts = run_nightly(sources=source, models=model, as_of=as_of_time, target=target, explain=explain)
     if as_json:
         finish(counts, as_json=True, title="nightly")
     for name, part in counts.items():
