@@ -76,14 +76,14 @@ class Pacs:
                 yield ""
 
     def series(self, study_uid: str, modalities: Sequence[str]) -> Sequence[Listed]:
-        """The series, with the number of their instances where the archive tells it."""
+        """The series; their instances are asked for one series at a time."""
         if not study_uid:
             raise InputRejected(RejectCode.NOT_RETRIEVED, "the archive lists a study without a StudyInstanceUID")
         self._classes = {}
         with _away():
             found = self._query.series(study_uid)
         wanted = [one for one in found if not modalities or one.modality is None or one.modality in modalities]
-        return [Listed(series_uid=one.series_uid, count=one.count) for one in wanted]
+        return [Listed(series_uid=one.series_uid) for one in wanted]
 
     def instances(self, study_uid: str, series_uid: str) -> Sequence[str]:
         """The SOP Instance UIDs of a series."""

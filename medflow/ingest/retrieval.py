@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -23,7 +23,7 @@ from medflow.ingest.landing import Landed, Landing
 from medflow.ingest.offers import Offer
 from medflow.ingest.tally import Progress, Tally
 from medflow.store import Store
-from medflow.store.imaging import counts_by_series, held_instances
+from medflow.store.imaging import held_instances
 from medflow.store.ledger import Reject, now_us, open_origins, record_rejects, settle_origins
 from medflow.store.watermarks import Watermark, read_mark, set_mark
 
@@ -46,11 +46,10 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Listed:
-    """A series as an archive lists it: its SOP Instance UIDs, or their number where those are to be asked for."""
+    """A series as an archive lists it: its SOP Instance UIDs, or None where those are to be asked for."""
 
     series_uid: str
     instances: tuple[str, ...] | None = None
-    count: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -271,10 +270,9 @@ class _Fetch:
     def _fetch_study(self, uid: str, landing: Landing) -> _Study:
         had, requested = 0, ()
         try:
-            listed, had = self._listed(uid)
-            lacking, held = lacking_of(listed, self._store)
-            had += held
-            if not listed and not had:
+            listed = self._listed(uid)
+            lacking, had = lacking_of(listed, self._store)
+            if not listed:
                 self._see_that_nothing_is_there(uid)
             requested = tuple(item for series in lacking for item in series.instances)
             if lacking:
@@ -298,26 +296,15 @@ class _Fetch:
         if uid in self._listed_now and not (self._wanted.modalities and self._archive.series(uid, ())):
             raise InputRejected(RejectCode.NOT_RETRIEVED, "the archive lists the study and no series of it")
 
-    def _listed(self, uid: str) -> tuple[list[Listed], int]:
-        """The series that may lack something, with their instances; and how many instances the others have.
+    def _listed(self, uid: str) -> list[Listed]:
+        """The series with their instances. A number alone would not tell of one that was replaced by another."""
+        return [
+            series if series.instances is not None else replace(series, instances=self._instances(uid, series))
+            for series in self._archive.series(uid, self._wanted.modalities)
+        ]
 
-        A series of which an archive tells the number alone is taken to be there when the store has as many.
-        """
-        listed = self._archive.series(uid, self._wanted.modalities)
-        counted = [series.series_uid for series in listed if series.instances is None]
-        with self._store.reading() as connection:
-            counts = counts_by_series(connection, counted)
-        found: list[Listed] = []
-        had = 0
-        for series in listed:
-            if series.instances is not None:
-                found.append(series)
-            elif series.count is not None and counts.get(series.series_uid, 0) == series.count:
-                had += series.count
-            else:
-                named = tuple(self._archive.instances(uid, series.series_uid))
-                found.append(Listed(series_uid=series.series_uid, instances=named))
-        return found, had
+    def _instances(self, uid: str, series: Listed) -> tuple[str, ...]:
+        return tuple(self._archive.instances(uid, series.series_uid))
 
     # --- in the caller's thread ---
 

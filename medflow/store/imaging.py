@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from sqlalchemy import Connection, bindparam, func, select, text, update
+from sqlalchemy import Connection, bindparam, select, text, update
 
 from medflow.records import DicomObject, Instance
 from medflow.store.imaging_batch import Batch, Outcome, content_of, instant, rows_among
-from medflow.store.tables import InstanceRow, SeriesRow
+from medflow.store.tables import InstanceRow
 
 __all__ = [
     "content_of",
-    "counts_by_series",
     "held_instances",
     "known_objects",
     "lock_imaging",
@@ -41,13 +40,6 @@ def objects_of(connection: Connection, sop_instance_uids: Iterable[str]) -> dict
     query = select(InstanceRow.uid, InstanceRow.sha256, InstanceRow.path)
     rows = rows_among(connection, query, InstanceRow.uid, sop_instance_uids)
     return {row.uid: (row.sha256, row.path) for row in rows}
-
-
-def counts_by_series(connection: Connection, series_uids: Iterable[str]) -> dict[str, int]:
-    """How many instances are stored of each of these series (by Series Instance UID) that is known at all."""
-    query = select(SeriesRow.uid, func.count(InstanceRow.id).label("number"))
-    query = query.join(InstanceRow, InstanceRow.series_id == SeriesRow.id).group_by(SeriesRow.uid)
-    return {row.uid: row.number for row in rows_among(connection, query, SeriesRow.uid, series_uids)}
 
 
 def kept_instances(connection: Connection, uids: Iterable[str]) -> dict[str, tuple[str, str]]:

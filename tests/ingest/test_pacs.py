@@ -169,6 +169,16 @@ def test_a_second_fetch_brings_what_came_since(local: tuple[Store, Settings], or
     assert counts(take(*local, source_of(orthanc))) == (6, 0, 6, 0)
 
 
+def test_an_instance_that_replaced_another_is_fetched(
+    local: tuple[Store, Settings], orthanc: Orthanc, tmp_path: Path
+) -> None:
+    files = write_series(tmp_path, volume_of(4))
+    orthanc.upload(*files[1:])
+    ingest_dicom(*local, files[:-1])  # as many of the series as the archive has
+
+    assert counts(take(*local, source_of(orthanc))) == (3, 1, 2, 0)
+
+
 @pytest.mark.parametrize(
     ("wanted", "number"),
     [
