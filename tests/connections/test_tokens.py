@@ -328,6 +328,8 @@ def test_no_secret_is_in_a_log_a_repr_or_an_error(
         for server in (by_secret, by_key):
             client = stack.enter_context(http.client(server, timeout_s=10))
             session = stack.enter_context(http.session(server, timeout_s=10))
+            for library in ("httpx", "httpcore"):  # which a client keeps from saying anything
+                caplog.set_level(logging.DEBUG, logger=library)
             assert http.send(client, server, "GET", f"{server.url}/Patient").status_code == 200
             assert session.get(f"{server.url}/Patient").status_code == 200
             held = tokens.of(server, timeout_s=10)
