@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 Held = Mapping[str, str]  # SOP Instance UID to SOP Class UID
 SUCCESS, INVALID_ARGUMENT, NO_SUCH_INSTANCE, NO_SUCH_ACTION = 0x0000, 0x0115, 0x0112, 0x0123  # PS3.7, Annex C
+RESOURCE_LIMITATION = 0x0213  # so is this
+REPORTS = 64  # under way at once: a peer may ask without end
 CLASS_CONFLICT = 0x0119  # a failure reason (PS3.3, C.14.1.1), as NO_SUCH_INSTANCE is
 REQUEST, ALL_COMMITTED, SOME_NOT = 1, 1, 2  # action type, event types (PS3.4, J.3.2.1 and J.3.3.1)
 HEAD_BYTES = 1024  # of a spooled file: its file meta is shorter
@@ -55,6 +57,7 @@ class Commitment:
     stored: Callable[[Collection[str]], Held] = field(default=lambda _uids: {})
     _heads: dict[str, tuple[str, str] | None] = field(default_factory=dict)  # by file name, which says the content
     _asked: dict[Association, Dataset] = field(default_factory=dict)
+    _reporting: set[threading.Thread] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def asked(self, event: Event) -> tuple[int, None]:
@@ -64,6 +67,9 @@ class Commitment:
             return NO_SUCH_INSTANCE, None
         if event.action_type != REQUEST:
             return NO_SUCH_ACTION, None
+        if len(self._reporting) >= REPORTS:
+            log.warning("storage commitment for %s refused: too many are under way", peer_of(event.assoc))
+            return RESOURCE_LIMITATION, None
         try:
             wanted = event.action_information
             if not wanted.TransactionUID or not wanted.ReferencedSOPSequence:
@@ -77,7 +83,9 @@ class Commitment:
         """Once an N-ACTION's answer is on its way, find out and report, in a thread of its own."""
         if type(event.message).__name__ == "N_ACTION_RSP" and (wanted := self._asked.pop(event.assoc, None)):
             name, who = "medflow-commitment", (event.assoc, wanted)
-            threading.Thread(target=self._report, args=who, name=name, daemon=True).start()
+            thread = threading.Thread(target=self._report, args=who, name=name, daemon=True)
+            self._reporting.add(thread)
+            thread.start()
 
     def outcome(self, wanted: Dataset) -> Dataset:
         """What the report says (PS3.4, Table J.3-2)."""
@@ -129,6 +137,8 @@ class Commitment:
                 "storage commitment for %s failed: unforeseen %s at %s", peer, type(error).__name__, place_of(error)
             )
             return
+        finally:
+            self._reporting.discard(threading.current_thread())
         if told:
             log.info("storage commitment for %s: %d committed, %d not", peer, kept, failed)
         else:

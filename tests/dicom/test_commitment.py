@@ -17,6 +17,7 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 
 from medflow.config import Settings, load_settings
+from medflow.dicom import commitment
 from medflow.dicom.receive import Receiver, receiver
 from medflow.ingest.commitment import StoredInstances
 from medflow.ingest.dicom import ingest_dicom
@@ -163,6 +164,13 @@ def test_a_request_that_names_nothing_or_wants_something_else_is_refused(tmp_pat
         statuses = ask(association, empty), ask(association, wanted((CTImageStorage, "1.2.3")), action=2)
 
     assert statuses == (0x0115, 0x0123)
+
+
+def test_a_request_beyond_those_under_way_is_refused_for_now(tmp_path, monkeypatch):
+    monkeypatch.setattr(commitment, "REPORTS", 0)
+
+    with receiving(tmp_path) as running, sender(running, Reports()) as association:
+        assert ask(association, wanted((CTImageStorage, "1.2.3"))) == 0x0213
 
 
 def test_orthanc_is_told_what_is_safe_here(tmp_path):
