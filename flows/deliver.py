@@ -8,6 +8,7 @@ from prefect import State, flow, task
 from pydantic import Field
 
 from medflow import steps
+from medflow.flows.addresses import addresses_kept, by_name
 from medflow.flows.installation import TASK, site
 from medflow.flows.report import final_state, named, report
 
@@ -20,7 +21,10 @@ Target = Annotated[
 @task(task_run_name="deliver", **{**TASK, "retries": 0})  # it has retries of its own, and the next run goes on with it
 def deliver_results(target: str | None) -> dict[str, Any]:
     """Send what is pending; returns the counts."""
-    return steps.deliver(site(), target).as_json()
+    here = site()
+    with addresses_kept(here.settings, of="targets"):
+        counts = steps.deliver(here, target).as_json()
+    return by_name(here.settings, counts, of="targets")
 
 
 def send(target: str | None) -> dict[str, Any]:

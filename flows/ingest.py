@@ -10,6 +10,7 @@ from pydantic import Field
 from medflow import steps
 from medflow.connections.endpoints import Files
 from medflow.errors import ConfigurationError, ServerUnavailable
+from medflow.flows.addresses import addresses_kept, by_name
 from medflow.flows.installation import TASK, only_transient, site
 from medflow.flows.report import final_state, named, report
 from medflow.ingest.tally import Tally
@@ -24,7 +25,9 @@ Sources = Annotated[
 def ingest_source(source: str) -> dict[str, Any]:
     """Take in one source; returns its counts."""
     here = site()
-    return steps.ingest(here, here.settings.chosen_sources([source])[source], name=source).as_json()
+    with addresses_kept(here.settings):
+        counts = steps.ingest(here, here.settings.chosen_sources([source])[source], name=source).as_json()
+    return by_name(here.settings, counts)
 
 
 def take_in(sources: list[str] | None) -> dict[str, Any]:
