@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect import State, flow
 
-from medflow.errors import TransientError
+from medflow.errors import ConfigurationError, MedflowError, TransientError
 from medflow.flows.deliver import Target, send
 from medflow.flows.ingest import Sources, take_in
 from medflow.flows.installation import refresh, scoring_site
@@ -30,7 +30,7 @@ def nightly(
 ) -> State:
     """Take in what is new, score it, and send the results; infrastructure that fails one step does not stop the next.
 
-    What is configured wrongly stops it before it begins.
+    What is seen to be configured wrongly before it begins stops it there.
     """
     here = refresh()
     here.settings.chosen_targets(target)
@@ -39,17 +39,18 @@ def nightly(
     started_us = now_us()
     with recorded(here, NIGHTLY) as run:
         counts = {
-            "ingest": _tried(lambda: take_in(sources)),
-            "score": _tried(lambda: run_models(models, as_of, explain=explain)),
-            "deliver": _tried(lambda: send(target)),
+            "ingest": tried(lambda: take_in(sources)),
+            "score": tried(lambda: run_models(models, as_of, explain=explain)),
+            "deliver": tried(lambda: send(target), also=ConfigurationError),  # a server that changed its mind about us
         }
         run.counts = counts
     report_night(here, counts, started_us)
     return final_state(counts)
 
 
-def _tried(step: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def tried(step: Callable[[], dict[str, Any]], *, also: type[MedflowError] = TransientError) -> dict[str, Any]:
+    """The step's counts; of one that fails for such a reason, that it did, so that the night has its account."""
     try:
         return step()
-    except TransientError as error:
+    except (TransientError, also) as error:
         return {"failed": 1, "errors": {error.message: 1}}

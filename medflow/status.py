@@ -228,7 +228,8 @@ def said_of(found: Standing, link: Link, name: str) -> str:
     else:
         then = "the next run sends what waits"
     since = said_age(found.age_s(line.failing_since_us))
-    return f"{line.role} {name} has failed for {since} ({times}): {line.error}; once it is mended, {then}"
+    error = (line.error or "").removesuffix(", then run the same command again")  # here it is said in other words
+    return f"{line.role} {name} has failed for {since} ({times}): {error}; once it is mended, {then}"
 
 
 def _stale_sources(found: Standing, max_age_hours: float) -> Iterator[Problem]:

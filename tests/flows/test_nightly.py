@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from medflow.errors import ConfigurationError
+from medflow.flows.nightly import tried
 from medflow.sample import write_sample
 from tests.distributions import environment, medflow, write_distribution
 
@@ -105,6 +107,17 @@ def test_a_target_that_is_away_fails_the_night_but_not_its_scoring(night):
     assert counts["score"]["done"] > 0
     assert counts["deliver"]["failed"] == 1
     assert "cannot be reached" in next(iter(counts["deliver"]["errors"]))
+
+
+def test_a_target_that_refuses_us_fails_the_delivery_and_leaves_the_night_its_account():
+    def refused() -> dict:
+        raise ConfigurationError("chart wants other credentials (HTTP 401)")
+
+    counts = tried(refused, also=ConfigurationError)
+
+    assert counts == {"failed": 1, "errors": {"chart wants other credentials (HTTP 401)": 1}}
+    with pytest.raises(ConfigurationError):
+        tried(refused)
 
 
 def test_a_source_that_is_not_configured_is_named(night):
