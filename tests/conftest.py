@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import logging
 import os
 import shutil
 import tarfile
@@ -32,13 +33,7 @@ from tests.services.s3_server import s3_server as start_s3_server
 
 REPOSITORY = Path(__file__).parent.parent
 REALDATA = Path(os.environ.get("MEDFLOW_REALDATA") or REPOSITORY.parent / "shared" / "data")
-MARKS = (
-    "realdata",
-    "fhir_server",
-    "orthanc",
-    "postgres",
-    "prefect_server",
-)  # fixtures whose tests carry a mark of that name
+MARKS = ("realdata", "fhir_server", "orthanc", "postgres", "prefect_server")  # fixtures whose tests carry their name
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,6 +59,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name in MARKS:
             if name in getattr(item, "fixturenames", ()):
                 item.add_marker(name)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """Undo what a command run in this process made of logging: the next test may want to see it."""
+    root, ours = logging.getLogger(), logging.getLogger("medflow")
+    before = root.handlers[:], root.level, ours.handlers[:], ours.level, ours.propagate
+    yield
+    root.handlers[:], root.level, ours.handlers[:], ours.level, ours.propagate = before
 
 
 # --- the store -----------------------------------------------------------------------------------------------

@@ -23,8 +23,6 @@ GC = "from tests import models\n\nclass GcContent(models.GcContent):\n    pass\n
 @pytest.fixture
 def start() -> Iterator[Callable[[], logging.Logger]]:
     """Begins to log as JSON from DEBUG on, to what stderr is then; undone afterwards."""
-    root, ours = logging.getLogger(), logging.getLogger("medflow")
-    before = root.handlers[:], root.level, ours.handlers[:], ours.level, ours.propagate
     hook = sys.excepthook
 
     def started() -> logging.Logger:
@@ -33,7 +31,6 @@ def start() -> Iterator[Callable[[], logging.Logger]]:
 
     yield started
     sys.excepthook = hook
-    root.handlers[:], root.level, ours.handlers[:], ours.level, ours.propagate = before
     logging.captureWarnings(False)
 
 

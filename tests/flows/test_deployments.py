@@ -63,9 +63,13 @@ class Pages:
         return self.http.post("/flow_runs/filter", json=wanted).raise_for_status().json()
 
     def asked(self, name: str, **parameters: object) -> httpx.Response:
-        """Ask for a run; one that is made is taken back at once."""
+        """Ask for a run; one that is made is taken back at once. A database that is busy is asked again."""
         found = self.deployment(name)
-        answer = self.http.post(f"/deployments/{found['id']}/create_flow_run", json={"parameters": parameters})
+        for _ in range(5):
+            answer = self.http.post(f"/deployments/{found['id']}/create_flow_run", json={"parameters": parameters})
+            if answer.status_code != 503:
+                break
+            time.sleep(1)
         if answer.is_success:
             self.http.delete(f"/flow_runs/{answer.json()['id']}").raise_for_status()
         return answer
