@@ -72,8 +72,3 @@ def lower_marks(connection: Connection, source: str, until_us: int, types: Colle
     chosen = [kind for kind in kinds if not types or kind.rpartition(" ")[2].partition("/")[0] in types]
     statement = update(WatermarkRow).where(*further, WatermarkRow.kind.in_(chosen))
     return connection.execute(statement.values(until_us=until_us, updated_us=now_us())).rowcount
-
-
-def forget_marks(connection: Connection, source: str) -> int:
-    """Have a source read from its beginning; returns how many marks it had."""
-    return connection.execute(delete(WatermarkRow).where(WatermarkRow.source == source)).rowcount

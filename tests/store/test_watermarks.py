@@ -1,11 +1,11 @@
-"""How far a source was read: kept by source and kind, replaced as a whole, forgotten on request."""
+"""How far a source was read: kept by source and kind, replaced as a whole, dropped where a source is to be read anew."""
 
 from __future__ import annotations
 
 import pytest
 
 from medflow.store import Store, watermarks
-from medflow.store.watermarks import MarkLine, Watermark, forget_marks, lower_marks, read_mark, set_mark
+from medflow.store.watermarks import MarkLine, Watermark, drop_mark, lower_marks, read_mark, set_mark
 
 
 def marked(store: Store, source: str, kind: str, mark: Watermark) -> None:
@@ -35,10 +35,10 @@ def test_marks_of_kinds_and_sources_are_apart(store: Store) -> None:
     marked(store, "lab", "Observation", Watermark(until_us=3))
 
     with store.writing() as connection:
-        forgotten = forget_marks(connection, "ehr")
+        drop_mark(connection, "ehr", "Patient")
 
-    assert forgotten == 2
     assert read(store, "ehr", "Patient") == Watermark()
+    assert read(store, "ehr", "Observation").until_us == 2
     assert read(store, "lab", "Observation").until_us == 3
 
 
