@@ -1,4 +1,4 @@
-"""How far a source was read: kept by source and kind, replaced as a whole, dropped where a source is to be read anew."""
+"""How far a source was read: kept by source and kind, replaced as a whole, dropped to be read anew."""
 
 from __future__ import annotations
 
