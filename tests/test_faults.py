@@ -38,6 +38,7 @@ from medflow.status import look, problems
 from medflow.store import Store, outbox
 from tests.factories_dicom import slice_of, to_bytes, volume_of, write_series
 from tests.results import catalog, risk_of
+from tests.services import free_port
 from tests.services.bulk_fhir import bulk_server
 from tests.services.fault_proxy import (
     Fault,
@@ -90,7 +91,12 @@ HTTP_CONNECTORS = {  # and how many requests pass first
     "fetch by search": 3,
     "fetch by export": 3,
 }
-TCP_CONNECTORS = {"deliver by C-STORE": (300, 900), "fetch by C-GET": (700, 900)}  # and bytes: past a C-ECHO
+TCP_CONNECTORS = {  # and bytes: past a C-ECHO
+    "deliver by C-STORE": (300, 900),
+    "fetch by C-GET": (700, 900),
+    "fetch by C-MOVE": (700, 450),
+    "moved to us": (300, 900),
+}
 AT_ONCE = {("deliver by STOW", "truncated")}  # under way the status is 200: all is stored, whatever the body says
 
 
@@ -126,6 +132,7 @@ def _haste(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     rule = CircuitRule(first_wait_s=0.01, longest_wait_s=0.1, patience_s=0.3)
     monkeypatch.setattr("medflow.delivery.server.CIRCUIT", rule)
     monkeypatch.setattr(http, "tls_context", CONTEXT)
+    monkeypatch.setattr("medflow.ingest.moved.LATE_S", TIMEOUT_S)
     with stamina.set_testing(True, attempts=1):
         yield
 
@@ -264,7 +271,13 @@ def in_front(server: Orthanc, way: str, **options: Any) -> Iterator[tuple[FaultP
     if way == "dicomweb":
         with http_proxy(server.dicomweb) as (proxy, url):
             yield proxy, {"kind": "dicomweb", "url": url, **options}
+    elif way == "moved":  # what it sends to us
+        options |= {"retrieve": "move", "move_port": free_port(), "timeout_s": TIMEOUT_S}
+        with tcp_proxy(options["move_port"], listen=server.modality_port) as proxy:
+            yield proxy, {"kind": "pacs", "address": f"ORTHANC@127.0.0.1:{server.dicom_port}", **options}
     else:
+        if way == "move":
+            options |= {"retrieve": "move", "move_port": server.modality_port}
         with tcp_proxy(server.dicom_port) as proxy:
             address = f"ORTHANC@127.0.0.1:{proxy.port}"
             yield proxy, {"kind": "pacs", "address": address, "timeout_s": TIMEOUT_S, **options}
@@ -281,6 +294,8 @@ CONNECTORS = {
     "deliver by C-STORE": partial(delivering_objects, way="pacs"),
     "fetch by DICOMweb": partial(fetching_images, way="dicomweb"),
     "fetch by C-GET": partial(fetching_images, way="pacs"),
+    "fetch by C-MOVE": partial(fetching_images, way="move"),
+    "moved to us": partial(fetching_images, way="moved"),
     "fetch by search": partial(fetching_records, mode="search"),
     "fetch by export": partial(fetching_records, mode="export"),
 }
@@ -386,7 +401,7 @@ def test_a_token_that_ends_under_way_is_renewed(
 
 @pytest.mark.parametrize(
     "fault",
-    [reset(after_bytes=900), reset(side="request", after_bytes=5000), stalled(after_bytes=900)],
+    [refused(), reset(after_bytes=900), reset(side="request", after_bytes=5000), hung(), stalled(after_bytes=900)],
     ids=lambda fault: f"{fault.kind} {fault.side}",
 )
 def test_what_a_sender_was_acknowledged_before_the_network_failed_is_there_once(

@@ -100,6 +100,8 @@ class FileFetcher:
         """One request for what is missing; as `fetch`, and _Headway where it broke after so much that it counts."""
         known = _beginning(part)
         had = part.stat().st_size if known.validator and part.exists() else 0
+        if known.total is not None and had > known.total:
+            had, known = _anew(part), _Beginning()
         try:
             with self._opened(file.url, had, known, requires_token) as response:
                 status = response.status_code
@@ -147,7 +149,7 @@ class FileFetcher:
                         f"a file of the export of {self.source.public} is larger than MEDFLOW_MAX_INPUT_BYTES: allow "
                         "larger ones"
                     )
-                if stopping() or time.monotonic() > self._until:
+                if size != known.total and (stopping() or time.monotonic() > self._until):
                     raise SourceUnavailable(
                         f"the files of the export of {self.source.public} did not come in the time there is "
                         "(export_hours): what came is kept, and the next run goes on"

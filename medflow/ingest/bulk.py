@@ -218,7 +218,7 @@ class _Export:
                     yield file, job.result()
             finally:
                 stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
+                pool.shutdown(cancel_futures=True)  # the folder is ours alone until the last of them has ended
 
     def _taken(self, file: ExportFile) -> str | None:
         """Take one file in; what is wrong with it, if anything is."""

@@ -320,6 +320,20 @@ def test_what_came_of_a_file_waits_for_the_next_run_and_compressed_files_are_res
 
 
 @once
+def test_a_file_that_is_longer_here_than_there_begins_anew(store, settings, server, export):
+    name = big(server)
+    server.cuts[name] = [100, 100, 100]
+    with pytest.raises(ServerUnavailable):
+        export()
+    [part] = settings.home.rglob("*.part")
+    part.write_bytes(bytes(2 * len(server.files[name])))
+
+    export()
+
+    assert held(store) == sorted([*EVERYTHING, "Observation/big"])
+
+
+@once
 def test_addresses_that_expired_are_asked_for_again(store, server, export):
     server.signature = 1
     manifest, calls = server.manifest, []

@@ -122,9 +122,9 @@ def cut(**limits: Any) -> Fault:
 class FaultProxy:
     """A proxy that runs until `close`. ``requests`` counts what was asked of it; ``connections`` who came."""
 
-    def __init__(self, host: str, port: int, *, speaks_http: bool) -> None:
+    def __init__(self, host: str, port: int, *, speaks_http: bool, listen: int | None = None) -> None:
         self.upstream = (host, port)
-        self.port = free_port()
+        self.port = listen or free_port()
         self.connections = 0
         self.requests = 0
         self._speaks_http = speaks_http
@@ -443,9 +443,9 @@ def http_proxy(url: str) -> Iterator[tuple[FaultProxy, str]]:
 
 
 @contextmanager
-def tcp_proxy(port: int, host: str = "127.0.0.1") -> Iterator[FaultProxy]:
-    """A proxy in front of a TCP port; stops with the block."""
-    with _running(FaultProxy(host, port, speaks_http=False)) as proxy:
+def tcp_proxy(port: int, host: str = "127.0.0.1", *, listen: int | None = None) -> Iterator[FaultProxy]:
+    """A proxy in front of a TCP port, at a free port or the one to ``listen`` at; stops with the block."""
+    with _running(FaultProxy(host, port, speaks_http=False, listen=listen)) as proxy:
         yield proxy
 
 
