@@ -130,6 +130,19 @@ class Settings(LogSettings):
     sample_system: str | None = Field(
         None, description="FHIR identifier system that the sample names of VCF files are identifiers in."
     )
+    sample_sheet: Path | None = Field(
+        None, description="CSV that says whose each sample of a VCF file is: columns sample, system, value."
+    )
+    references: dict[str, Path] = Field(
+        default_factory=dict, description="JSON map: assembly (GRCh37, GRCh38) to its FASTA file."
+    )
+    regions: Path | Literal["all"] | None = Field(
+        None, description="BED file of the regions whose variants are scored; all: wherever they are."
+    )
+    genes: Path | None = Field(None, description="File of gene symbols, one a line: only their variants are scored.")
+    gene_bed: Path | None = Field(
+        None, description="BED file of genes, their HGNC symbols in the fourth column: where genes are."
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     workers: int = Field(0, ge=0, description="Processes and threads for reading; 0 means one per core.")
     memory_mib: int = Field(0, ge=0, description="Device memory for models in MiB; 0 means what the device has free.")

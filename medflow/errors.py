@@ -70,6 +70,8 @@ class RejectCode(StrEnum):
     BAD_VCF_HEADER = "bad-vcf-header"
     BAD_VCF_RECORD = "bad-vcf-record"
     REF_MISMATCH = "ref-mismatch"
+    SAMPLE_UNKNOWN = "sample-unknown"
+    SAMPLE_AMBIGUOUS = "sample-ambiguous"
     NOT_FASTA = "not-fasta"
     INVALID_SEQUENCE = "invalid-sequence"
     DUPLICATE_SEQUENCE = "duplicate-sequence"

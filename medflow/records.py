@@ -6,6 +6,7 @@ the standard library. Times are timezone-aware; ``Instant`` keeps the offset a t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta, timezone
 from enum import StrEnum
@@ -230,7 +231,13 @@ class FhirResource:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VariantFile:
-    """A VCF, as received, and what its header and a full pass over it say."""
+    """A VCF, as received, and what its header and a full pass over it say.
+
+    ``assembly`` is the header's own word for it, ``build`` the assembly that it stands for (GRCh37 or GRCh38) where the
+    header's words or the lengths of its contigs say so. ``counts`` has alleles by type (snv, insertion, deletion,
+    complex, symbolic, breakend, missing) and records by "passed" and "filtered". ``index`` is the SHA-256 of the CSI
+    index in the object store; None of a file that is not in bgzip's format.
+    """
 
     sha256: str
     size: int
@@ -239,6 +246,9 @@ class VariantFile:
     records: int
     contigs: tuple[str, ...] = ()
     assembly: str | None = None
+    build: str | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    index: str | None = None
     path: str | None = None
 
 
@@ -260,6 +270,29 @@ class Variant:
     position: int
     ref: str
     alt: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalledVariant(Variant):
+    """An allele that a sample carries, split, trimmed and aligned to the left; contig as the reference names it.
+
+    An insertion or deletion keeps the base before it. ``zygosity`` is None where the genotype does not tell; ``phase``
+    is the phase set (PS) of a phased genotype. ``depths`` are the reads of the reference and of this allele (AD).
+    """
+
+    zygosity: Literal["heterozygous", "homozygous", "hemizygous"] | None = None
+    phase: str | None = None
+    depths: tuple[int, int] | None = None
+    gene: str | None = None  # HGNC symbol, where the site's annotation or the file names one
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VariantScore:
+    """A variant that a model has something to say of: ``effects`` in the order that its output declares."""
+
+    variant: CalledVariant
+    score: float
+    effects: tuple[float, ...]
 
 
 # --- the unit of work ------------------------------------------------------------------------------------------
@@ -340,6 +373,10 @@ class Result:
     Of a Segment also how many ``voxels`` it has, the ``mean`` intensity inside (None of an empty one) with its UCUM
     unit, and the SHA-256 of the DICOM segmentation that holds its ``mask``. ``contributions`` explain it, the largest
     first, where that was asked for; they take no part in any id.
+
+    Of a VariantEffect: ``variants`` are those reported, ordered by place, on the assembly ``build``; ``scores``
+    is the SHA-256 of the file with the scores of all of them in the object store; ``counts`` says how many were scored,
+    reported, and left out by reason; ``value`` is the largest score.
     """
 
     output: str
@@ -351,6 +388,10 @@ class Result:
     mask: str | None = None
     out_of_scope: str | None = None
     contributions: tuple[Contribution, ...] = ()
+    variants: tuple[VariantScore, ...] = ()
+    build: str | None = None
+    scores: str | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

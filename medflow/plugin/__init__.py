@@ -13,7 +13,7 @@ calls `Model.load`. ``medflow plugin check DISTRIBUTION`` runs the conformance k
 from __future__ import annotations
 
 from medflow.errors import CaseError, InputNotUsable, MedflowError, PredictionInvalid, TrialStopped
-from medflow.plugin.cases import Case, CaseInput, Image, SequenceWindow, TimeSeries
+from medflow.plugin.cases import Case, CaseInput, Image, SequenceWindow, TimeSeries, VariantWindows
 from medflow.plugin.inputs import (
     Channel,
     CodedValue,
@@ -37,7 +37,9 @@ from medflow.plugin.outputs import (
     Prediction,
     Risk,
     Segment,
+    SequenceAttribution,
     SeriesAttribution,
+    VariantEffect,
 )
 from medflow.plugin.training import Choice, Epoch, Examples, Fitted, HyperParameter, Integer, Real, Trainable
 from medflow.records import Coding, Unit, UnitKind
@@ -81,6 +83,7 @@ __all__ = [
     "Risk",
     "SNOMED",
     "Segment",
+    "SequenceAttribution",
     "SequenceInput",
     "SequenceWindow",
     "SeriesAttribution",
@@ -90,5 +93,7 @@ __all__ = [
     "TrialStopped",
     "Unit",
     "UnitKind",
+    "VariantEffect",
+    "VariantWindows",
     "Weights",
 ]

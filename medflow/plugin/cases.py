@@ -46,7 +46,27 @@ class SequenceWindow:
     bases: str
 
 
-CaseInput = Image | TimeSeries | SequenceWindow
+@dataclass(frozen=True, kw_only=True)
+class VariantWindows:
+    """The variants of one sample, each as the window of its reference allele and that of its alternate allele.
+
+    ``ref`` and ``alt`` (variants, length) uint8 hold ASCII codes of upper-case bases, 5' to 3' of the forward strand,
+    N where nothing is known. The first base of an allele stands at index ``at`` of its window; ``ref_length`` and
+    ``alt_length`` (variants,) int32 say how many bases it has. An insertion or deletion keeps the base before it in
+    both alleles, as in VCF.
+    """
+
+    ref: np.ndarray
+    alt: np.ndarray
+    at: int
+    ref_length: np.ndarray
+    alt_length: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ref)
+
+
+CaseInput = Image | TimeSeries | SequenceWindow | VariantWindows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +91,11 @@ class Case:
     def sequence(self) -> SequenceWindow:
         """The only `SequenceWindow` input."""
         return self._only(SequenceWindow)
+
+    @property
+    def variants(self) -> VariantWindows:
+        """The only `VariantWindows` input."""
+        return self._only(VariantWindows)
 
     def _only(self, kind: type) -> Any:
         found = [value for value in self.inputs.values() if isinstance(value, kind)]

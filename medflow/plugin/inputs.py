@@ -128,17 +128,32 @@ class TimeSeriesInput:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SequenceInput:
-    """A nucleotide sequence of ``length`` bases (5' to 3'); a longer one is cut to its centre.
+    """Windows of ``length`` bases, 5' to 3': of stored sequences, or around the variants of a sample.
 
-    ``source`` "sequence" takes stored sequences (FASTA). ``alphabet`` lists the letters the model understands;
-    a sequence with any other letter is out of scope for the model.
+    ``source`` "sequence" takes stored sequences (FASTA, MolecularSequence), one `SequenceWindow` a case; a longer one
+    is cut to its centre. ``alphabet`` lists the letters the model understands; a sequence with any other is out of
+    scope for the model.
+
+    ``source`` "variants" takes the called variants of one sample of a VCF file, all of them one case
+    (`VariantWindows`), on the site's reference of ``assembly`` (GRCh37 or GRCh38). Alleles are split, trimmed and
+    aligned to the left; the first base of the allele stands at index ``length // 2`` of its window, and what the
+    allele takes from the right flank, or leaves it, is made up for at the right end. Beyond the ends of a contig
+    stands N. Of a model whose ``strand`` is "both" the answer may not depend on the strand that it is given
+    (``medflow plugin check`` sees to that). Variants that FILTER refused are left out unless ``passing_only`` is
+    False, and so are those with QUAL below ``min_quality`` and alleles longer than ``max_allele`` bases; each is
+    counted with its reason.
     """
 
     kind: Literal["sequence"] = "sequence"
     name: str = "sequence"
     length: int
-    source: Literal["sequence"] = "sequence"
+    source: Literal["sequence", "variants"] = "sequence"
     alphabet: str = "ACGT"
+    assembly: Literal["GRCh37", "GRCh38"] | None = None
+    strand: Literal["forward", "both"] = "forward"
+    passing_only: bool = True
+    min_quality: float | None = None
+    max_allele: int = 50
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

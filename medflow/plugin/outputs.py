@@ -96,7 +96,26 @@ class Segment:
     of: str | None = None
 
 
-OutputSpec = Measure | Classification | Risk | Segment
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VariantEffect:
+    """How much each variant of a sample changes what the model predicts, in each of several ways.
+
+    The value of a prediction is an array (variants, effects) of floats in ``valid_range``, in the order of
+    `VariantWindows` and of ``effects``; a row of NaN is a variant outside of the model's scope. A variant's score is
+    the largest absolute value of its row. Scores are kept of all; a variant is reported as an Observation where its
+    score is ``report_from`` or more.
+    """
+
+    kind: Literal["variant-effect"] = "variant-effect"
+    name: str
+    code: Coding
+    effects: tuple[ClassLabel, ...]
+    report_from: float
+    valid_range: tuple[float, float] = (-1.0, 1.0)
+    body_site: None = None
+
+
+OutputSpec = Measure | Classification | Risk | Segment | VariantEffect
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -136,7 +155,8 @@ class Prediction:
     """A model's answer for one case.
 
     ``values`` holds for every declared output, by name: a float (Measure, Risk), an array of probabilities
-    (Classification) or a mask (Segment): an array, or a `LabelMask`. ``out_of_scope`` instead gives a reason (no
+    (Classification), effects by variant (VariantEffect) or a mask (Segment): an array, or a `LabelMask`.
+    ``out_of_scope`` instead gives a reason (no
     patient data) why the model does not answer; it becomes a dataAbsentReason and no value.
     """
 
@@ -156,4 +176,17 @@ class SeriesAttribution:
     statics: np.ndarray
 
 
-Explanation = np.ndarray | SeriesAttribution
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SequenceAttribution:
+    """In-silico mutagenesis of a `SequenceWindow`: what becomes of an output if one base were another.
+
+    ``values`` (bases, 4) float32, finite: the change of the output's score (of a classification, the log-odds of the
+    class that is explained) when the base at that place is A, C, G or T instead; 0 for the base that is there.
+    ``of`` names what is explained: the class.
+    """
+
+    values: np.ndarray
+    of: str
+
+
+Explanation = np.ndarray | SeriesAttribution | SequenceAttribution

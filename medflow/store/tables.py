@@ -237,7 +237,11 @@ class VariantFileRow(Base):
     records: Mapped[int]
     contigs: Mapped[list[Any]]
     assembly: Mapped[str | None]
+    build: Mapped[str | None]  # GRCh37 | GRCh38
+    counts: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    index: Mapped[str | None]  # sha256 of the CSI index in the object store
     path: Mapped[str | None]
+    received_us: Mapped[int] = mapped_column(default=0)
 
 
 class SampleRow(Base):
@@ -246,8 +250,23 @@ class SampleRow(Base):
     variant_file_id: Mapped[int] = _to("variant_file.id", index=True)
     name: Mapped[str]
     patient_id: Mapped[int | None] = _to("patient.id", index=True)
+    specimen: Mapped[str | None]  # FHIR reference of the Specimen that it was made of, as its source names it
+    specimen_source: Mapped[str | None]
     revision: Mapped[int] = mapped_column(default=0)
     __table_args__ = (UniqueConstraint("variant_file_id", "name"),)
+
+
+class SpecimenNameRow(Base):
+    """A name that a Specimen or ServiceRequest has: what a VCF's sample may be called."""
+
+    __tablename__ = "specimen_name"
+    resource_id: Mapped[int] = mapped_column(
+        Id, ForeignKey("fhir_resource.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    ordinal: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[str] = mapped_column(index=True)
+    system: Mapped[str | None]
+    patient_id: Mapped[int | None] = mapped_column(Id)
 
 
 class SequenceRow(Base):
@@ -262,6 +281,9 @@ class SequenceRow(Base):
     length: Mapped[int]
     bases: Mapped[str]
     patient_id: Mapped[int | None] = _to("patient.id", index=True)
+    resource_id: Mapped[int | None] = mapped_column(
+        Id, ForeignKey("fhir_resource.id", ondelete="CASCADE"), index=True
+    )  # the MolecularSequence that it came in
     revision: Mapped[int] = mapped_column(default=0)
     received_us: Mapped[int]
     __table_args__ = (Index("ix_sequence_content", "sha256", "name"),)
