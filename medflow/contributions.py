@@ -1,8 +1,9 @@
-"""What of a time series moved an answer most: from a model's attribution to the few contributions that are told.
+"""What moved an answer most: from a model's attribution to the few contributions that are told.
 
-An attribution has a number for each channel and step. Told are the few channels and statics that weigh most, each
-summed over its steps, whether it raised or lowered the answer, and in words that hold names alone, no value of a
-patient's.
+The attribution of a time series has a number for each channel and step. Told are the few channels and statics that
+weigh most, each summed over its steps, whether it raised or lowered the answer, and in words that hold names alone, no
+value of a patient's. That of a sequence has a number for each base and what could stand in its place: told are the few
+positions where that changes most.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from medflow.plugin import (
     Coding,
     OutputSpec,
     Risk,
+    SequenceAttribution,
     SeriesAttribution,
     TimeSeries,
     TimeSeriesInput,
 )
-from medflow.records import Contribution
+from medflow.plugin.outputs import BASES
+from medflow.records import Contribution, Mutagenesis
 
 MOST = 5  # contributions that are told of one result
 LEAST_SHARE = 0.05  # of all that spoke, either way; what is less is not worth a reader's time
@@ -45,10 +48,47 @@ def contributions_of(spec: TimeSeriesInput, series: TimeSeries, found: SeriesAtt
     return tuple(sorted(told, key=lambda item: -abs(item.value))[:MOST])  # stable: ties stay in their order
 
 
+def positions_of(bases: str, found: Mutagenesis) -> tuple[Contribution, ...]:
+    """The positions of a sequence whose base matters most, the largest change first; in their order where they tie.
+
+    Each is told by the one substitution that changes the result most, the first of A, C, G, T where those tie. Shares
+    are of the largest changes of all positions.
+    """
+    most = [_largest(base, changes) for base, changes in zip(bases, found.changes, strict=True)]
+    total = sum(abs(change) for _, change in most)
+    every = [
+        Contribution(
+            kind="position",
+            name=f"{place}{base}>{instead}",
+            value=change,
+            share=_rounded(abs(change) / total),
+        )
+        for place, (base, (instead, change)) in enumerate(zip(bases, most, strict=True), 1)
+        if change
+    ]
+    return tuple(sorted(every, key=lambda item: -abs(item.value))[:MOST])
+
+
+def mutagenesis_of(found: SequenceAttribution) -> Mutagenesis:
+    """A model's attribution as it is kept: to the digits that are reproducible."""
+    changes = tuple(tuple(map(_rounded, row)) for row in found.values.astype(np.float64).tolist())
+    return Mutagenesis(of=found.of, changes=changes)
+
+
+def _largest(base: str, changes: Sequence[float]) -> tuple[str, float]:
+    others = [(instead, change) for instead, change in zip(BASES, changes, strict=True) if instead != base]
+    return max(others, key=lambda item: abs(item[1]))
+
+
 def in_words(output: OutputSpec, contributions: Sequence[Contribution]) -> str:
-    """What raised the answer and what lowered it, by name; of one class among several, what spoke for and against."""
+    """What raised the answer and what lowered it, by name; of one class among several, what spoke for and against.
+
+    Of a sequence, which substitutions would.
+    """
     several = isinstance(output, Classification) and output.positive is None
     ways = ("Spoke for it", "Spoke against it") if several else ("Raised by", "Lowered by")
+    if any(item.kind == "position" for item in contributions):
+        ways = ("Would speak for it", "Would speak against it") if several else ("Would raise it", "Would lower it")
     signs = ([item for item in contributions if item.value >= 0], [item for item in contributions if item.value < 0])
     said = (f"{way}: {', '.join(map(label, items))}." for way, items in zip(ways, signs, strict=True) if items)
     return " ".join(said)
@@ -59,8 +99,10 @@ def label(contribution: Contribution) -> str:
     return contribution.name if contribution.measured else f"{contribution.name} (not measured)"
 
 
-def scale_of(output: OutputSpec) -> str:
-    """What contributions to it count in."""
+def scale_of(output: OutputSpec, mutagenesis: Mutagenesis | None = None) -> str:
+    """What contributions to it count in; of a sequence those of the class that is explained."""
+    if mutagenesis is not None and isinstance(output, Classification):
+        return f"log-odds of {mutagenesis.of}"
     return "log-odds" if isinstance(output, Risk) else "the model's own scale"
 
 

@@ -1,20 +1,29 @@
-"""What moved the answers of a batch, with the measurements behind it: of time series, where a run asks for it."""
+"""What moved the answers of a batch, where a run asks for it: of time series with the measurements behind it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from medflow.contributions import contributions_of
-from medflow.inference.explaining import Explanations, explained_series
+from medflow.contributions import contributions_of, mutagenesis_of, positions_of
+from medflow.inference.explaining import Explanations, explained_sequence, explained_series
 from medflow.inputs import unchanged
-from medflow.plugin import Case, ModelSpec, SeriesAttribution, TimeSeries, TimeSeriesInput
-from medflow.records import Contribution, Result
+from medflow.plugin import Case, ModelSpec, SequenceAttribution, SeriesAttribution, TimeSeries, TimeSeriesInput
+from medflow.records import Contribution, Mutagenesis, Result
 from medflow.store import Store
 from medflow.store.basis import last_measurements
 from medflow.store.jobs import Job
 
-Told = Mapping[str, tuple[Contribution, ...]]
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reasons:
+    """What is told of one output, the largest first; of a sequence also what it was taken from."""
+
+    contributions: tuple[Contribution, ...] = ()
+    mutagenesis: Mutagenesis | None = None
+
+
+Told = Mapping[str, Reasons]
 """By the name of the output."""
 
 
@@ -38,25 +47,30 @@ def told_of(store: Store, spec: ModelSpec, cases: Sequence[ExplainedCase]) -> li
     if wanted is None or not any(found):
         return found
     units = [(item.job.unit.id, item.job.prediction_time) for item in cases]
-    names = {item.name for one in found for told in one.values() for item in told if item.kind == "channel"}
+    reasons = [its for one in found for its in one.values()]
+    names = {item.name for its in reasons for item in its.contributions if item.kind == "channel"}
     channels = [channel for channel in wanted.channels if channel.name in names]
     with store.reading() as connection:
         behind = last_measurements(connection, wanted, channels, units)
         same = unchanged(connection, spec, [item.job for item in cases])  # afterwards: what came in between is noticed
     return [
-        {
-            output: tuple(
-                replace(item, basis=its.get(item.name)) if is_same and item.kind == "channel" else item for item in told
-            )
-            for output, told in one.items()
-        }
+        {output: _based(told, its) if is_same else told for output, told in one.items()}
         for one, its, is_same in zip(found, behind, same, strict=True)
     ]
 
 
+def _based(told: Reasons, behind: Mapping[str, str]) -> Reasons:
+    """With the last measurement of each channel."""
+    found = (
+        replace(item, basis=behind.get(item.name)) if item.kind == "channel" else item for item in told.contributions
+    )
+    return replace(told, contributions=tuple(found))
+
+
 def with_contributions(results: Sequence[Result], told: Told) -> list[Result]:
     """The results, each with what contributed to it."""
-    return [replace(item, contributions=told.get(item.output, ())) for item in results]
+    found = [(item, told.get(item.output, Reasons())) for item in results]
+    return [replace(item, contributions=its.contributions, mutagenesis=its.mutagenesis) for item, its in found]
 
 
 def without_contributions(results: Sequence[Result]) -> list[Result]:
@@ -65,13 +79,14 @@ def without_contributions(results: Sequence[Result]) -> list[Result]:
 
 
 def _told(spec: ModelSpec, item: ExplainedCase) -> Told:
-    series = explained_series(spec, item.case)
-    if series is None:
-        return {}
-    seen = item.case.inputs[series.name]
-    assert isinstance(seen, TimeSeries)  # noqa: S101 - `explained_series` names no other
-    return {
-        output: contributions_of(series, seen, found)
-        for output, found in item.explanation.items()
-        if isinstance(found, SeriesAttribution)
-    }
+    series, sequence = explained_series(spec, item.case), explained_sequence(spec, item.case)
+    told: dict[str, Reasons] = {}
+    for output, found in item.explanation.items():
+        if series is not None and isinstance(found, SeriesAttribution):
+            seen = item.case.inputs[series.name]
+            assert isinstance(seen, TimeSeries)  # noqa: S101 - `explained_series` names no other
+            told[output] = Reasons(contributions=contributions_of(series, seen, found))
+        elif sequence is not None and isinstance(found, SequenceAttribution):
+            changes = mutagenesis_of(found)
+            told[output] = Reasons(contributions=positions_of(sequence.bases, changes), mutagenesis=changes)
+    return told

@@ -85,7 +85,10 @@ def explain_done(
         write_results(connection, {view.job.id: results})
         files = [result_objects.outgoing(item, context.envelope) for item in made]
         outbox.queue(connection, view.job.id, [*resources, *files])
-    return [*(output for item in made for output in item.outputs), *(name for name, its in told.items() if its)]
+    return [
+        *(output for item in made for output in item.outputs),
+        *(name for name, its in told.items() if its.contributions),
+    ]
 
 
 def _again(store: Store, settings: Settings, view: JobView, ready: LoadedModel) -> Outcome:

@@ -11,7 +11,7 @@ from medflow.dicom.maker import KIND, HeatMap, Maker
 from medflow.errors import InputNotUsable
 from medflow.inference.explaining import Explanations, explained_image
 from medflow.inputs import image_instances
-from medflow.plugin import Case, Image, ImagingInput, ModelSpec, SeriesAttribution
+from medflow.plugin import Case, Image, ImagingInput, ModelSpec
 from medflow.records import ResultObject
 from medflow.store import Store, result_objects
 from medflow.store.jobs import Job
@@ -22,13 +22,13 @@ def keep_heat_maps(
 ) -> list[ResultObject]:
     """Write the heat maps of a checked explanation, each on the image that its output is about; safe in any thread.
 
-    What explains a time series is no heat map, and is left to `medflow.contributions`.
+    What explains a time series or a sequence is no heat map, and is left to `medflow.contributions`.
 
     Raises
     ------
     InputNotUsable
-        explanation-not-stored: what is explained is a sequence, of which nothing is kept yet. Or the images are no
-        longer what the case was read from.
+        explanation-not-stored: there is no image that it could lie on. Or the images are no longer what the case was
+        read from.
     """
     maps = _by_image(spec, case, explanation)
     if not maps:
@@ -51,17 +51,17 @@ def keep_heat_maps(
 
 def are_drawn(explanation: Explanations) -> bool:
     """Whether there are pictures to make of an explanation, which takes a while."""
-    return any(not isinstance(item, SeriesAttribution) for item in explanation.values())
+    return any(isinstance(item, np.ndarray) for item in explanation.values())
 
 
 def _by_image(spec: ModelSpec, case: Case, explanation: Explanations) -> Mapping[str, dict[str, np.ndarray]]:
     maps: defaultdict[str, dict[str, np.ndarray]] = defaultdict(dict)
     for output, values in explanation.items():
-        if isinstance(values, SeriesAttribution):
+        if not isinstance(values, np.ndarray):
             continue  # kept with the result itself
         found = explained_image(spec, case, output)
         if found is None:
-            raise InputNotUsable("explanation-not-stored", "explanations of sequences are not stored yet")
+            raise InputNotUsable("explanation-not-stored", f"{output} is explained by no image of the case")
         maps[found[0]][output] = values
     return maps
 

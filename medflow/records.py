@@ -354,9 +354,13 @@ class Contribution:
     it, over all steps; ``steps`` has it step by step, of a channel. ``share`` is what part this is of all that spoke
     either way, 0..1. Of what was not ``measured`` it is the absence that spoke. ``basis`` is the FHIR reference of the
     last measurement that the model was given of it.
+
+    Of a ``position`` of a sequence, ``name`` is the substitution of its base that changes the result most, as HGVS
+    writes it ("31G>A", counted from 1 in the window), ``value`` that change, and ``share`` its part of the largest
+    changes of all positions.
     """
 
-    kind: Literal["channel", "static"]
+    kind: Literal["channel", "static", "position"]
     name: str
     value: float
     share: float
@@ -366,13 +370,25 @@ class Contribution:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Mutagenesis:
+    """How the score of a result changes if one base of its sequence were another.
+
+    ``changes`` has four numbers for each base: with A, C, G, T in its place. ``of`` is the class that is explained.
+    """
+
+    of: str
+    changes: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
     """One declared output of one job, checked against its declaration, as it is stored and mapped to FHIR.
 
     ``value``: a Measure in its unit, a Risk as 0..1, a Classification's positive probability, a Segment's mL.
     Of a Segment also how many ``voxels`` it has, the ``mean`` intensity inside (None of an empty one) with its UCUM
     unit, and the SHA-256 of the DICOM segmentation that holds its ``mask``. ``contributions`` explain it, the largest
-    first, where that was asked for; they take no part in any id.
+    first, where that was asked for; they take no part in any id. ``mutagenesis`` is what those of a sequence were
+    taken from.
 
     Of a VariantEffect: ``variants`` are those reported, ordered by place, on the assembly ``build``; ``scores``
     is the SHA-256 of the file with the scores of all of them in the object store; ``counts`` says how many were scored,
@@ -388,6 +404,7 @@ class Result:
     mask: str | None = None
     out_of_scope: str | None = None
     contributions: tuple[Contribution, ...] = ()
+    mutagenesis: Mutagenesis | None = None
     variants: tuple[VariantScore, ...] = ()
     build: str | None = None
     scores: str | None = None

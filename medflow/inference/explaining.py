@@ -14,15 +14,21 @@ from medflow.inference.devices import as_medflow_error, free_cache, is_out_of_me
 from medflow.inference.loaded import LoadedModel
 from medflow.plugin import (
     Case,
+    Classification,
     Explanation,
     Image,
     ModelSpec,
     Prediction,
     Segment,
+    SequenceAttribution,
+    SequenceInput,
+    SequenceWindow,
     SeriesAttribution,
     TimeSeries,
     TimeSeriesInput,
+    VariantWindows,
 )
+from medflow.plugin.outputs import BASES
 from medflow.timeseries import steps_of
 
 Explanations = Mapping[str, Explanation]
@@ -107,24 +113,30 @@ def checked(spec: ModelSpec, case: Case, answer: Explanations) -> Explanations:
     ------
     PredictionInvalid
         explanation-malformed: a name that is no output, no float32 array, infinite numbers, a heat map that is not
-        on the grid of the image it explains; of a time series anything but a `SeriesAttribution` on its grid, finite.
+        on the grid of the image it explains; of a time series anything but a `SeriesAttribution` on its grid, finite;
+        of a sequence anything but a `SequenceAttribution` with a row for each base, finite; of the variants of a
+        sample anything at all: how they change the answer is what their scores say.
     """
     if not isinstance(answer, Mapping):
         raise _malformed("an explanation is a mapping from the names of outputs to what explains them")
     declared = {output.name for output in spec.outputs}
     if undeclared := sorted(map(str, set(answer) - declared)):
         raise _malformed(f"{', '.join(undeclared)} is explained, and the model declares {', '.join(sorted(declared))}")
-    series = explained_series(spec, case)
+    if answer and any(isinstance(value, VariantWindows) for value in case.inputs.values()):
+        raise _malformed("what explains the variants of a sample are their scores: explain nothing else of them")
+    series, sequence = explained_series(spec, case), explained_sequence(spec, case)
     for name, found in answer.items():
         if series is not None:
             _check_series(name, found, series)
+        elif sequence is not None:
+            _check_sequence(spec, name, found, sequence.bases)
         else:
             _check_array(spec, case, name, found)
     return {name: found for name, found in answer.items() if _says_something(found)}
 
 
 def _says_something(found: Explanation) -> bool:
-    return isinstance(found, SeriesAttribution) or not np.isnan(found).all()
+    return not isinstance(found, np.ndarray) or not np.isnan(found).all()
 
 
 def _check_array(spec: ModelSpec, case: Case, name: str, found: Explanation) -> None:
@@ -149,6 +161,36 @@ def _check_series(name: str, found: Explanation, of: TimeSeriesInput) -> None:
             raise _malformed(f"the {part} that explain {name} are {array.shape}, and what is explained is {shape}")
         if not np.isfinite(array).all():
             raise _malformed(f"the {part} that explain {name} are not finite everywhere")
+
+
+def _check_sequence(spec: ModelSpec, name: str, found: Explanation, bases: str) -> None:
+    if not isinstance(found, SequenceAttribution):
+        raise _malformed(f"the explanation of {name} must be a SequenceAttribution, as its input is a sequence")
+    array, shape = found.values, (len(bases), len(BASES))
+    if not isinstance(array, np.ndarray) or array.dtype != np.float32:
+        raise _malformed(f"the values that explain {name} must be a float32 array")
+    if array.shape != shape:
+        raise _malformed(f"the values that explain {name} are {array.shape}, and what is explained is {shape}")
+    if not np.isfinite(array).all():
+        raise _malformed(f"the values that explain {name} are not finite everywhere")
+    if np.abs(array[its_own(bases)]).max(initial=0.0) > spec.tolerance:
+        raise _malformed(f"a base changes {name} by being what it is: its own place in the values must be 0")
+    declared = spec.output(name)
+    classes = [label.name for label in declared.classes] if isinstance(declared, Classification) else []
+    if not isinstance(found.of, str) or not found.of or (classes and found.of not in classes):
+        raise _malformed(f"of {name} is explained what is no class of it; its classes: {', '.join(classes) or 'none'}")
+
+
+def its_own(bases: str) -> np.ndarray:
+    """(bases, 4) booleans: the substitution of a base by itself; none where another letter stands."""
+    letters = np.frombuffer(bases.encode("ascii", "replace"), np.uint8)
+    return letters[:, None] == np.frombuffer(BASES.encode(), np.uint8)
+
+
+def explained_sequence(spec: ModelSpec, case: Case) -> SequenceWindow | None:
+    """The sequence that an answer is explained by; None where the case has none."""
+    found = (case.inputs.get(item.name) for item in spec.accepts if isinstance(item, SequenceInput))
+    return next((value for value in found if isinstance(value, SequenceWindow)), None)
 
 
 def explained_series(spec: ModelSpec, case: Case) -> TimeSeriesInput | None:

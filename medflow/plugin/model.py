@@ -102,8 +102,9 @@ class Model(ABC, Generic[Ready]):
         """What led to each prediction, by the name of the output; nothing unless a model overrides this.
 
         For an image a heat map: float32 on the grid of the input image, larger where the picture spoke more for the
-        answer, NaN where nothing can be said. For a time series a `SeriesAttribution`. Asked for per run, never by
-        default; runs with gradients available.
+        answer, NaN where nothing can be said. For a time series a `SeriesAttribution`, for a sequence a
+        `SequenceAttribution`, for the variants of a sample nothing. Asked for per run, never by default; runs with
+        gradients available.
         """
         return [{} for _ in predictions]
 

@@ -12,6 +12,7 @@ import numpy as np
 from medflow.records import Coding
 
 SNOMED = "http://snomed.info/sct"
+BASES = "ACGT"  # the order of the substitutions of a `SequenceAttribution`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from medflow.records import Contribution, Result
+from medflow.records import Contribution, Mutagenesis, Result
 from medflow.store.ledger import upsert
 from medflow.store.tables import PredictionRow
 
@@ -35,6 +35,7 @@ def result_of(row: Any) -> Result:
         mask=row.mask,
         out_of_scope=row.out_of_scope,
         contributions=tuple(_contribution(item) for item in detail.get("contributions", ())),
+        mutagenesis=_mutagenesis(detail.get("mutagenesis")),
     )
 
 
@@ -44,6 +45,8 @@ def _columns(job_id: int, result: Result) -> dict[str, Any]:
         detail |= {"mean": result.mean, "mean_unit": result.mean_unit}
     if result.contributions:
         detail["contributions"] = [_json(item) for item in result.contributions]
+    if result.mutagenesis is not None:
+        detail["mutagenesis"] = {"of": result.mutagenesis.of, "changes": list(map(list, result.mutagenesis.changes))}
     return {
         "job_id": job_id,
         "output": result.output,
@@ -61,3 +64,7 @@ def _json(item: Contribution) -> dict[str, Any]:
 
 def _contribution(found: Mapping[str, Any]) -> Contribution:
     return Contribution(**{**found, "steps": tuple(found["steps"])})
+
+
+def _mutagenesis(found: Mapping[str, Any] | None) -> Mutagenesis | None:
+    return Mutagenesis(of=found["of"], changes=tuple(map(tuple, found["changes"]))) if found else None

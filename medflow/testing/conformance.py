@@ -19,7 +19,7 @@ from medflow.inference.loaded import LoadedModel
 from medflow.inference.results import results_of
 from medflow.inference.runner import Runner
 from medflow.inference.weights import read_weights
-from medflow.plugin import Case, Explanation, Model, Prediction, SeriesAttribution
+from medflow.plugin import Case, Explanation, Model, Prediction, SequenceAttribution, SeriesAttribution
 from medflow.registry import check_spec
 from medflow.testing.cases import sample_cases
 
@@ -196,6 +196,8 @@ def _explains(model: Model, cases: Sequence[Case], device: str) -> None:
 
 def _alike(model: Model, one: Explanation, other: Explanation) -> bool:
     """Whether two explanations of one answer differ by no more than the tolerance, of the largest number or of 1."""
+    if isinstance(one, SequenceAttribution) and isinstance(other, SequenceAttribution) and one.of != other.of:
+        return False
     pairs = list(zip(_arrays(one), _arrays(other), strict=True))
     scale = max(float(np.nanmax(np.abs(left), initial=1.0)) for left, _ in pairs)
     tolerance = model.spec.tolerance * scale
@@ -203,7 +205,9 @@ def _alike(model: Model, one: Explanation, other: Explanation) -> bool:
 
 
 def _arrays(found: Explanation) -> tuple[np.ndarray, ...]:
-    return (found.values, found.statics) if isinstance(found, SeriesAttribution) else (found,)
+    if isinstance(found, SeriesAttribution):
+        return found.values, found.statics
+    return (found.values,) if isinstance(found, SequenceAttribution) else (found,)
 
 
 def _explanations(model: Model, cases: Sequence[Case], size: int, device: str) -> list[Explanations]:

@@ -1,7 +1,8 @@
 """What explains a result, in FHIR: a component for each contribution, a note in words, and the measurements behind it.
 
 A component has medflow's own code, never the channel's: whoever reads values by code would take the number for a heart
-rate. The channel's code is in an extension of the component.
+rate. The channel's code is in an extension of the component. Of a sequence it is a component for each of the top
+positions, with the change by the one substitution that changes most.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ def explained(observation: Json, spec: ModelSpec, output: OutputSpec, result: Re
     """An Observation with what contributed to its value; as it is where that was not asked for."""
     if not result.contributions:
         return observation
-    components = [_component(spec, output, item) for item in result.contributions]
+    components = [
+        _position(output, result, item) if item.kind == "position" else _component(spec, output, item)
+        for item in result.contributions
+    ]
     return without_empty(
         {
             **observation,
@@ -37,6 +41,16 @@ def measurements(result: Result) -> list[Json]:
 def words(output: OutputSpec, result: Result) -> list[Json]:
     """The contributions as an Annotation: names, and no value."""
     return [{"text": in_words(output, result.contributions)}] if result.contributions else []
+
+
+def _position(output: OutputSpec, result: Result, item: Contribution) -> Json:
+    """What becomes of the score if the base at a position were another: the code, and the text that says where."""
+    scale = scale_of(output, result.mutagenesis)
+    return {
+        "code": coded(COMPONENT, "top-position")
+        | {"text": f"top positions: {label(item)} in the window read, change of {scale}"},
+        "valueQuantity": quantity(item.value, "1"),
+    }
 
 
 def _component(spec: ModelSpec, output: OutputSpec, item: Contribution) -> Json:
