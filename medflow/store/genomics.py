@@ -1,4 +1,4 @@
-"""Variant files, their samples, and sequences in the store; and which sequences are new to a model."""
+"""Variant files, their samples, and sequences in the store; and which of them are new to a model."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, bindparam, insert, select, text, update
+from sqlalchemy import Connection, bindparam, func, insert, select, text, update
 
 from medflow.plugin import SequenceInput
 from medflow.records import DueUnit, Instant, Unit, UnitKind, VariantFile, digest_of
 from medflow.records import Sequence as Bases
 from medflow.store.due import not_yet_seen
 from medflow.store.ledger import now_us, upsert
-from medflow.store.tables import SampleRow, SequenceRow, VariantFileRow
+from medflow.store.tables import JobRow, SampleRow, SequenceRow, VariantFileRow
 
 Stored = Literal["stored", "unchanged"]
 CHUNK = 5000  # parameters in one IN list
+WHOLE_RECORDS = 20_000  # a variant file with more is never scored whole unasked
 SEQUENCE_LOCK = 0x6D656473  # advisory lock of PostgreSQL: one writer at a time decides what is new
 
 
@@ -182,6 +183,106 @@ def due_sequences(connection: Connection, spec: SequenceInput, *, as_of: Instant
         )
         for row in connection.execute(query)
     ]
+
+
+# --- which samples are new to a model ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleScope:
+    """What the cases of samples are made with besides their files: digests, of which a change makes new cases.
+
+    ``reference`` is the identity of the reference genome, empty where there is none. ``regions`` is the digest of the
+    regions wanted, "all" for whole files, and empty where nothing is said: then only a small file goes whole.
+    """
+
+    reference: str
+    regions: str
+
+    def takes(self, records: int) -> bool:
+        """Whether it is said what of a file of so many records is wanted."""
+        return bool(self.regions) or records <= WHOLE_RECORDS
+
+    def key(self, sample: StoredSample) -> str:
+        """The input_key of a sample's case. The patient is part of it: given to another, it is scored again."""
+        regions = self.regions
+        if regions in ("", "all"):
+            regions = "all" if self.takes(sample.records) else "none"
+        owner = sample.patient_id or ""
+        return digest_of("sample", sample.sha256, sample.name, owner, self.reference, regions)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredSample:
+    """A sample of a variant file, and where that lies: in place under ``path``, else in the object store.
+
+    ``build`` is the file's assembly and ``index`` the SHA-256 of its CSI index, both None where there is none.
+    """
+
+    id: int
+    name: str
+    patient_id: int | None
+    sha256: str
+    records: int
+    build: str | None
+    index: str | None
+    path: str | None
+    revision: int
+    received_us: int
+
+
+def due_samples(
+    connection: Connection, spec: SequenceInput, scope: SampleScope, *, as_of: Instant, model_id: int
+) -> Iterator[DueUnit]:
+    """Samples of files on the model's assembly that it was not given yet as they would be read now.
+
+    The prediction time is when the file was received. Of one that was taken in before that was kept it is ``as_of``.
+    """
+    seen = select(JobRow.unit_id, JobRow.unit_revision, JobRow.input_key)
+    seen = seen.where(JobRow.model_id == model_id, JobRow.unit_kind == str(UnitKind.SAMPLE), ~JobRow.superseded)
+    known = {tuple(row) for row in connection.execute(seen)}
+    query = _samples().where(VariantFileRow.build == spec.assembly, VariantFileRow.received_us <= as_of.utc_us)
+    for row in connection.execute(query.order_by(SampleRow.id)):
+        sample = StoredSample(**row._mapping)
+        key = scope.key(sample)
+        if (sample.id, sample.revision, key) not in known:
+            yield DueUnit(
+                unit=Unit(kind=UnitKind.SAMPLE, id=sample.id),
+                revision=sample.revision,
+                input_key=key,
+                prediction_time=Instant(utc_us=sample.received_us or as_of.utc_us),
+            )
+
+
+def samples_elsewhere(connection: Connection, spec: SequenceInput, *, as_of: Instant) -> tuple[int, int]:
+    """How many samples a model is not given: those whose file does not tell its assembly, those on another one."""
+    query = (
+        select(VariantFileRow.build, func.count(SampleRow.id))
+        .join(SampleRow, SampleRow.variant_file_id == VariantFileRow.id)
+        .where(VariantFileRow.received_us <= as_of.utc_us)
+        .group_by(VariantFileRow.build)
+    )
+    counted = {build: count for build, count in connection.execute(query)}
+    others = sum(count for build, count in counted.items() if build not in (None, spec.assembly))
+    return counted.get(None, 0), others
+
+
+def load_samples(connection: Connection, ids: Sequence[int]) -> dict[int, StoredSample]:
+    """These samples, by id; one that is gone is left out."""
+    found: dict[int, StoredSample] = {}
+    for chunk in _chunks(sorted(set(ids))):
+        for row in connection.execute(_samples().where(SampleRow.id.in_(chunk))):
+            found[row.id] = StoredSample(**row._mapping)
+    return found
+
+
+def _samples() -> Any:
+    file = (VariantFileRow.sha256, VariantFileRow.records, VariantFileRow.build, VariantFileRow.index)
+    return (
+        select(SampleRow.id, SampleRow.name, SampleRow.patient_id, SampleRow.revision)
+        .add_columns(*file, VariantFileRow.path, VariantFileRow.received_us)
+        .join(VariantFileRow, VariantFileRow.id == SampleRow.variant_file_id)
+    )
 
 
 def load_sequences(connection: Connection, ids: Sequence[int]) -> dict[int, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, select
 
 from medflow.records import Identifier, InputReference, Instant, UnitKind
-from medflow.store.tables import EncounterRow, SequenceRow, SeriesRow, StudyRow
+from medflow.store.tables import EncounterRow, SampleRow, SequenceRow, SeriesRow, StudyRow, VariantFileRow
 
 IN_LIST = 5000
 
@@ -17,12 +17,13 @@ IN_LIST = 5000
 class UnitFacts:
     """One unit, named for a result. ``effective`` is None where the prediction time is the time to state.
 
-    ``source`` is the system that ``encounter``, and what ``inputs`` refer to literally, are resources of.
+    ``source`` is the system that ``encounter``, ``specimen``, and what ``inputs`` refer to literally, are resources of.
     """
 
     patient_id: int | None
     inputs: tuple[InputReference, ...]
     encounter: str | None = None  # a FHIR reference
+    specimen: InputReference | None = None  # what was sequenced
     source: str | None = None
     effective: Instant | None = None
 
@@ -33,6 +34,7 @@ def unit_facts(connection: Connection, kind: UnitKind, ids: Sequence[int]) -> di
         UnitKind.SERIES: _series,
         UnitKind.STUDY: _studies,
         UnitKind.ENCOUNTER: _encounters,
+        UnitKind.SAMPLE: _samples,
         UnitKind.SEQUENCE: _sequences,
     }[kind]
     facts: dict[int, UnitFacts] = {}
@@ -83,11 +85,32 @@ def _encounters(connection: Connection, ids: Sequence[int]) -> dict[int, UnitFac
     return facts
 
 
+def _samples(connection: Connection, ids: Sequence[int]) -> dict[int, UnitFacts]:
+    query = (
+        select(SampleRow.id, SampleRow.patient_id, SampleRow.specimen, SampleRow.specimen_source)
+        .add_columns(VariantFileRow.sha256)
+        .join(VariantFileRow, VariantFileRow.id == SampleRow.variant_file_id)
+        .where(SampleRow.id.in_(ids))
+    )
+    facts = {}
+    for row in connection.execute(query):
+        file = InputReference(type="DocumentReference", identifier=_content(row.sha256))
+        specimen = InputReference(type="Specimen", reference=row.specimen) if row.specimen else None
+        facts[row.id] = UnitFacts(
+            patient_id=row.patient_id, inputs=(file,), specimen=specimen, source=row.specimen_source
+        )
+    return facts
+
+
+def _content(sha256: str) -> Identifier:
+    """How FHIR names what is known by its bytes."""
+    return Identifier(system="urn:ietf:rfc:3986", value=f"urn:sha256:{sha256}")
+
+
 def _sequences(connection: Connection, ids: Sequence[int]) -> dict[int, UnitFacts]:
     query = select(SequenceRow.id, SequenceRow.sha256, SequenceRow.patient_id).where(SequenceRow.id.in_(ids))
     facts = {}
     for row in connection.execute(query):
-        content = Identifier(system="urn:ietf:rfc:3986", value=f"urn:sha256:{row.sha256}")
-        inputs = (InputReference(type="MolecularSequence", identifier=content),)
+        inputs = (InputReference(type="MolecularSequence", identifier=_content(row.sha256)),)
         facts[row.id] = UnitFacts(patient_id=row.patient_id, inputs=inputs)
     return facts
