@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from medflow import channel_rule, series_rule
+from medflow import channel_rule, series_rule, variant_rule
 from medflow.errors import ConfigurationError, PluginBroken, UnknownModel, place_of
 from medflow.plugin import ImagingInput, Model, ModelSpec, NoteInput, SequenceInput, TimeSeriesInput
 from medflow.records import UnitKind
@@ -198,7 +198,7 @@ def _register(factory: Callable[[], Model], point: EntryPoint, distribution: str
 _UNITS = {
     ImagingInput: {UnitKind.SERIES, UnitKind.STUDY},
     TimeSeriesInput: {UnitKind.ENCOUNTER},
-    SequenceInput: {UnitKind.SEQUENCE},
+    SequenceInput: {UnitKind.SEQUENCE, UnitKind.SAMPLE},
     NoteInput: set[UnitKind](),
 }
 
@@ -221,7 +221,7 @@ def check_spec(spec: ModelSpec) -> None:
             problems.append(f"this version of medflow serves no input of kind {item.kind!r}")
         elif spec.unit not in units:
             problems.append(f"an input of kind {item.kind!r} is scored per {'/'.join(sorted(units))}, not {spec.unit}")
-    problems += series_rule.problems_of(spec) + channel_rule.problems_of(spec)
+    problems += series_rule.problems_of(spec) + channel_rule.problems_of(spec) + variant_rule.problems_of(spec)
     if spec.batch_size < 1:
         problems.append("batch_size must be 1 or more")
     if problems:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from medflow import variant_rule
 from medflow.channel_rule import rule_of
 from medflow.cli.output import PROBLEMS, out
 from medflow.cli.scaffold import write_plugin
@@ -33,7 +34,7 @@ def _describe(spec: InputSpec) -> str:
     if isinstance(spec, TimeSeriesInput):
         return rule_of(spec)
     if isinstance(spec, SequenceInput):
-        return f"{spec.length} bases of {spec.alphabet}"
+        return variant_rule.rule_of(spec)
     return spec.kind
 
 
