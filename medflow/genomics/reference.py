@@ -1,12 +1,16 @@
-"""The reference genome that a VCF's REF alleles are checked against, read through a FASTA index."""
+"""A reference genome, read through a FASTA index: what REF alleles are checked against and windows are cut from."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
+from functools import cached_property, lru_cache
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 
-from pyfaidx import Faidx, FastaIndexingError, FetchError, UnsupportedCompressionFormat
+import numpy as np
+from pyfaidx import Faidx, FastaIndexingError, UnsupportedCompressionFormat
 
 from medflow.errors import ConfigurationError, InputRejected, RejectCode
 
@@ -16,9 +20,16 @@ IUPAC = {
     "B": "CGT", "D": "AGT", "H": "ACT", "V": "ACG", "N": "ACGT",
 }  # fmt: skip
 
+_BLOCK = 1 << 16  # bases that are read and kept at once
+_BLOCKS = 256  # of them in memory: 16 MiB
+_SPAN = 4 * _BLOCK  # what is longer is read past the cache, which it would sweep out
+_PROBES = 16  # places of a long contig, and the bases of each, whose letters tell one genome from another
+_PROBE = 500
+_MITOCHONDRION = {"M", "MT"}
+
 
 class Reference:
-    """Random access to one FASTA file.
+    """Random access to one FASTA file, from any thread; lower case (soft-masked) reads as upper.
 
     An index beside it (``.fai``) is used when it is not older than the file; otherwise one is made in a temporary
     folder, which takes about a minute for a human genome.
@@ -28,13 +39,16 @@ class Reference:
         """Raises ConfigurationError when the file cannot be used."""
         self._folder = tempfile.TemporaryDirectory(prefix="medflow-index-")
         try:
-            self._index = Faidx(str(path), indexname=str(_fresh_index(path) or Path(self._folder.name, "index.fai")))
-        except (OSError, FastaIndexingError, UnsupportedCompressionFormat, ImportError, UnicodeDecodeError):
+            index = str(_fresh_index(path) or Path(self._folder.name, "index.fai"))
+            self._index = Faidx(str(path), indexname=index, as_raw=True, sequence_always_upper=True)
+        except (OSError, ValueError, FastaIndexingError, UnsupportedCompressionFormat, ImportError):
             self._folder.cleanup()
             raise ConfigurationError(
                 "the reference cannot be used: give an uncompressed FASTA file with lines of one length "
                 "(gunzip it, or samtools faidx says what is wrong)"
             ) from None
+        self.lengths: Mapping[str, int] = {name: record.rlen for name, record in self._index.index.items()}
+        self._block = lru_cache(maxsize=_BLOCKS)(self._read_block)
 
     def __enter__(self) -> Reference:
         return self
@@ -42,26 +56,102 @@ class Reference:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the file and the index back."""
         self._index.close()
+        self._block.cache_clear()
         self._folder.cleanup()
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 (hex) over the names, lengths and some bases of every contig: another genome has another.
+
+        Bases are looked at in up to 16 places of a contig, so that it takes no pass over the file.
+        """
+        total = sha256()
+        for name, length in self.lengths.items():
+            total.update(f"{name}\t{length}\n".encode())
+            for start in range(0, length, max(_PROBE, -(-length // _PROBES))):
+                total.update(self._read(name, start, min(start + _PROBE, length)).encode())
+        return total.hexdigest()
+
+    def name_of(self, contig: str, length: int | None = None) -> str | None:
+        """What the reference calls a contig of a file, or None where it has none, or that is not certain.
+
+        1 is chr1 and chr1 is 1 where only one of them is there; M, MT, chrM and chrMT are each other where ``length``
+        says that they are the same (hg19's differs from that of GRCh37).
+        """
+        if contig in self.lengths:
+            return contig
+        bare = contig.removeprefix("chr")
+        if bare in _MITOCHONDRION:
+            names = [name for name in ("M", "MT", "chrM", "chrMT") if self.lengths.get(name) == length]
+            return names[0] if length is not None and len(names) == 1 else None
+        other = bare if contig != bare else f"chr{contig}"
+        return other if other in self.lengths else None
+
+    def fetch(self, contig: str, start0: int, end0: int) -> np.ndarray:
+        """Letters as the file has them, in upper case: uint8 (end0 - start0,) of ASCII codes, N beyond the ends.
+
+        Raises
+        ------
+        KeyError
+            No such contig.
+        """
+        length = self.lengths[contig]
+        start, end = min(max(start0, 0), length), max(min(end0, length), 0)
+        bases = np.full(max(end0 - start0, 0), ord("N"), dtype=np.uint8)
+        if start < end:
+            bases[start - start0 : end - start0] = np.frombuffer(self.text(contig, start, end).encode(), dtype=np.uint8)
+        return bases
+
+    def text(self, contig: str, start0: int, end0: int) -> str:
+        """The same as text, and nothing beyond the ends. Raises KeyError."""
+        start, end = max(start0, 0), min(end0, self.lengths[contig])
+        if end <= start:
+            return ""
+        if end - start > _SPAN:
+            return self._read(contig, start, end)
+        first, last = start // _BLOCK, (end - 1) // _BLOCK
+        if first == last:
+            return self._block(contig, first)[start - first * _BLOCK : end - first * _BLOCK]
+        blocks = "".join(self._block(contig, number) for number in range(first, last + 1))
+        return blocks[start - first * _BLOCK : end - first * _BLOCK]
+
+    def agrees(self, contig: str, position: int, ref: str) -> bool:
+        """Whether ``ref`` may stand at the 1-based ``position``; N stands for any base. Raises KeyError."""
+        found = self.text(contig, position - 1, position - 1 + len(ref))
+        ref = ref.upper()
+        if found == ref:
+            return True
+        return len(found) == len(ref) and all(
+            base == "N" or base in IUPAC.get(wanted, "") for base, wanted in zip(ref, found, strict=True)
+        )
 
     def check(self, line: int, contig: str, position: int, ref: str) -> None:
         """Whether ``ref`` stands at the 1-based ``position``; N stands for any base. Raises InputRejected."""
-        if contig not in self._index.index:
+        length = self.lengths.get(contig)
+        if length is None:
             raise _mismatch(line, "CHROM is not in the reference: is this the assembly that the file was called on?")
         if position == 0:  # the telomere, before the first base
             return
-        try:
-            found = str(self._index.fetch(contig, position, position + len(ref) - 1)).upper()
-        except FetchError:
-            raise _mismatch(line, "POS lies beyond the contig of the reference") from None
-        if len(found) != len(ref):
+        if position > length:
+            raise _mismatch(line, "POS lies beyond the contig of the reference")
+        if position - 1 + len(ref) > length:
             raise _mismatch(line, "REF goes beyond the end of the contig of the reference")
-        for base, wanted in zip(ref.upper(), found, strict=True):
-            if base != "N" and base not in IUPAC.get(wanted, ""):
-                raise _mismatch(
-                    line, "REF differs from the reference: is this the assembly that the file was called on?"
-                )
+        if not self.agrees(contig, position, ref):
+            raise _mismatch(line, "REF differs from the reference: is this the assembly that the file was called on?")
+
+    def _read_block(self, contig: str, number: int) -> str:
+        return self._read(contig, number * _BLOCK, min((number + 1) * _BLOCK, self.lengths[contig]))
+
+    def _read(self, contig: str, start0: int, end0: int) -> str:
+        found = str(self._index.fetch(contig, start0 + 1, end0))  # it holds a lock while it reads
+        if len(found) != end0 - start0 or not found.isascii():
+            raise ConfigurationError("the reference's index does not fit the file: delete the .fai beside it")
+        return found
 
 
 def _fresh_index(path: Path) -> Path | None:
