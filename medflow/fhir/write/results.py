@@ -3,71 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from medflow.errors import InputNotUsable, InputRejected, PredictionInvalid
 from medflow.fhir.write.contributions import explained, measurements, words
 from medflow.fhir.write.elements import (
     COMPONENT,
     Json,
-    ModelIdentity,
     coded,
     concept,
-    made_id,
     outgoing,
     quantity,
     reference,
     rounded,
     subject_element,
     time,
-    without_empty,
 )
-from medflow.plugin import Classification, ImagingInput, Measure, ModelSpec, OutputSpec, Risk, Segment, SequenceInput
-from medflow.records import Coding, InputReference, Instant, Outgoing, Result, ResultObject, Subject, Unit
+from medflow.fhir.write.observations import (
+    AIAST,
+    CATEGORY,
+    ResultContext,
+    absent,
+    identified,
+    observation,
+    result_id,
+)
+from medflow.fhir.write.variants import variant_resources
+from medflow.plugin import Classification, Measure, OutputSpec, Risk, Segment, VariantEffect
+from medflow.records import Coding, Instant, Outgoing, Result, ResultObject
 
-CATEGORY = "http://terminology.hl7.org/CodeSystem/observation-category"
 INTERPRETATION = "http://terminology.hl7.org/CodeSystem/v3-ObservationInterpretation"
-ABSENT = "http://terminology.hl7.org/CodeSystem/data-absent-reason"
 AGENT_TYPE = "http://terminology.hl7.org/CodeSystem/provenance-participant-type"
 DICOM_UID = "urn:dicom:uid"
 HOUNSFIELD = "[hnsf'U]"
-# HL7 v3 ObservationValue: a security label on what software inferred
-AIAST: Json = {
-    "system": "http://terminology.hl7.org/CodeSystem/v3-ObservationValue",
-    "code": "AIAST",
-    "display": "Artificial Intelligence asserted",
-}
 VOLUME = Coding(system="http://snomed.info/sct", code="118565006", display="Volume")
-# R4 Observation.derivedFrom may point to these only
-DERIVABLE = {"DocumentReference", "ImagingStudy", "Media", "QuestionnaireResponse", "Observation", "MolecularSequence"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ResultContext:
-    """What the results of one job are of.
-
-    ``effective`` is the acquisition, or the end of the window; ``issued`` the time of the run, which takes no part in
-    any id. ``encounter`` is a FHIR reference; None where it is of another system than the one that results go to, and
-    then part of the ids. ``objects`` are the DICOM objects that the job made.
-    """
-
-    model: ModelIdentity
-    unit: Unit
-    subject: Subject | None
-    input_key: str
-    prediction_time: Instant
-    effective: Instant
-    issued: Instant
-    inputs: tuple[InputReference, ...] = ()
-    encounter: str | None = None
-    status: Literal["preliminary", "final"] = "preliminary"
-    objects: tuple[ResultObject, ...] = ()
-
-    @property
-    def envelope(self) -> str:
-        """What is sent in one transaction: everything of one patient, or of one unit without a patient."""
-        return f"unit/{self.unit}" if self.subject is None else f"patient/{self.subject.patient_id}"
 
 
 def result_resources(context: ResultContext, results: Sequence[Result]) -> list[Outgoing]:
@@ -90,14 +59,9 @@ def result_resources(context: ResultContext, results: Sequence[Result]) -> list[
 
 def _referring(context: ResultContext, result: Result) -> Result:
     """A result that refers to measurements only where those, and the encounter, are of the system it goes to."""
-    if not _elsewhere(context):
+    if not context.elsewhere:
         return result
     return replace(result, contributions=tuple(replace(item, basis=None) for item in result.contributions))
-
-
-def _elsewhere(context: ResultContext) -> bool:
-    """Whether it is an encounter of another system."""
-    return any(item.type == "Encounter" and item.reference is None for item in context.inputs)
 
 
 def _mapped(context: ResultContext, result: Result) -> list[Json]:
@@ -105,27 +69,28 @@ def _mapped(context: ResultContext, result: Result) -> list[Json]:
     if isinstance(output, Risk):
         mirror, *assessment = _risk(context, output, result)
         return [explained(_linked(context, output, mirror), context.model.spec, output, result), *assessment]
-    code = VOLUME if isinstance(output, Segment) else output.code
-    observation = _observation(context, output, code, category=_category(context.model.spec))
+    if isinstance(output, VariantEffect):
+        return variant_resources(context, output, result)
+    found = observation(context, output.name, VOLUME if isinstance(output, Segment) else output.code)
     if output.body_site is not None:
-        observation["bodySite"] = concept(output.body_site)
+        found["bodySite"] = concept(output.body_site)
     if result.out_of_scope is not None:
-        observation |= _absent(result.out_of_scope)
+        found |= absent(result.out_of_scope)
     elif isinstance(output, Classification):
-        observation |= _classified(output, result)
+        found |= _classified(output, result)
     else:
         unit = output.unit if isinstance(output, Measure) else "mL"
-        observation["valueQuantity"] = quantity(_value(result), unit)
+        found["valueQuantity"] = quantity(_value(result), unit)
         if result.mean is not None:
-            observation["component"] = [_mean(result.mean, result.mean_unit)]
-    return [explained(_linked(context, output, observation), context.model.spec, output, result)]
+            found["component"] = [_mean(result.mean, result.mean_unit)]
+    return [explained(_linked(context, output, found), context.model.spec, output, result)]
 
 
-def _linked(context: ResultContext, output: OutputSpec, observation: Json) -> Json:
+def _linked(context: ResultContext, output: OutputSpec, found: Json) -> Json:
     """With a component for each DICOM object that shows the output."""
     if links := [_link(item) for item in context.objects if output.name in item.outputs]:
-        observation["component"] = [*observation.get("component", ()), *links]
-    return observation
+        found["component"] = [*found.get("component", ()), *links]
+    return found
 
 
 def _mean(mean: float, unit: str | None) -> Json:
@@ -141,29 +106,6 @@ def _link(item: ResultObject) -> Json:
     """Where the picture of a result is: a DICOM object, by its SOP Instance UID."""
     code = coded(COMPONENT, item.kind) | {"text": f"DICOM {item.kind} (SOP Instance UID)"}
     return {"code": code, "valueString": f"urn:oid:{item.sop_instance_uid}"}
-
-
-def _category(spec: ModelSpec) -> str:
-    kinds = {type(item) for item in spec.accepts}
-    return "imaging" if ImagingInput in kinds else "laboratory" if SequenceInput in kinds else "survey"
-
-
-def _observation(context: ResultContext, output: OutputSpec, code: Coding, *, category: str) -> Json:
-    return without_empty(
-        _identified(context, "Observation", output.name, code)
-        | {
-            "status": context.status,
-            "category": [coded(CATEGORY, category)],
-            "code": concept(code),
-            "subject": subject_element(context.subject),
-            "encounter": {"reference": context.encounter} if context.encounter else None,
-            "effectiveDateTime": time(context.effective),
-            "issued": time(context.issued),
-            "method": {"text": f"{context.model.name}@{context.model.version}"},
-            "device": context.model.device,
-            "derivedFrom": [reference(item) for item in context.inputs if item.type in DERIVABLE],
-        }
-    )
 
 
 def _classified(output: Classification, result: Result) -> Json:
@@ -193,9 +135,9 @@ def _risk(context: ResultContext, output: Risk, result: Result) -> list[Json]:
     """A RiskAssessment, and the Observation that mirrors it for those who read Observations only."""
     if subject_element(context.subject) is None:
         raise InputNotUsable("no-patient", "a risk is of a patient, and this input names none that FHIR could name")
-    mirror = _observation(context, output, output.code, category="survey")
+    mirror = observation(context, output.name, output.code) | {"category": [coded(CATEGORY, "survey")]}
     if result.out_of_scope is not None:
-        return [mirror | _absent(result.out_of_scope)]
+        return [mirror | absent(result.out_of_scope)]
     chance = rounded(_value(result))
     percent = quantity(chance * 100, "%")
     mirror["valueQuantity"] = percent
@@ -203,7 +145,8 @@ def _risk(context: ResultContext, output: Risk, result: Result) -> list[Json]:
         mirror["interpretation"] = [coded(INTERPRETATION, "POS" if chance >= output.threshold else "NEG")]
         mirror["component"] = [_threshold(output.threshold * 100, "%")]
     assessment = {
-        **_identified(context, "RiskAssessment", output.name, output.code),
+        **identified(result_id(context, "RiskAssessment", output.name, output.code), "RiskAssessment"),
+        "meta": {"security": [AIAST]},
         **{name: mirror[name] for name in ("status", "method", "code", "subject", "encounter") if name in mirror},
         "occurrenceDateTime": time(context.prediction_time),
         "performer": context.model.device,
@@ -250,7 +193,7 @@ def _provenance(context: ResultContext, targets: Sequence[Json]) -> Json:
     card = {"role": "derivation", "what": {"reference": f"DocumentReference/{context.model.card_id}"}}
     return {
         "resourceType": "Provenance",
-        "id": _result_id(context, "Provenance", "", None),
+        "id": result_id(context, "Provenance", "", None),
         "target": [*made, *objects],
         "recorded": time(context.issued),
         "agent": [{"type": coded(AGENT_TYPE, "assembler"), "who": context.model.device}],
@@ -258,46 +201,10 @@ def _provenance(context: ResultContext, targets: Sequence[Json]) -> Json:
     }
 
 
-def _identified(context: ResultContext, kind: str, output: str, code: Coding) -> Json:
-    key = _result_id(context, kind, output, code)
-    return {
-        "resourceType": kind,
-        "id": key,
-        "meta": {"security": [AIAST]},
-        "identifier": [{"system": "urn:ietf:rfc:3986", "value": f"urn:uuid:{key}"}],
-    }
-
-
-def _result_id(context: ResultContext, kind: str, output: str, code: Coding | None) -> str:
-    """Nothing of one database goes in, so that the same input scored elsewhere gives the same id."""
-    subject = context.subject
-    inputs = ("inputs", *(repr(reference(item)) for item in context.inputs))
-    if subject is not None and subject.reference:
-        of = ("reference", subject.reference)
-    elif subject is not None and subject.identifier:
-        of = ("identifier", subject.identifier.system, subject.identifier.value)
-    else:
-        of = inputs
-    if _elsewhere(context) and of is not inputs:
-        of = (*of, *inputs)  # the same stay as two systems know it: each its own result
-    model = context.model
-    named = (code.system, code.code) if code else ()
-    return made_id(
-        kind, model.name, model.digest, output, *named, *of, context.input_key, context.prediction_time.utc_us
-    )
-
-
 def _threshold(value: float, unit: str) -> Json:
     return {
         "code": coded(COMPONENT, "threshold") | {"text": "decision threshold"},
         "valueQuantity": quantity(value, unit),
-    }
-
-
-def _absent(reason: str) -> Json:
-    return {
-        "dataAbsentReason": coded(ABSENT, "not-performed"),
-        "note": [{"text": f"The input is out of the model's scope: {reason}"}],
     }
 
 
