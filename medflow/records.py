@@ -224,9 +224,14 @@ class FhirResource:
     encounter: Encounter | None = None
     measurements: tuple[Measurement, ...] = ()
     facts: tuple[CodedFact, ...] = ()
+    names: tuple[Identifier, ...] = ()  # of a Specimen or ServiceRequest; system "" where it states none
+    sequence: Sequence | None = None  # of a MolecularSequence that can be read
 
 
 # --- genomics --------------------------------------------------------------------------------------------------
+
+NUCLEOTIDES = "ACGTRYSWKMBDHVN"  # IUPAC's letters for DNA (NC-IUB 1984)
+MAX_BASES = 100_000  # what one sequence may hold: a window or a gene, not a chromosome
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

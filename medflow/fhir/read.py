@@ -10,6 +10,8 @@ Choices the standard leaves open:
 - A quantity's unit is its UCUM code. A unit given only as text comes as a UCUM annotation (``{mmHg}``), which equals
   no unit that a model accepts.
 - A date without time of day is placed only where a zone is configured: true from the day's start, known at its end.
+- Of a MolecularSequence the ``observedSeq`` is read, where ``type`` says dna and every letter is IUPAC's for DNA, as in
+  a FASTA. What lies in its repository, or is told by variants of a reference, is not put together.
 - Observations that are entered-in-error, cancelled or of unknown status give no measurement, nor do those with a
   modifierExtension, which may turn their meaning round.
 """
@@ -30,6 +32,8 @@ import orjson
 from medflow.errors import InputRejected, RejectCode
 from medflow.fhir.r4 import moment_of
 from medflow.records import (
+    MAX_BASES,
+    NUCLEOTIDES,
     CodedFact,
     Coding,
     Encounter,
@@ -38,6 +42,7 @@ from medflow.records import (
     Instant,
     Measurement,
     Patient,
+    Sequence,
     fhir_identifier,
 )
 
@@ -48,6 +53,8 @@ CORRECTING = {"amended", "corrected"}
 NOT_IN_USE = {"old", "temp"}
 BRACES = str.maketrans("{}", "()")
 VALUES = frozenset({"valueQuantity", "valueBoolean", "valueInteger", "valueCodeableConcept"})
+NAMED = {"Specimen": ("accessionIdentifier",), "ServiceRequest": ("requisition",)}  # further elements with a name
+BASES = re.compile(f"[{NUCLEOTIDES}]+")
 REFERENCE = re.compile(rb'"reference"\s*:\s*"((?:[^"\\]|\\.)+)"')
 REMEMBERED = 65536  # references and times: those of one patient come together, and many times
 
@@ -117,6 +124,8 @@ def read_resource(resource: dict[str, Any], raw: bytes, context: Context, *, id:
             encounter=reader.encounter(its_id) if kind == "Encounter" else None,
             measurements=tuple(reader.measurements()) if kind == "Observation" else (),
             facts=tuple(reader.facts()) if kind in FACTS else (),
+            names=tuple(reader.names()) if kind in NAMED else (),
+            sequence=reader.sequence(its_id) if kind == "MolecularSequence" else None,
         ),
         notes=tuple(reader.notes),
         references=frozenset(reader.references(raw)),
@@ -353,6 +362,33 @@ class _Reader:
             recorded=self.placed(self.resource.get(recorded_name)) if recorded_name else None,
             status=status,
         )
+
+    def names(self) -> Iterator[Identifier]:
+        """What a specimen, or the order of its examination, is called; system "" where it states none."""
+        if self.resource.get("status") == "entered-in-error":
+            return
+        given = [*self.resource.get("identifier", [])]
+        given += [self.resource[name] for name in NAMED[self.resource["resourceType"]] if name in self.resource]
+        named = (item for item in given if item.get("value") and item.get("use") not in NOT_IN_USE)
+        yield from dict.fromkeys(Identifier(system=item.get("system", ""), value=item["value"]) for item in named)
+
+    def sequence(self, id: str) -> Sequence | None:
+        bases = self.resource.get("observedSeq", "").strip().upper()
+        if "modifierExtension" in self.resource:
+            reason = "modifier-extension"
+        elif self.resource.get("type") != "dna":
+            reason = "sequence-not-dna"
+        elif not bases:
+            reason = "sequence-without-bases"
+        elif len(bases) > MAX_BASES:
+            reason = "sequence-too-long"
+        elif not BASES.fullmatch(bases):
+            reason = "sequence-with-other-letters"
+        else:
+            digest = sha256(bases.encode()).hexdigest()
+            return Sequence(name=f"MolecularSequence/{id}", bases=bases, sha256=digest)
+        self.notes.append(reason)
+        return None
 
     def _contained(self, name: str) -> dict[str, Any] | None:
         literal = self.resource.get(name, {}).get("reference", "")

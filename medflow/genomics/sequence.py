@@ -17,14 +17,13 @@ from urllib.parse import unquote
 
 from medflow.errors import InputRejected, RejectCode
 from medflow.genomics.stream import LineReader
-from medflow.records import Identifier, Sequence
+from medflow.records import MAX_BASES, NUCLEOTIDES, Identifier, Sequence
 
-MAX_BASES = 100_000  # what one record may hold: a window or a gene, not a chromosome
 _RAW = 4 * MAX_BASES  # bytes of a record that are kept, should it be refused
 
 MAX_NAME = 250  # characters of a name, or of a patient's identifier: what a database's index takes
 
-_NOT_IUPAC = re.compile(rb"[^ACGTRYSWKMBDHVN]", re.IGNORECASE)
+_NOT_IUPAC = re.compile(f"[^{NUCLEOTIDES}]".encode(), re.IGNORECASE)
 _PATIENT = "patient="
 _COMPLEMENT = str.maketrans("ACGTRYSWKMBDHVNacgtryswkmbdhvn", "TGCAYRSWMKVHDBNtgcayrswmkvhdbn")
 

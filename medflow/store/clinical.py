@@ -1,4 +1,4 @@
-"""FHIR resources as received, and the rows derived from them: encounters, measurements, coded facts.
+"""FHIR resources as received, and the rows derived from them: encounters, measurements, facts, sequences, names.
 
 A chunk of resources is written with a handful of bulk statements. Rows of a resource are replaced as a group, but for
 measurements that were known before (`medflow.store.corrections`); an older version never overwrites a newer one; a
@@ -25,6 +25,8 @@ from medflow.store.bulk import Growth, among, insert_rows
 from medflow.store.corrections import Newer, Place, places_of, retire
 from medflow.store.packed import Code, Packed
 from medflow.store.patients import resolve_patients
+from medflow.store.resource_sequences import replace_sequences
+from medflow.store.specimens import NAMED, replace_names
 from medflow.store.tables import (
     CodedFactRow,
     ConceptRow,
@@ -169,6 +171,7 @@ class ClinicalWriter:
             self._intern(connection, chunk)
             self._measurements(connection, chunk)
             self._facts(connection, chunk)
+            self._genomics(connection, chunk)
             _bump(connection, PatientRow, chunk.touched_patients)
             _raise_latest(connection, chunk.latest_us)
             _bump(connection, EncounterRow, chunk.touched_encounters)
@@ -363,6 +366,20 @@ class ClinicalWriter:
                 )
         columns = "resource_id ordinal kind patient_id encounter_id concept_id start_us end_us recorded_us status"
         insert_rows(connection, CodedFactRow, columns, rows)
+
+    def _genomics(self, connection: Connection, chunk: _Chunk) -> None:
+        """What specimens and orders are called, and the sequences that came as resources."""
+        replace_names(
+            connection, {chunk.ids[item.type, item.id]: item.names for item in chunk.chosen if item.type in NAMED}
+        )
+        replace_sequences(
+            connection,
+            {
+                chunk.ids[item.type, item.id]: (item.sequence, chunk.patients.get(item.subject or ""))
+                for item in chunk.chosen
+                if item.type == "MolecularSequence"
+            },
+        )
 
 
 def _measurement_rows(

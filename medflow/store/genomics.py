@@ -155,6 +155,7 @@ def _owners(connection: Connection, wanted: set[tuple[str, str]]) -> dict[tuple[
     owners: dict[tuple[str, str], dict[int | None, Any]] = {}
     for chunk in _chunks(sorted({digest for _, digest in wanted})):
         query = select(SequenceRow.id, SequenceRow.name, SequenceRow.sha256, SequenceRow.patient_id)
+        query = query.where(SequenceRow.resource_id.is_(None))  # those of FHIR resources are their own
         for row in connection.execute(query.where(SequenceRow.sha256.in_(chunk))):
             if (row.name, row.sha256) in wanted:
                 owners.setdefault((row.name, row.sha256), {})[row.patient_id] = {"key": row.id}
@@ -193,11 +194,12 @@ class SampleScope:
     """What the cases of samples are made with besides their files: digests, of which a change makes new cases.
 
     ``reference`` is the identity of the reference genome, empty where there is none. ``regions`` is the digest of the
-    regions wanted, "all" for whole files, and empty where nothing is said: then only a small file goes whole.
+    regions wanted, empty where nothing is said of them: then a small file goes whole (``whole``), and no other does.
     """
 
     reference: str
     regions: str
+    whole: str
 
     def takes(self, records: int) -> bool:
         """Whether it is said what of a file of so many records is wanted."""
@@ -205,9 +207,7 @@ class SampleScope:
 
     def key(self, sample: StoredSample) -> str:
         """The input_key of a sample's case. The patient is part of it: given to another, it is scored again."""
-        regions = self.regions
-        if regions in ("", "all"):
-            regions = "all" if self.takes(sample.records) else "none"
+        regions = self.regions or (self.whole if self.takes(sample.records) else "none")
         owner = sample.patient_id or ""
         return digest_of("sample", sample.sha256, sample.name, owner, self.reference, regions)
 
@@ -289,7 +289,7 @@ def load_sequences(connection: Connection, ids: Sequence[int]) -> dict[int, str]
     """The bases of these sequences, by id; one that is gone is left out."""
     bases: dict[int, str] = {}
     for chunk in _chunks(sorted(set(ids))):
-        query = select(SequenceRow.id, SequenceRow.bases).where(SequenceRow.id.in_(chunk))
+        query = select(SequenceRow.id, SequenceRow.bases).where(SequenceRow.id.in_(chunk), SequenceRow.length > 0)
         bases.update((row.id, row.bases) for row in connection.execute(query))
     return bases
 

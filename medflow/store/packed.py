@@ -11,7 +11,8 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
-from medflow.records import CodedFact, Coding, Encounter, FhirResource, Measurement, Patient
+from medflow.records import CodedFact, Coding, Encounter, FhirResource, Identifier, Measurement, Patient
+from medflow.records import Sequence as Bases
 
 MARK_BYTES = 5  # 40 bits: sums of millions of marks stay within 63
 Code = tuple[str, str]
@@ -65,6 +66,8 @@ class Packed(NamedTuple):
     measurements: tuple[PackedMeasurement, ...]
     facts: tuple[PackedFact, ...]
     displays: tuple[tuple[str, str, str], ...]  # system, code, display
+    names: tuple[Identifier, ...]
+    sequence: Bases | None
 
 
 def pack(resource: FhirResource) -> Packed:
@@ -86,6 +89,8 @@ def pack(resource: FhirResource) -> Packed:
         tuple([_pack_measurement(item) for item in measurements if item.subject is not None]),
         tuple([_pack_fact(item) for item in facts]),
         tuple([(item.system, item.code, item.display) for item in codings if item.display]),
+        resource.names,
+        resource.sequence,
     )
 
 

@@ -257,7 +257,7 @@ class SampleRow(Base):
 
 
 class SpecimenNameRow(Base):
-    """A name that a Specimen or ServiceRequest has: what a VCF's sample may be called."""
+    """A name that a Specimen or ServiceRequest has: what a VCF's sample may be called. Its resource says whose."""
 
     __tablename__ = "specimen_name"
     resource_id: Mapped[int] = mapped_column(
@@ -266,7 +266,6 @@ class SpecimenNameRow(Base):
     ordinal: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     value: Mapped[str] = mapped_column(index=True)
     system: Mapped[str | None]
-    patient_id: Mapped[int | None] = mapped_column(Id)
 
 
 class SequenceRow(Base):

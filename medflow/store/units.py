@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, select
 
 from medflow.records import Identifier, InputReference, Instant, UnitKind
-from medflow.store.tables import EncounterRow, SampleRow, SequenceRow, SeriesRow, StudyRow, VariantFileRow
+from medflow.store.tables import (
+    EncounterRow,
+    FhirResourceRow,
+    SampleRow,
+    SequenceRow,
+    SeriesRow,
+    StudyRow,
+    VariantFileRow,
+)
 
 IN_LIST = 5000
 
@@ -17,13 +25,12 @@ IN_LIST = 5000
 class UnitFacts:
     """One unit, named for a result. ``effective`` is None where the prediction time is the time to state.
 
-    ``source`` is the system that ``encounter``, ``specimen``, and what ``inputs`` refer to literally, are resources of.
+    ``source`` is the system that ``encounter``, and what ``inputs`` refer to literally, are resources of.
     """
 
     patient_id: int | None
     inputs: tuple[InputReference, ...]
     encounter: str | None = None  # a FHIR reference
-    specimen: InputReference | None = None  # what was sequenced
     source: str | None = None
     effective: Instant | None = None
 
@@ -94,11 +101,10 @@ def _samples(connection: Connection, ids: Sequence[int]) -> dict[int, UnitFacts]
     )
     facts = {}
     for row in connection.execute(query):
-        file = InputReference(type="DocumentReference", identifier=_content(row.sha256))
-        specimen = InputReference(type="Specimen", reference=row.specimen) if row.specimen else None
-        facts[row.id] = UnitFacts(
-            patient_id=row.patient_id, inputs=(file,), specimen=specimen, source=row.specimen_source
-        )
+        inputs = [InputReference(type="DocumentReference", identifier=_content(row.sha256))]
+        if row.specimen:
+            inputs.append(InputReference(type="Specimen", reference=row.specimen))
+        facts[row.id] = UnitFacts(patient_id=row.patient_id, inputs=tuple(inputs), source=row.specimen_source)
     return facts
 
 
@@ -108,9 +114,15 @@ def _content(sha256: str) -> Identifier:
 
 
 def _sequences(connection: Connection, ids: Sequence[int]) -> dict[int, UnitFacts]:
-    query = select(SequenceRow.id, SequenceRow.sha256, SequenceRow.patient_id).where(SequenceRow.id.in_(ids))
+    query = (
+        select(SequenceRow.id, SequenceRow.sha256, SequenceRow.patient_id)
+        .add_columns(FhirResourceRow.fhir_id, FhirResourceRow.source)
+        .outerjoin(FhirResourceRow, FhirResourceRow.id == SequenceRow.resource_id)
+        .where(SequenceRow.id.in_(ids))
+    )
     facts = {}
     for row in connection.execute(query):
-        inputs = (InputReference(type="MolecularSequence", identifier=_content(row.sha256)),)
-        facts[row.id] = UnitFacts(patient_id=row.patient_id, inputs=inputs)
+        resource = f"MolecularSequence/{row.fhir_id}" if row.fhir_id is not None else None
+        inputs = (InputReference(type="MolecularSequence", reference=resource, identifier=_content(row.sha256)),)
+        facts[row.id] = UnitFacts(patient_id=row.patient_id, inputs=inputs, source=row.source)
     return facts

@@ -1,4 +1,5 @@
 from datetime import UTC, date, datetime
+from hashlib import sha256
 from zoneinfo import ZoneInfo
 
 import orjson
@@ -6,7 +7,7 @@ import pytest
 
 from medflow.errors import InputRejected, RejectCode
 from medflow.fhir.read import Context, Reading, read_resource, resolve
-from medflow.records import Coding, Identifier, Instant, fhir_identifier
+from medflow.records import MAX_BASES, Coding, Identifier, Instant, Sequence, fhir_identifier
 from medflow.store.packed import codings_of, pack
 
 HERE = Context(source="local")
@@ -293,3 +294,50 @@ def test_version_and_time_come_from_meta_and_the_id_from_the_entry():
     with pytest.raises(InputRejected) as caught:
         read(observation() | {"id": None})
     assert caught.value.code is RejectCode.MISSING_ID
+
+
+def molecular(**elements) -> dict:
+    return {"resourceType": "MolecularSequence", "id": "s1", "type": "dna", "coordinateSystem": 0, **elements}
+
+
+def test_dna_of_a_molecular_sequence_can_be_read():
+    found = read(molecular(observedSeq=" acgtN ", patient={"reference": "Patient/p1"}))
+
+    assert found.resource.sequence == Sequence(
+        name="MolecularSequence/s1", bases="ACGTN", sha256=sha256(b"ACGTN").hexdigest()
+    )
+    assert (found.resource.subject, found.notes) == ("p1", ())
+
+
+@pytest.mark.parametrize(
+    ("elements", "note"),
+    [
+        ({"type": "aa", "observedSeq": "ACGT"}, "sequence-not-dna"),
+        ({"type": "rna", "observedSeq": "ACGT"}, "sequence-not-dna"),
+        ({"observedSeq": " "}, "sequence-without-bases"),
+        ({"repository": [{"type": "directlink"}]}, "sequence-without-bases"),
+        ({"observedSeq": "ACGU"}, "sequence-with-other-letters"),
+        ({"observedSeq": "ACGT\nACGT"}, "sequence-with-other-letters"),
+        ({"observedSeq": "A" * (MAX_BASES + 1)}, "sequence-too-long"),
+        ({"observedSeq": "ACGT", "modifierExtension": [{"url": "urn:x"}]}, "modifier-extension"),
+    ],
+)
+def test_a_molecular_sequence_that_models_cannot_read_stays_a_resource_with_a_note(elements, note):
+    found = read(molecular(**elements))
+
+    assert (found.resource.sequence, found.notes) == (None, (note,))
+
+
+def test_a_specimen_and_an_order_have_the_names_that_are_in_use():
+    old = {"value": "old", "use": "old"}
+    specimen = {"identifier": [{"system": "urn:lab", "value": "A"}, old], "accessionIdentifier": {"value": "B"}}
+    order = {"identifier": [{"system": "urn:lab", "value": "A"}], "requisition": {"system": "urn:lab", "value": "A"}}
+
+    names = [
+        read({"resourceType": kind, "id": "1", "subject": {"reference": "Patient/p1"}, **elements}).resource.names
+        for kind, elements in (("Specimen", specimen), ("ServiceRequest", order))
+    ]
+
+    lab = Identifier(system="urn:lab", value="A")
+    assert names == [(lab, Identifier(system="", value="B")), (lab,)]
+    assert read({"resourceType": "Specimen", "id": "1", "status": "entered-in-error", **specimen}).resource.names == ()

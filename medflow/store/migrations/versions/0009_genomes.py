@@ -24,7 +24,6 @@ def upgrade() -> None:
         sa.Column('ordinal', sa.BigInteger(), nullable=False),
         sa.Column('value', sa.String(), nullable=False),
         sa.Column('system', sa.String(), nullable=True),
-        sa.Column('patient_id', Id, nullable=True),
         sa.ForeignKeyConstraint(
             ['resource_id'], ['fhir_resource.id'], name=op.f('fk_specimen_name_resource_id_fhir_resource'), ondelete='CASCADE'
         ),
