@@ -10,6 +10,7 @@ from medflow.contexts import context_of, identity_of, maker_of, read_about
 from medflow.errors import ConfigurationError, InputNotUsable, PredictionInvalid
 from medflow.evidence import ExplainedCase, told_of, with_contributions
 from medflow.fhir.write import result_resources
+from medflow.genomics.site import GenomeSite
 from medflow.heat_maps import keep_heat_maps
 from medflow.inference.loaded import LoadedModel
 from medflow.inference.resident import LoadedModels
@@ -100,7 +101,9 @@ def _again(store: Store, settings: Settings, view: JobView, ready: LoadedModel) 
             f"the records of {view.job.unit} changed after the job was made: the next selection makes another of them",
         )
     runner = Runner(ready, threads=settings.threads, explain=True)
-    (outcome,) = chain.from_iterable(runner.run(open_cases(store, ready.spec, [view.job])))
+    (outcome,) = chain.from_iterable(
+        runner.run(open_cases(store, ready.spec, [view.job], genomes=GenomeSite.of(settings)))
+    )
     if error := outcome.error or outcome.unexplained:
         raise error
     return outcome

@@ -12,6 +12,7 @@ from threading import Lock
 
 from medflow.errors import InputNotUsable
 from medflow.genomics.sequence import centre_window
+from medflow.genomics.site import GenomeSite
 from medflow.plugin import (
     Case,
     CaseInput,
@@ -22,6 +23,7 @@ from medflow.plugin import (
     TimeSeriesInput,
 )
 from medflow.records import DueUnit, Instance, Instant, UnitKind
+from medflow.samples import SampleOpener, due_samples_of
 from medflow.series_rule import imaging_inputs
 from medflow.store import Connection, Store
 from medflow.store.genomics import due_sequences, load_sequences
@@ -30,15 +32,24 @@ from medflow.store.jobs import Job
 from medflow.store.selection import chosen_series, due_series, due_studies, series_key, study_key
 from medflow.store.timeseries import SeriesBlock, due_encounters, input_keys, load_series
 from medflow.store.units import UnitFacts, unit_facts
+from medflow.variant_rule import variants_of
 
+NOWHERE = GenomeSite()
 CaseOpener = Callable[[], Case]
 _Inputs = Sequence[CaseInput | InputNotUsable]
 _Read = Callable[[int], _Inputs]
 
 
-def due_units(connection: Connection, spec: ModelSpec, *, as_of: Instant, model_id: int) -> Iterable[DueUnit]:
-    """The units whose input may be new to this model; of records a thousand are read when they are asked for."""
+def due_units(
+    connection: Connection, spec: ModelSpec, *, as_of: Instant, model_id: int, genomes: GenomeSite = NOWHERE
+) -> Iterable[DueUnit]:
+    """The units whose input may be new to this model; of records a thousand are read when they are asked for.
+
+    ``genomes`` is what variants are read with.
+    """
     wanted = spec.accepts[0]
+    if (variants := variants_of(spec)) is not None:
+        return due_samples_of(connection, variants, genomes, as_of=as_of, model_id=model_id)
     if spec.unit is UnitKind.STUDY:
         return due_studies(connection, imaging_inputs(spec), as_of=as_of, model_id=model_id)
     if isinstance(wanted, ImagingInput):
@@ -50,14 +61,19 @@ def due_units(connection: Connection, spec: ModelSpec, *, as_of: Instant, model_
     raise TypeError(f"no selection for {type(wanted).__name__}")  # the registry admits no such model
 
 
-def open_cases(store: Store, spec: ModelSpec, jobs: Sequence[Job], *, workers: int = 0) -> list[CaseOpener]:
+def open_cases(
+    store: Store, spec: ModelSpec, jobs: Sequence[Job], *, workers: int = 0, genomes: GenomeSite = NOWHERE
+) -> Sequence[CaseOpener]:
     """One opener per job, in order; calling it reads and checks the case, and is safe in any thread.
 
     Pixels are read case by case. Records are read a batch at a time, when the first case of the batch is opened, so
     that reading goes on while the device works on the batch before. An opener raises `InputNotUsable` when its case
     cannot be scored. Images are decoded by ``workers`` at once, however many threads open cases; 0 is one per core.
+    Variants are read with ``genomes``, sample by sample; a `SampleOpener` also tells which they are.
     """
     wanted = spec.accepts[0]
+    if (variants := variants_of(spec)) is not None:
+        return [SampleOpener(store, variants, genomes, job) for job in jobs]
     if isinstance(wanted, ImagingInput):
         return [partial(_open_images, store, spec, job, workers) for job in jobs]
     assert isinstance(wanted, (TimeSeriesInput, SequenceInput))  # noqa: S101 - the registry admits no other
@@ -147,7 +163,8 @@ def image_instances(connection: Connection, spec: ModelSpec, job: Job) -> dict[s
 def unchanged(connection: Connection, spec: ModelSpec, jobs: Sequence[Job]) -> list[bool]:
     """Of each job, whether its case would be read now as it was when the job was made.
 
-    Of a case that is no time series it is not looked at: `open_cases` sees to that for images, and sequences stay.
+    Of a case that is no time series it is not looked at: `open_cases` sees to that for images and variants, and
+    sequences stay.
     """
     wanted = spec.accepts[0]
     if not isinstance(wanted, TimeSeriesInput):

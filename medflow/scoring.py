@@ -26,6 +26,7 @@ from medflow.errors import (
 from medflow.evidence import ExplainedCase, Told, told_of, with_contributions, without_contributions
 from medflow.fhir.write import catalog_resources, result_resources
 from medflow.garbage import seldom_collected
+from medflow.genomics.site import GenomeSite
 from medflow.heat_maps import are_drawn, keep_heat_maps
 from medflow.inference.loaded import LoadedModel
 from medflow.inference.memory import chunk_of, largest_batch
@@ -33,19 +34,25 @@ from medflow.inference.resident import LoadedModels
 from medflow.inference.results import results_of
 from medflow.inference.runner import Outcome, Runner
 from medflow.inputs import CaseOpener, due_units, open_cases
-from medflow.plugin import Case, TimeSeriesInput
+from medflow.plugin import Case, ModelSpec, TimeSeriesInput
 from medflow.records import Instant, Outgoing, Result, ResultObject
 from medflow.registry import RegisteredModel, dump_spec
+from medflow.samples import SampleOpener
 from medflow.segmentations import has_segments, keep_segmentations
 from medflow.store import Connection, Store, chunks, outbox, result_objects, trained, withdrawal
 from medflow.store import jobs as queue
+from medflow.store.genomics import samples_elsewhere
 from medflow.store.jobs import Job
 from medflow.store.ledger import now_us
+from medflow.variant_rule import variants_of
+from medflow.variant_scores import keep_variant_scores
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int], None]
 COMMIT_EVERY = 64  # cases, rounded up to whole batches: what a killed process loses at most,
 COMMIT_AFTER_S = 30  # or so many seconds of work, where cases are slow
+UNKNOWN_ASSEMBLY = "samples-of-unknown-assembly"  # notes of what a model of variants is not given
+OTHER_ASSEMBLY = "samples-of-another-assembly"
 WRITING = 2  # threads that make FHIR resources and DICOM objects of answers beside the device,
 WRITTEN_AHEAD = 2  # and parts of batches that wait for it: a batch, or one case with its image, masks and heat maps
 
@@ -113,7 +120,8 @@ def select(
     """Make jobs of the units whose input has no job of this model yet, and queue the model's own resources.
 
     Results that no longer stand, and that no new job is about to replace, are taken back. Jobs are made a chunk at a
-    time, and ``on_selected`` is told how many: they can be scored from then on.
+    time, and ``on_selected`` is told how many: they can be scored from then on. Samples that a model of variants is not
+    given for their assembly are noted.
 
     Raises
     ------
@@ -126,17 +134,25 @@ def select(
         model_id = _register(connection, model)
         outbox.queue(connection, None, catalog_resources(identity_of(model)))
     with store.reading() as reading:
-        due = iter(due_units(reading, spec, as_of=as_of, model_id=model_id))
+        genomes = GenomeSite.of(settings)
+        due = iter(due_units(reading, spec, as_of=as_of, model_id=model_id, genomes=genomes))
         while part := list(islice(due, chunk_cases(settings, model))):
             with store.writing() as connection:
                 _check_served(connection, model)  # a promotion lets go of the jobs that there are, not of these
                 selected = queue.enqueue(connection, model_id, part)
             tally.selected += selected
             on_selected(selected)
+        _note_elsewhere(reading, tally, spec, as_of)
     if isinstance(spec.accepts[0], TimeSeriesInput):
         _note_withdrawn(tally, _take_back(store, spec.accepts[0], model_id, run_id))
     tally.seconds["select"] = time.perf_counter() - started
     return tally
+
+
+def _note_elsewhere(connection: Connection, tally: ScoreTally, spec: ModelSpec, as_of: Instant) -> None:
+    if (wanted := variants_of(spec)) is not None:
+        unknown, other = samples_elsewhere(connection, wanted, as_of=as_of)
+        tally.notes.update({name: n for name, n in ((UNKNOWN_ASSEMBLY, unknown), (OTHER_ASSEMBLY, other)) if n})
 
 
 def _check_served(connection: Connection, model: RegisteredModel) -> None:
@@ -267,6 +283,7 @@ class _Chunk:
         self.committing: Future[None] = Future()
         self.committing.set_result(None)
         self.about = About(facts={}, subjects={})
+        self.openers: Sequence[CaseOpener] = ()
 
     def run(self) -> ScoreTally:
         leased = self._lease()
@@ -330,8 +347,9 @@ class _Chunk:
         started = time.perf_counter()
         with self.store.reading() as connection:
             self.about = read_about(connection, self.settings, self.model, leased)
-        openers = open_cases(self.store, self.model.spec, leased, workers=self.settings.threads)
-        openers[-1] = _after(self.terms.on_read, openers[-1])
+        genomes = GenomeSite.of(self.settings)
+        self.openers = open_cases(self.store, self.model.spec, leased, workers=self.settings.threads, genomes=genomes)
+        openers = [*self.openers[:-1], _after(self.terms.on_read, self.openers[-1])]
         self.tally.seconds["read"] += time.perf_counter() - started
         started = time.perf_counter()
         runner = Runner(model, threads=self.settings.threads, explain=self.explain)
@@ -411,6 +429,8 @@ class _Chunk:
         results = results_of(self.model.spec, outcome.case, outcome.prediction)
         maker = maker_of(self.model, self.settings, job, self.issued)
         kept, objects = keep_segmentations(self.store, self.model.spec, job, outcome.prediction, results, maker)
+        if isinstance(opener := self.openers[outcome.index], SampleOpener):
+            kept = keep_variant_scores(self.store, self.model, opener.take(), outcome.prediction, kept)
         heat_maps, note = self._explained(job, outcome, maker, told)
         if not isinstance(told, Exception):
             kept = with_contributions(kept, told)

@@ -20,6 +20,8 @@ from medflow.plugin import (
     OutputSpec,
     Prediction,
     Segment,
+    VariantEffect,
+    VariantWindows,
 )
 from medflow.records import Result
 
@@ -64,6 +66,8 @@ def _result(spec: ModelSpec, output: OutputSpec, value: float | Mask, case: Case
         return _segment(spec, output, value, case, tallies)
     if isinstance(output, Classification):
         return _classification(output, value)
+    if isinstance(output, VariantEffect):
+        return _effects(output, value, case)
     number = _number(output.name, value)
     low, high = output.valid_range if isinstance(output, Measure) else (0.0, 1.0)
     _check_range(output.name, number, low, high)
@@ -101,6 +105,49 @@ def _classification(output: Classification, value: float | Mask) -> Result:
         value=float(probabilities[chosen]),
         probabilities=tuple(float(number) for number in probabilities),
     )
+
+
+def _effects(output: VariantEffect, value: float | Mask, case: Case) -> Result:
+    """The largest score, and how many variants have one; `medflow.variant_scores` tells which they are."""
+    (windows,) = (item for item in case.inputs.values() if isinstance(item, VariantWindows))
+    scores = scores_of(output, value, len(windows))
+    scored = scores[np.isfinite(scores)]
+    counts = {"scored": len(scored), "out-of-scope": len(scores) - len(scored)}
+    return Result(
+        output=output.name,
+        value=float(scored.max()) if len(scored) else None,
+        counts={reason: count for reason, count in counts.items() if count or reason == "scored"},
+    )
+
+
+def scores_of(output: VariantEffect, value: float | Mask, variants: int) -> np.ndarray:
+    """The score of each variant, float64: the largest absolute value of its effects, NaN where it is out of scope.
+
+    Raises
+    ------
+    PredictionInvalid
+        The effects have another shape than (variants, effects), lie outside the declared range, or are partly NaN.
+    """
+    effects, shape = np.asarray(value), (variants, len(output.effects))
+    if effects.dtype.kind != "f" or effects.shape != shape:
+        raise PredictionInvalid(
+            "prediction-malformed", f"output {output.name} must give floats of shape {shape} (variants, effects)"
+        )
+    missing = np.isnan(effects)
+    outside = missing.all(axis=1)
+    if missing[~outside].any():
+        raise PredictionInvalid(
+            "prediction-malformed", f"output {output.name} gives a variant some effects, and NaN for others"
+        )
+    low, high = output.valid_range
+    told = effects[~outside].astype(np.float64)
+    if told.size and not (low <= told.min() and told.max() <= high):
+        raise PredictionInvalid(
+            "prediction-out-of-range", f"output {output.name} lies outside its declared range {low}..{high}"
+        )
+    scores = np.full(variants, np.nan)
+    scores[~outside] = np.abs(told).max(axis=1)
+    return scores
 
 
 def image_of(spec: ModelSpec, output: Segment) -> str:

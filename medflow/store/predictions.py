@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from medflow.records import Contribution, Mutagenesis, Result
+from medflow.records import CalledVariant, Contribution, Mutagenesis, Result, VariantScore
 from medflow.store.ledger import upsert
 from medflow.store.tables import PredictionRow
 
@@ -36,6 +36,10 @@ def result_of(row: Any) -> Result:
         out_of_scope=row.out_of_scope,
         contributions=tuple(_contribution(item) for item in detail.get("contributions", ())),
         mutagenesis=_mutagenesis(detail.get("mutagenesis")),
+        variants=tuple(_score(item) for item in detail.get("variants", ())),
+        build=detail.get("build"),
+        scores=detail.get("scores"),
+        counts=detail.get("counts", {}),
     )
 
 
@@ -47,6 +51,9 @@ def _columns(job_id: int, result: Result) -> dict[str, Any]:
         detail["contributions"] = [_json(item) for item in result.contributions]
     if result.mutagenesis is not None:
         detail["mutagenesis"] = {"of": result.mutagenesis.of, "changes": list(map(list, result.mutagenesis.changes))}
+    if result.scores is not None:
+        detail |= {"build": result.build, "scores": result.scores, "counts": dict(result.counts)}
+        detail["variants"] = [_score_json(item) for item in result.variants]
     return {
         "job_id": job_id,
         "output": result.output,
@@ -68,3 +75,19 @@ def _contribution(found: Mapping[str, Any]) -> Contribution:
 
 def _mutagenesis(found: Mapping[str, Any] | None) -> Mutagenesis | None:
     return Mutagenesis(of=found["of"], changes=tuple(map(tuple, found["changes"]))) if found else None
+
+
+def _score_json(item: VariantScore) -> dict[str, Any]:
+    named = ("contig", "position", "ref", "alt", "zygosity", "phase", "gene")
+    variant = {name: value for name in named if (value := getattr(item.variant, name)) is not None}
+    if item.variant.depths is not None:
+        variant["depths"] = list(item.variant.depths)
+    return {"variant": variant, "score": item.score, "effects": list(item.effects)}
+
+
+def _score(found: Mapping[str, Any]) -> VariantScore:
+    given: dict[str, Any] = {**found["variant"]}
+    if "depths" in given:
+        reference, alternate = given["depths"]
+        given["depths"] = (reference, alternate)
+    return VariantScore(variant=CalledVariant(**given), score=found["score"], effects=tuple(found["effects"]))
