@@ -6,19 +6,25 @@ from dataclasses import replace
 
 from medflow.fhir.write import catalog_resources, result_resources
 from medflow.plugin import LOINC, Channel, Coding
-from medflow.records import Contribution, Identifier, Outgoing, Result, ResultObject, Subject
+from medflow.records import CalledVariant, Contribution, Identifier, Outgoing, Result, ResultObject, Subject
 from tests.results import (
     BASES,
+    CALLED,
     DENSITY,
     ENCOUNTER,
     MORTALITY,
     PNEUMONIA,
     SEQUENCE,
+    SPECIMEN,
     SPLEEN,
     SPLICE,
+    SPLICING,
     STAY,
+    VARIANTS,
     context,
+    effects_on,
     model,
+    variant_file,
 )
 
 HEAT_MAP = ResultObject(
@@ -46,6 +52,9 @@ MOVED = (
     Contribution(kind="channel", name="Urine", value=-0.4, share=0.25, measured=False),
     Contribution(kind="static", name="age", value=0.1, share=0.0625),
 )
+SPLICE_MODEL = model(SPLICING, accepts=VARIANTS)
+BARE = CalledVariant(contig="HLA-A*01:01", position=7, ref="G", alt="C")  # no accession, nothing known of the call
+MITOCHONDRIAL = replace(CALLED, contig="MT", position=3243, ref="A", alt="G", gene="MT-TL1", phase=None)
 KINDS = {
     "measure": (context(model(DENSITY)), [Result(output="density", value=-55.25)]),
     "segment": (context(model(SPLEEN)), [Result(output="spleen", value=211.4, voxels=70467)]),
@@ -90,6 +99,22 @@ KINDS = {
     "measure that is explained": (
         context(model(DENSITY, accepts=COMA_STAY)),
         [Result(output="density", value=1.0, contributions=MOVED[1:])],
+    ),
+    "variants": (
+        context(SPLICE_MODEL, inputs=(variant_file(), SPECIMEN)),
+        [effects_on(CALLED, replace(CALLED, ref="A", alt="ATTC", zygosity="hemizygous"), MITOCHONDRIAL)],
+    ),
+    "variants of nobody": (
+        context(SPLICE_MODEL, subject=None, inputs=(variant_file("of nobody"),)),
+        [effects_on(CALLED, BARE, build="GRCh37")],
+    ),
+    "no variant to report": (
+        context(SPLICE_MODEL, inputs=(variant_file("nothing"),)),
+        [effects_on(score=0.125)],
+    ),
+    "variants out of scope": (
+        context(SPLICE_MODEL, inputs=(variant_file("out of scope"),)),
+        [Result(output="splicing", out_of_scope="no variant in the regions wanted")],
     ),
     "by identifier": (
         context(model(SPLEEN), subject=Subject(patient_id=7, identifier=Identifier(system="urn:mrn", value="0815"))),

@@ -24,8 +24,21 @@ from medflow.plugin import (
     Segment,
     SequenceInput,
     TimeSeriesInput,
+    VariantEffect,
 )
-from medflow.records import Identifier, InputReference, Instant, Outgoing, Result, Subject, Unit, UnitKind
+from medflow.records import (
+    CalledVariant,
+    Identifier,
+    InputReference,
+    Instant,
+    Outgoing,
+    Result,
+    Subject,
+    Unit,
+    UnitKind,
+    VariantScore,
+    digest_of,
+)
 
 SNOMED = "http://snomed.info/sct"
 PREDICTION_TIME = Instant(utc_us=1_325_548_800_000_000)  # 2012-01-03T00:00Z
@@ -33,6 +46,7 @@ ISSUED = Instant(utc_us=1_700_000_000_123_456)
 SERIES = ImagingInput(modality=("CT",))
 STAY = TimeSeriesInput(channels=(), window=timedelta(hours=48), step=timedelta(hours=1))
 BASES = SequenceInput(length=60)
+VARIANTS = SequenceInput(length=60, source="variants", assembly="GRCh38", strand="both")
 
 MORTALITY = Risk(
     name="mortality",
@@ -62,6 +76,15 @@ SPLICE = Classification(
         ClassLabel(name=name, code=Coding(system="urn:test:splice", code=name)) for name in ("EI", "IE", "N")
     ),
 )
+SPLICING = VariantEffect(
+    name="splicing",
+    code=Coding(system="urn:test:sequence", code="splice-effect", display="Effect on splicing"),
+    effects=tuple(
+        ClassLabel(name=name, code=Coding(system="urn:test:splice-effect", code=name.replace(" ", "-")))
+        for name in ("donor change", "acceptor change")
+    ),
+    report_from=0.2,
+)
 DENSITY = Measure(
     name="density",
     code=Coding(system="urn:test:measure", code="density"),
@@ -78,6 +101,31 @@ ENCOUNTER = InputReference(type="Encounter", reference="Encounter/e1")
 SEQUENCE = InputReference(
     type="MolecularSequence", identifier=Identifier(system="urn:ietf:rfc:3986", value=f"urn:sha256:{'ab' * 32}")
 )
+SPECIMEN = InputReference(type="Specimen", reference="Specimen/s1")
+CALLED = CalledVariant(
+    contig="chr7",
+    position=117_559_590,
+    ref="ATCT",
+    alt="A",
+    zygosity="heterozygous",
+    phase="117559590",
+    depths=(21, 17),
+    gene="CFTR",
+)
+
+
+def variant_file(name: str = "file") -> InputReference:
+    """A VCF, of which a sample was scored."""
+    digest = Identifier(system="urn:ietf:rfc:3986", value=f"urn:sha256:{digest_of(name)}")
+    return InputReference(type="DocumentReference", identifier=digest, display="sample s1")
+
+
+def effects_on(*variants: CalledVariant, score: float = 0.5, **changes: Any) -> Result:
+    """What a model of `SPLICING` says of a sample with these variants, and of 40 that it does not report."""
+    scores = tuple(VariantScore(variant=item, score=score, effects=(-score, score / 4)) for item in variants)
+    counts = {"scored": 40 + len(scores), "reported": len(scores), "low-quality": 3}
+    result = Result(output="splicing", value=score, variants=scores, build="GRCh38", scores="ef" * 32, counts=counts)
+    return replace(result, **changes)
 
 
 def model(*outputs: OutputSpec, accepts: InputSpec = SERIES, name: str = "test-model") -> ModelIdentity:

@@ -8,6 +8,7 @@ and kinds of fault, never values.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -124,17 +125,25 @@ class Checker:
                 continue
             if row is not None and row.kind in BY_FORMAT and _right_by_format(row.kind, value):
                 continue
-            element = orjson.dumps(value)
-            if (kind, name, element) in self._as_they_came:
-                continue
-            if row is None or len(element) > MEMO_BYTES:
-                return None
-            general = (kind, name, VARIABLE.sub(_constant, element))
-            if general not in self._seen:
-                fresh.append(general)
-            else:  # a copy: what orjson makes holds on to kilobytes
-                self._as_they_came.add((kind, name, bytes(memoryview(element))))
+            for key, part in _parts(name, value):
+                element = orjson.dumps(part)
+                if (kind, key, element) in self._as_they_came:
+                    continue
+                if row is None or len(element) > MEMO_BYTES:
+                    return None
+                general = (kind, key, VARIABLE.sub(_constant, element))
+                if general not in self._seen:
+                    fresh.append(general)
+                else:  # a copy: what orjson makes holds on to kilobytes
+                    self._as_they_came.add((kind, key, bytes(memoryview(element))))
         return fresh
+
+
+def _parts(name: str, value: Any) -> Iterable[tuple[str, Any]]:
+    """An element as it is remembered: item by item where it has several, as each is valid or not by itself."""
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(item, dict) for item in value):
+        return [(f"{name}[]", item) for item in value]
+    return [(name, value)]
 
 
 def _right_by_format(kind: str, value: Any) -> bool:

@@ -163,6 +163,18 @@ def test_remembered_elements_do_not_hide_a_broken_rule_between_elements():
         )
 
 
+def test_items_of_a_list_are_remembered_one_by_one_and_no_bad_one_among_good_ones_passes():
+    checker = Checker()
+    one, other = ({"code": {"coding": [{"system": "s", "code": code}]}, "valueInteger": 1} for code in ("2", "3"))
+    broken = {"valueInteger": 1}
+    checker.check(changed(component=[one, other]))
+    checker.check(changed(component=[other, one, one]))
+    for components in ([one, broken], [broken, one], [one, None], [one, "2"]):
+        for _ in range(2):
+            with pytest.raises(InputRejected):
+                checker.check(changed(component=components))
+
+
 def test_no_element_that_numbers_stand_for_one_another_in_is_a_whole_number():
     kinds = {row.kind for known in types().values() for name, row in known.rows.items() if name == "value"}
     assert not kinds & {"integer", "positiveInt", "unsignedInt"}
