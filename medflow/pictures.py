@@ -31,12 +31,13 @@ from medflow.plugin import (
     Risk,
     Segment,
     SequenceInput,
-    SequenceWindow,
     TimeSeriesInput,
+    VariantEffect,
 )
 from medflow.records import Result
 from medflow.registry import load_spec
 from medflow.segmentations import read_masks
+from medflow.sequence_picture import draw_mutagenesis, draw_sequence, draw_variants
 from medflow.series_rule import imaging_inputs
 from medflow.stay_picture import draw_channels, draw_explained
 from medflow.store import Store, history
@@ -45,9 +46,6 @@ from medflow.store.jobs import Job
 
 CT_HU = (-160.0, 240.0)  # soft tissue
 SLICES = (("axial", "RLAP"), ("coronal", "RLSI"), ("sagittal", "APSI"))  # and the sides: left, right, top, bottom
-PER_LINE = 60  # letters of a sequence
-LETTERS = {"A": COLOURS[2], "C": COLOURS[0], "G": COLOURS[1], "T": COLOURS[4]}
-MAX_LINES = 40
 READINGS = {"POS": "positive", "NEG": "negative", "IND": "indeterminate"}
 
 
@@ -130,16 +128,16 @@ def picture_of(store: Store, job_id: int, *, output: str | None = None, publishe
     case = opener()
     over = _over(store, spec, view, case, output) if imaging_inputs(spec) else _Over(masks={})
     explained = _explained(spec, view, output)
-    drawn = _draw(case, spec, replace(over, numbers=not published), explained)
+    drawn = _draw(case, spec, view, replace(over, numbers=not published), explained)
     drawn.suptitle(f"{title}\n{_classes(spec, view) if published else said}", color=INK, fontsize=10)
-    scale = scale_of(spec.output(explained.output)) if explained else ""
+    scale = scale_of(spec.output(explained.output), explained.mutagenesis) if explained else ""
     return Picture(title=title, answer=said, png=png(drawn), explained=explained, scale=scale)
 
 
 def _explained(spec: ModelSpec, view: JobView, output: str | None) -> Result | None:
     """The result whose contributions are shown: of ``output``, else of the first declared that has some."""
     kept = {result.output: result for result in view.results if result.contributions}
-    if output is not None and output not in kept and isinstance(spec.accepts[0], TimeSeriesInput):
+    if output is not None and output not in kept and isinstance(spec.accepts[0], TimeSeriesInput | SequenceInput):
         names = ", ".join(sorted(kept)) or "none; score with --explain to have some"
         raise ConfigurationError(f"no explanation of {output!r} is kept of this job: there are {names}")
     name = output or next((item.name for item in spec.outputs if item.name in kept), "")
@@ -170,6 +168,8 @@ def said_of(output: OutputSpec, result: Result) -> str:
     """One result in words, with its unit."""
     if result.value is None:
         return f"{output.name}: no answer ({result.out_of_scope})"
+    if isinstance(output, VariantEffect):
+        return f"{output.name} of {result.counts.get('scored', 0)} variants, {len(result.variants)} reported"
     if isinstance(output, Classification) and output.positive is not None:
         return f"{output.positive} {result.value:.2f}: {READINGS[output.interpretation(result.value)]}"
     if isinstance(output, Classification):
@@ -206,7 +206,7 @@ def _masks(store: Store, spec: ModelSpec, view: JobView, case: Case) -> dict[str
     return {output: mask if mask.dtype == np.bool_ else mask >= PROBABLE for output, mask in found.items()}
 
 
-def _draw(case: Case, spec: ModelSpec, over: _Over, explained: Result | None) -> Any:
+def _draw(case: Case, spec: ModelSpec, view: JobView, over: _Over, explained: Result | None) -> Any:
     wanted = spec.accepts[0]
     if isinstance(wanted, ImagingInput):
         image = _shown(case, spec)
@@ -217,7 +217,12 @@ def _draw(case: Case, spec: ModelSpec, over: _Over, explained: Result | None) ->
         scale = scale_of(spec.output(explained.output))
         return draw_explained(case.series, wanted, explained.contributions, scale=scale)
     assert isinstance(wanted, SequenceInput)  # noqa: S101 - the registry admits no other
-    return _letters(case.sequence)
+    if wanted.source == "variants":
+        return draw_variants(view.results)
+    if explained is None or explained.mutagenesis is None:
+        return draw_sequence(case.sequence.bases)
+    scale = scale_of(spec.output(explained.output), explained.mutagenesis)
+    return draw_mutagenesis(case.sequence.bases, explained, scale=scale, job_id=view.job.id)
 
 
 def _shown(case: Case, spec: ModelSpec) -> Image:
@@ -329,24 +334,3 @@ def _slice(
         if mask.any():
             axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
     axes.set_axis_off()
-
-
-# --- the rest ----------------------------------------------------------------------------------------------------
-
-
-def _letters(window: SequenceWindow) -> Any:
-    bases = window.bases
-    lines = [bases[start : start + PER_LINE] for start in range(0, len(bases), PER_LINE)]
-    shown = lines[:MAX_LINES]
-    drawn = figure(8.0, 0.3 * len(shown) + 1.2)
-    axes = drawn.add_subplot()
-    axes.set(xlim=(-5, PER_LINE + 0.5), ylim=(len(shown), -1))
-    axes.set_axis_off()
-    for row, line in enumerate(shown):
-        axes.text(-1.5, row, str(row * PER_LINE + 1), ha="right", va="center", fontsize=7, color="#8b939e")
-        for column, letter in enumerate(line):
-            colour = LETTERS.get(letter, INK)
-            axes.text(column, row, letter, ha="center", va="center", fontsize=9, weight="bold", color=colour)
-    if len(lines) > len(shown):
-        axes.text(0, len(shown), f"... {len(bases)} bases in all", fontsize=8, va="center", color=INK)
-    return drawn

@@ -14,11 +14,16 @@ from medflow.plugin import (
     SNOMED,
     Case,
     Channel,
+    Classification,
+    ClassLabel,
     Coding,
+    Explanation,
     Model,
     ModelSpec,
     Prediction,
     Risk,
+    SequenceAttribution,
+    SequenceInput,
     SeriesAttribution,
     TimeSeries,
     TimeSeriesInput,
@@ -164,3 +169,61 @@ class LinearStay(Model[TimeSeries]):
         each += np.where(measured.any(axis=0), 0.0, np.array(self.absence) / len(each))
         statics = np.nan_to_num((series.statics - (60.0, 170.0)) * (0.02, 0.01))
         return SeriesAttribution(values=each.astype(np.float32), statics=statics.astype(np.float32))
+
+
+class LinearSite(Model[str]):
+    """The odds of a splice-like motif that add up over eight bases, so that each substitution's change is known."""
+
+    motif: ClassVar[str] = "CAGGTAAG"
+    gains: ClassVar[tuple[float, ...]] = (0.25, 0.5, 1.0, 3.0, 2.0, 0.75, 0.5, 0.125)
+    spec: ClassVar[ModelSpec] = ModelSpec(
+        name="linear-site",
+        version="1.0.0",
+        title="Odds of a motif that add up",
+        unit=UnitKind.SEQUENCE,
+        accepts=(SequenceInput(length=8),),
+        outputs=(
+            Classification(
+                name="site",
+                code=Coding(system="http://www.sequenceontology.org", code="SO:0000162"),
+                classes=(
+                    ClassLabel(name="donor", code=Coding(system="http://www.sequenceontology.org", code="SO:0000163")),
+                    ClassLabel(name="none", code=Coding(system=SNOMED, code="260415000")),
+                ),
+            ),
+        ),
+        card=CARD,
+        batch_size=4,
+    )
+
+    def load(self, device: str) -> None:
+        """Nothing to load."""
+
+    def prepare(self, case: Case) -> str:
+        """The bases."""
+        return case.sequence.bases
+
+    def predict(self, batch: Sequence[str]) -> list[Prediction]:
+        """The odds as probabilities of both classes."""
+        chances = [1 / (1 + np.exp(-self.odds(bases))) for bases in batch]
+        return [Prediction(values={"site": np.array([chance, 1 - chance])}) for chance in chances]
+
+    def explain(self, batch: Sequence[str], predictions: Sequence[Prediction]) -> list[Mapping[str, Explanation]]:
+        """Each substitution in turn, for the class that is the more probable."""
+        found: list[Mapping[str, Explanation]] = []
+        for bases in batch:
+            odds = self.odds(bases)
+            way = 1.0 if odds >= 0 else -1.0
+            values = [
+                [way * (self.odds(bases[:place] + base + bases[place + 1 :]) - odds) for base in "ACGT"]
+                for place in range(len(bases))
+            ]
+            of = "donor" if way > 0 else "none"
+            found.append({"site": SequenceAttribution(values=np.array(values, np.float32), of=of)})
+        return found
+
+    @classmethod
+    def odds(cls, bases: str) -> float:
+        """Log-odds of a donor."""
+        both = zip(bases, cls.motif, cls.gains, strict=True)
+        return sum(gain if base == wanted else 0.0 for base, wanted, gain in both) - 4.0

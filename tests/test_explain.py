@@ -43,7 +43,7 @@ class Careless(ExplainedTissue):
 
 
 class Letters(GcContent):
-    """Explains what is no image."""
+    """Explains a sequence as if it were a picture."""
 
     spec = replace(GcContent.spec, name="letters")
 
@@ -170,7 +170,7 @@ def test_an_explanation_that_fails_is_counted_and_its_answer_stands(tmp_path, sa
     assert (tally.failed, tally.dead) == (0, 0)
     assert tally.notes["explained"] == VOLUMES - 1
     assert tally.notes["explanation-failed: plugin-error"] == 1
-    assert tally.notes["explanation-failed: explanation-not-stored"] == len(jobs_of(site, "letters")) > 0
+    assert tally.notes["explanation-failed: explanation-malformed"] == len(jobs_of(site, "letters")) > 0
     assert [len(heat_maps(site, job)) for job in jobs_of(site, "careless")] == [0, 1]
     assert "is not explained (plugin-error): the model raised ValueError at test_explain.py:" in caplog.text
     assert "cannot explain" not in caplog.text

@@ -18,6 +18,7 @@ from medflow.records import Result
 from medflow.registry import Registry, load_spec
 from medflow.sample import ISSUER_SYSTEMS, write_sample
 from medflow.segmentations import read_masks
+from medflow.sequence_picture import LETTERS
 from medflow.store import Store, history
 from tests.factories_dicom import to_bytes, volume_of
 from tests.imaging_models import BrightTissue, FastHeart, Nothing, Opacity
@@ -126,7 +127,7 @@ def test_a_sequence_is_shown_as_its_letters(site):
 
     assert picture.title.startswith("sequence/")
     image = pixels(picture.png)
-    assert sum(coloured(image, colour) for colour in pictures.LETTERS.values()) > 20
+    assert sum(coloured(image, colour) for colour in LETTERS.values()) > 20
 
 
 def test_a_job_that_is_not_there_is_named(site):

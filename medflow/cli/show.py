@@ -43,7 +43,8 @@ def show(
             (label(item), f"{item.value:+#.3g}", f"{100 * item.share:.0f} %")
             for item in picture.explained.contributions
         ]
-        show_table((f"what moved {picture.explained.output}", picture.scale, "of all"), rows)
+        head = "top positions of" if picture.explained.mutagenesis else "what moved"
+        show_table((f"{head} {picture.explained.output}", picture.scale, "of all"), rows)
     out.print(f"written to {path}", markup=False, soft_wrap=True)
     if open_it and typer.launch(str(path)):
         raise ConfigurationError(f"nothing here opens pictures: look at {path} with a program of your own")

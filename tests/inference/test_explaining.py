@@ -13,10 +13,10 @@ from medflow.inference.explaining import checked
 from medflow.inference.lane import Lane
 from medflow.inference.loaded import LoadedModel
 from medflow.inference.runner import Runner
-from medflow.plugin import Case, Image, Prediction, SeriesAttribution
+from medflow.plugin import Case, Image, Prediction, SequenceAttribution, SeriesAttribution, VariantWindows
 from medflow.records import Unit, UnitKind
 from medflow.testing.cases import sample_cases
-from tests.explaining_models import ExplainedTissue, Gradient, LinearStay
+from tests.explaining_models import ExplainedTissue, Gradient, LinearSite, LinearStay
 from tests.models import GcContent, OutOfMemoryError, sequence_case
 
 
@@ -35,10 +35,12 @@ def run(model, cases, *, explain=True, device="cpu"):
 
 
 class Letters(GcContent):
-    """Explains each base by whether it counts."""
+    """Explains each base by whether it counts, and what stands instead would not, or the other way round."""
 
     def explain(self, batch, predictions):
-        return [{"gc": np.array([letter in "GC" for letter in bases], np.float32)} for bases in batch]
+        counts = np.array([letter in "GC" for letter in "ACGT"], np.float32)
+        each = [np.array([counts - (letter in "GC") for letter in bases], np.float32) for bases in batch]
+        return [{"gc": SequenceAttribution(values=values / 8, of="gc")} for values in each]
 
 
 def test_nothing_is_explained_unless_it_is_asked_for():
@@ -69,12 +71,6 @@ def test_gradients_are_there_for_explaining_and_not_for_predicting(device):
     assert found.sum() == pytest.approx(outcomes[0].prediction.values["opacity"][1], rel=1e-5)
     assert np.unravel_index(found.argmax(), found.shape) == (4, 4)
     assert runner.seconds["explain"] > 0
-
-
-def test_what_is_explained_need_not_be_a_picture():
-    outcomes, _, _ = run(Letters(), [sequence_case(1, "GGACTTTT")])
-
-    assert outcomes[0].explanation["gc"].tolist() == [1, 1, 0, 1, 0, 0, 0, 0]
 
 
 def test_a_case_out_of_scope_has_nothing_to_explain():
@@ -240,3 +236,55 @@ def test_an_attribution_that_does_not_lie_on_the_series_is_refused(answer, reaso
 def test_an_attribution_explains_no_picture():
     with pytest.raises(PredictionInvalid, match="bright must be a float32 array"):
         checked(ExplainedTissue.spec, picture(1, np.zeros((4, 5, 6))), {"bright": attribution()["death"]})
+
+
+# --- sequences -----------------------------------------------------------------------------------------------------
+
+
+def changes(**given) -> dict[str, SequenceAttribution]:
+    plain = SequenceAttribution(values=np.zeros((8, 4), np.float32), of="donor")
+    return {"site": replace(plain, **given)}
+
+
+def test_a_sequence_is_explained_base_by_base():
+    (outcome, other), _, _ = run(LinearSite(), [sequence_case(1, "CAGGTAAG"), sequence_case(2, "TTTTTTTT")])
+
+    assert outcome.explanation["site"].values[3].tolist() == [-3.0, -3.0, 0.0, -3.0]
+    assert (outcome.explanation["site"].of, other.explanation["site"].of) == ("donor", "none")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ({"site": np.zeros((8, 4), np.float32)}, "site must be a SequenceAttribution"),
+        (attribution() | {"site": attribution()["death"]}, "death is explained, and the model declares site"),
+        (changes(values=np.zeros((8, 4))), "must be a float32 array"),
+        (changes(values=np.zeros((60, 4), np.float32)), r"are \(60, 4\), and what is explained is \(8, 4\)"),
+        (changes(values=np.full((8, 4), np.nan, np.float32)), "not finite"),
+        (changes(values=np.ones((8, 4), np.float32)), "its own place in the values must be 0"),
+        (changes(of="promoter"), "its classes: donor, none"),
+    ],
+)
+def test_an_attribution_that_does_not_lie_on_the_sequence_is_refused(answer, reason):
+    with pytest.raises(PredictionInvalid, match=reason) as refused:
+        checked(LinearSite.spec, sequence_case(1, "CAGGTAAG"), answer)
+
+    assert refused.value.code == "explanation-malformed"
+
+
+def test_of_a_letter_that_is_no_base_every_substitution_is_a_change():
+    answer = changes(values=np.ones((1, 4), np.float32))
+
+    assert checked(LinearSite.spec, sequence_case(1, "N"), answer) == answer
+
+
+def test_the_variants_of_a_sample_are_explained_by_their_scores_alone():
+    bases = np.full((2, 8), ord("A"), np.uint8)
+    windows = VariantWindows(
+        ref=bases, alt=bases, at=4, ref_length=np.ones(2, np.int32), alt_length=np.ones(2, np.int32)
+    )
+    case = replace(sequence_case(1, "A"), inputs={"sequence": windows})
+
+    assert checked(LinearSite.spec, case, {}) == {}
+    with pytest.raises(PredictionInvalid, match="explain nothing else"):
+        checked(LinearSite.spec, case, changes())

@@ -5,7 +5,7 @@ import pytest
 
 from medflow.plugin import Prediction
 from medflow.testing import Check, check_model, sample_cases
-from tests.explaining_models import LinearStay
+from tests.explaining_models import LinearSite, LinearStay
 from tests.imaging_models import BrightTissue, Enhancement
 from tests.models import GcContent
 
@@ -109,16 +109,27 @@ class NeverTheSame(LinearStay):
         return [{"death": replace(one["death"], values=one["death"].values + more)} for one in _plain(self, batch)]
 
 
+class AnotherClass(LinearSite):
+    calls = 0
+
+    def explain(self, batch, predictions):
+        AnotherClass.calls += 1
+        of = ("donor", "none")[AnotherClass.calls % 2]
+        return [{"site": replace(one["site"], of=of)} for one in super().explain(batch, predictions)]
+
+
 def _plain(model, batch):
     return LinearStay.explain(model, batch, ())
 
 
-@pytest.mark.parametrize("model", [Pointing, LinearStay])
+@pytest.mark.parametrize("model", [Pointing, LinearStay, LinearSite])
 def test_a_model_that_explains_keeps_every_clause(check_model, model):
     check_model(model)
 
 
-@pytest.mark.parametrize("model", [BesideTheGrid, PointingByBatch, OffTheHours, ByItsCompany, NeverTheSame])
+@pytest.mark.parametrize(
+    "model", [BesideTheGrid, PointingByBatch, OffTheHours, ByItsCompany, NeverTheSame, AnotherClass]
+)
 def test_an_explanation_off_the_grid_or_of_the_batch_is_named(model):
     found = broken(check_model(model, sample_cases(model.spec, 2)))
 
