@@ -21,6 +21,7 @@ from medflow.plugin import (
     TimeSeriesInput,
 )
 from medflow.records import Unit
+from medflow.testing.variants import sample_windows
 
 PREDICTION_TIME = datetime(2026, 1, 1, tzinfo=UTC)
 EDGE = 64  # voxels
@@ -52,6 +53,8 @@ def _input(spec: InputSpec, place: int, rng: np.random.Generator) -> CaseInput:
         return _image(spec, place, rng)
     if isinstance(spec, TimeSeriesInput):
         return _series(spec, rng)
+    if isinstance(spec, SequenceInput) and spec.source == "variants":
+        return sample_windows(spec, rng)
     if isinstance(spec, SequenceInput):
         letters = rng.choice(list(spec.alphabet), size=spec.length)
         return SequenceWindow(bases="".join(letters))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from medflow.inference.weights import read_weights
 from medflow.plugin import Case, Explanation, Model, Prediction, SequenceAttribution, SeriesAttribution
 from medflow.registry import check_spec
 from medflow.testing.cases import sample_cases
+from medflow.testing.variants import chosen, reverse_complement, substitutions, with_windows
+from medflow.variant_rule import variants_of
 
 HEAVY = ("torch", "monai", "tensorflow", "jax", "onnxruntime", "transformers")
 IMPORT_TIMEOUT_S = 120
@@ -74,6 +76,10 @@ def _running(model: Model, cases: Sequence[Case], device: str) -> Iterator[Check
     yield _check("a batch equals its cases one by one", lambda: _batching(model, cases))
     yield _check("prepare is safe in threads", lambda: _threads(model, cases))
     yield _check("a bad case does not spoil its batch", lambda: _isolation(model, cases, device))
+    if (variants := variants_of(model.spec)) is not None:
+        yield _check("a variant's effects do not depend on the others", lambda: _apart(model, cases))
+        if variants.strand == "both":
+            yield _check("both strands give the same effects", lambda: _strands(model, cases))
     if type(model).explain is not Model.explain:
         yield _check("explanations keep the grid, and stay the same", lambda: _explains(model, cases, device))
     if model.spec.mixed_precision and device.startswith("cuda"):
@@ -183,6 +189,31 @@ def _isolation(model: Model, cases: Sequence[Case], device: str) -> None:
     _compare(model, alone, [item for item in good if item is not None], "beside a bad case")
 
 
+def _apart(model: Model, cases: Sequence[Case]) -> None:
+    """Every second variant of each case, and the others, without the rest beside all of them together."""
+    _compare(model, *_some_of(model, cases, slice(0, None, 2)), "with half of the variants")
+    _compare(model, *_some_of(model, cases, slice(1, None, 2)), "with half of the variants")
+
+
+def _some_of(model: Model, cases: Sequence[Case], rows: slice) -> tuple[list[Prediction], list[Prediction]]:
+    """What is said of some variants of each case: with the rest of it, and without."""
+    together, alone = [], []
+    for case in cases:
+        (whole,) = _predict(model, [model.prepare(case)])
+        part = with_windows(case, chosen(case.variants, np.arange(len(case.variants))[rows]))
+        values = {name: np.asarray(value)[rows] for name, value in whole.values.items()}
+        together.append(replace(whole, values=values))
+        alone += _predict(model, [model.prepare(part)])
+    return together, alone
+
+
+def _strands(model: Model, cases: Sequence[Case]) -> None:
+    parts = [with_windows(case, chosen(case.variants, substitutions(case.variants))) for case in cases]
+    turned = [with_windows(case, reverse_complement(case.variants)) for case in parts]
+    forward, backward = (_predict(model, _ready(model, part)) for part in (parts, turned))
+    _compare(model, forward, backward, "read from the other strand")
+
+
 def _explains(model: Model, cases: Sequence[Case], device: str) -> None:
     together = _explanations(model, cases, model.spec.batch_size, device)
     ways = {"explained again": model.spec.batch_size, "explained alone": 1}
@@ -267,7 +298,10 @@ def _compare(model: Model, one: Sequence[Prediction], other: Sequence[Prediction
 
 
 def _difference(value: np.ndarray, other: np.ndarray) -> float:
-    """The part of a mask that differs, the most that a number does."""
+    """The part of a mask that differs, the most that a number does; NaN is like NaN only."""
     if value.dtype == np.bool_:
         return float(np.mean(value != other))
-    return float(np.max(np.abs(value.astype(float) - other.astype(float))))
+    if value.shape != other.shape or not np.array_equal(np.isnan(value), np.isnan(other)):
+        return float("inf")
+    differences = np.abs(value.astype(float) - other.astype(float))
+    return float(np.max(differences[~np.isnan(differences)], initial=0.0))
