@@ -37,6 +37,7 @@ from medflow.errors import TargetUnavailable
 from medflow.records import Outgoing, digest_of
 from medflow.store.jobs import is_gone
 from medflow.store.ledger import now_us, upsert
+from medflow.store.shared_basis import COLUMNS, VOID, Sent, sent, with_basis
 from medflow.store.tables import DeliveryRow, OutboxRow, TargetRow
 
 SECOND_US = 1_000_000
@@ -144,20 +145,22 @@ def ids_of(connection: Connection, job_id: int) -> set[tuple[str, str]]:
 def supersede(connection: Connection, job_ids: Sequence[int], status: str) -> int:
     """Give the results of these jobs another FHIR status ("amended", "entered-in-error"); returns how many changed.
 
-    Their DICOM objects have no status that could tell: they are withdrawn.
+    Their DICOM objects have no status that could tell: they are withdrawn. What results of several jobs are derived
+    from, a variant of a sample, follows when none of them stands any more.
     """
     _lock_queue(connection, shared=True)
-    changed: list[dict[str, Any]] = []
+    rows: dict[int, Sent] = {}
     for part in _parts(job_ids):
         _withdraw(connection, OutboxRow.job_id.in_(part))
-        query = select(OutboxRow.id, OutboxRow.body, OutboxRow.sha256)
-        query = query.where(OutboxRow.job_id.in_(part), OutboxRow.type != WITHDRAWN)
-        for row in connection.execute(query.with_for_update()):
-            resource = orjson.loads(row.body)
-            # Provenance has none, and tells what happened either way; what was never right is not amended later
-            if resource.get("status", status) not in (status, "entered-in-error"):
-                body = orjson.dumps({**resource, "status": status}, option=orjson.OPT_SORT_KEYS)
-                changed.append({"key": row.id, "new_body": body, "new_sha256": digest_of(row.sha256, status)})
+        query = select(*COLUMNS).where(OutboxRow.job_id.in_(part), OutboxRow.type != WITHDRAWN)
+        rows |= {row.id: sent(row) for row in connection.execute(query.with_for_update())}
+    changed: list[dict[str, Any]] = []
+    for key, row in with_basis(connection, rows).items():
+        resource = row.resource
+        # Provenance has none, and tells what happened either way; what was never right is not amended later
+        if resource.get("status", status) not in (status, *VOID):
+            body = orjson.dumps({**resource, "status": status}, option=orjson.OPT_SORT_KEYS)
+            changed.append({"key": key, "new_body": body, "new_sha256": digest_of(row.sha256, status)})
     if changed:
         connection.execute(
             update(OutboxRow)
