@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from pyfaidx import Faidx, FastaIndexingError, UnsupportedCompressionFormat
 
 from medflow.errors import ConfigurationError, InputRejected, RejectCode
@@ -25,7 +26,12 @@ _BLOCKS = 256  # of them in memory: 16 MiB
 _SPAN = 4 * _BLOCK  # what is longer is read past the cache, which it would sweep out
 _PROBES = 16  # places of a long contig, and the bases of each, whose letters tell one genome from another
 _PROBE = 500
-_MITOCHONDRION = {"M", "MT"}
+_AT_ONCE = 1 << 22  # letters whose places are computed at once: 32 MiB
+MITOCHONDRION = frozenset({"M", "MT", "chrM", "chrMT"})
+
+_KNOWN = np.full(256, ord("N"), dtype=np.uint8)
+for _letter in b"ACGT":
+    _KNOWN[[_letter, _letter + 32]] = _letter  # and the same in lower case
 
 
 class Reference:
@@ -39,6 +45,7 @@ class Reference:
         """Raises ConfigurationError when the file cannot be used."""
         self._folder = tempfile.TemporaryDirectory(prefix="medflow-index-")
         try:
+            _check_plain(path)
             index = str(_fresh_index(path) or Path(self._folder.name, "index.fai"))
             self._index = Faidx(str(path), indexname=index, as_raw=True, sequence_always_upper=True)
         except (OSError, ValueError, FastaIndexingError, UnsupportedCompressionFormat, ImportError):
@@ -48,6 +55,7 @@ class Reference:
                 "(gunzip it, or samtools faidx says what is wrong)"
             ) from None
         self.lengths: Mapping[str, int] = {name: record.rlen for name, record in self._index.index.items()}
+        self._bytes = np.memmap(path, dtype=np.uint8, mode="r")
         self._block = lru_cache(maxsize=_BLOCKS)(self._read_block)
 
     def __enter__(self) -> Reference:
@@ -61,6 +69,7 @@ class Reference:
     def close(self) -> None:
         """Give the file and the index back."""
         self._index.close()
+        self._bytes = np.empty(0, dtype=np.uint8)  # unmapped when the last view of it is gone
         self._block.cache_clear()
         self._folder.cleanup()
 
@@ -86,7 +95,7 @@ class Reference:
         if contig in self.lengths:
             return contig
         bare = contig.removeprefix("chr")
-        if bare in _MITOCHONDRION:
+        if contig in MITOCHONDRION:
             names = [name for name in ("M", "MT", "chrM", "chrMT") if self.lengths.get(name) == length]
             return names[0] if length is not None and len(names) == 1 else None
         other = bare if contig != bare else f"chr{contig}"
@@ -120,6 +129,30 @@ class Reference:
         blocks = "".join(self._block(contig, number) for number in range(first, last + 1))
         return blocks[start - first * _BLOCK : end - first * _BLOCK]
 
+    def cut(self, contig: str, starts0: np.ndarray, width: int) -> np.ndarray:
+        """Windows of ``width`` bases from each start: uint8 (starts, width) of A, C, G, T, and N for all else.
+
+        Letters are taken from the file's bytes at computed places, all windows at once. Raises KeyError.
+        """
+        record = self._index.index[contig]
+        windows = np.empty((len(starts0), width), dtype=np.uint8)
+        inside = (starts0 >= 0) & (starts0 + width <= record.rlen)
+        for row in np.flatnonzero(~inside):
+            windows[row] = _KNOWN[self.fetch(contig, int(starts0[row]), int(starts0[row]) + width)]
+        if not inside.any():
+            return windows
+        rows = np.flatnonzero(inside)
+        # from the first letter of a line on, letter i of the contig is byte steps[i] of the file
+        letters = np.arange(record.lenc + width, dtype=np.int64)
+        steps = sliding_window_view(letters + letters // record.lenc * (record.lenb - record.lenc), width)
+        each = max(1, _AT_ONCE // max(width, 1))
+        for some in (rows[at : at + each] for at in range(0, len(rows), each)):
+            line, column = np.divmod(starts0[some], record.lenc)
+            places = steps[column]
+            places += (record.offset + line * record.lenb)[:, None]
+            windows[some] = _KNOWN[self._bytes[places]]
+        return windows
+
     def agrees(self, contig: str, position: int, ref: str) -> bool:
         """Whether ``ref`` may stand at the 1-based ``position``; N stands for any base. Raises KeyError."""
         found = self.text(contig, position - 1, position - 1 + len(ref))
@@ -152,6 +185,12 @@ class Reference:
         if len(found) != end0 - start0 or not found.isascii():
             raise ConfigurationError("the reference's index does not fit the file: delete the .fai beside it")
         return found
+
+
+def _check_plain(path: Path) -> None:
+    with path.open("rb") as file:
+        if not file.read(1) == b">":
+            raise ValueError("compressed, or no FASTA")
 
 
 def _fresh_index(path: Path) -> Path | None:

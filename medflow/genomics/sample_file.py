@@ -1,0 +1,128 @@
+"""A VCF file opened for one of its samples: read from start to end, or near some regions through its index.
+
+htslib looks at what a file holds, not at its name, so that objects of the store, which have no extension, need none.
+An index it finds by its name only: both get names in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from medflow.errors import InputNotUsable
+from medflow.genomics.regions import Regions
+
+REACH = 1000  # bases right of a region that an insertion or deletion may be written at, and lie inside when aligned
+_JOIN = 1 << 14  # bases that an index cannot tell apart: nearer intervals are asked for at once
+_RECORDS_PER_QUERY = 200  # streamed in the time that one query of the index takes
+
+_CONTIG = re.compile(r"##contig=<(?:[^\"]*,)?ID=([^,>]+)")
+_LENGTH = re.compile(r"[<,]length=([0-9]{1,18})[,>]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleFile:
+    """``contigs`` are those of the header with their lengths, where they are given; ``indexed``: an index is there."""
+
+    contigs: Mapping[str, int | None]
+    indexed: bool
+    _vcf: Any
+
+    def records(self) -> Iterator[Any]:
+        """All records as cyvcf2 gives them, with the genotype of the one sample; raises InputNotUsable."""
+        with _readable():
+            yield from self._vcf
+
+    def near(self, queries: list[tuple[str, int, int]]) -> Iterator[Any]:
+        """Records that overlap intervals (contig, start0, end0), which are apart and rise by contig; each once."""
+        contig, before = "", 0
+        for name, start0, end0 in queries:
+            if name != contig:
+                contig, before = name, 0
+            with _readable():
+                found = self._vcf(f"{{{name}}}:{start0 + 1}-{end0}")
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)  # of a contig without records
+                    first = next(found, None)
+                for record in () if first is None else chain((first,), found):
+                    if record.start >= before:  # others came with the interval before
+                        yield record
+            before = end0
+
+
+def queries_of(file: SampleFile, regions: Regions, records: int | None) -> list[tuple[str, int, int]] | None:
+    """What to ask the index for; None where reading everything is faster."""
+    if not file.indexed or regions.everything:
+        return None
+    queries: list[tuple[str, int, int]] = []
+    for region_contig, (starts, ends) in regions.by_contig.items():
+        for name in _names(file, regions, region_contig):
+            begin, end = int(starts[0]), int(ends[0])
+            for start, stop in zip(starts.tolist(), ends.tolist(), strict=True):
+                if start > end + REACH + _JOIN:
+                    queries.append((name, begin, end + REACH))
+                    begin = start
+                end = stop
+            queries.append((name, begin, end + REACH))
+    return queries if records is None or records > _RECORDS_PER_QUERY * len(queries) else None
+
+
+def _names(file: SampleFile, regions: Regions, contig: str) -> list[str]:
+    """What the file may call a contig of the regions."""
+    bare = contig.removeprefix("chr")
+    names = {contig, bare, f"chr{bare}"} | ({"M", "MT", "chrM", "chrMT"} if bare in ("M", "MT") else set())
+    return sorted(name for name in names if name in file.contigs) or [contig, bare if bare != contig else f"chr{bare}"]
+
+
+@contextmanager
+def opened(path: Path, sample: str, index: Path | None) -> Iterator[SampleFile]:
+    """A file for one of its samples; raises InputNotUsable (sample-missing, unreadable-file)."""
+    with tempfile.TemporaryDirectory(prefix="medflow-vcf-") as folder:
+        if index is not None:
+            link = Path(folder, "file")
+            link.symlink_to(path.resolve())
+            Path(folder, "file.csi").symlink_to(index.resolve())
+            path = link
+        with _readable():
+            # its own warnings quote contigs and places; not needed by whoever reads no genomes
+            from cyvcf2 import VCF
+            from cyvcf2.cyvcf2 import set_htslib_log_level  # type: ignore[attr-defined]  # a compiled module
+
+            set_htslib_log_level(0)
+            vcf = VCF(str(path))
+        try:
+            if sample not in vcf.samples:
+                raise InputNotUsable("sample-missing", "the file has no sample of the name that is stored for it")
+            vcf.set_samples([sample])
+            yield SampleFile(contigs=_contigs(vcf.raw_header), indexed=index is not None, _vcf=vcf)
+        finally:
+            vcf.close()
+
+
+def _contigs(header: str) -> dict[str, int | None]:
+    contigs: dict[str, int | None] = {}
+    for line in header.splitlines():
+        if found := _CONTIG.match(line):
+            length = _LENGTH.search(line)
+            contigs[found[1]] = int(length[1]) if length else None
+    return contigs
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """cyvcf2 raises plain exceptions, whose texts may quote the file."""
+    try:
+        yield
+    except (InputNotUsable, GeneratorExit, MemoryError):
+        raise
+    except Exception as error:
+        raise InputNotUsable(
+            "unreadable-file", f"the VCF file cannot be read ({type(error).__name__}): ingest it again"
+        ) from None
