@@ -36,12 +36,12 @@ def _named(facts: UnitFacts, source: str) -> UnitFacts:
     """Facts whose literal references lead to resources of ``source``, the system that results go to.
 
     Another system's Encounter/7 would be taken for one of its own there, which may be somebody else's: it is named by
-    identifier.
+    identifier: its content's, where it is known by that.
     """
     if facts.source in (None, source):
         return facts
     inputs = (
-        replace(item, reference=None, identifier=fhir_identifier(facts.source, item.reference))
+        replace(item, reference=None, identifier=item.identifier or fhir_identifier(facts.source, item.reference))
         if item.reference is not None
         else item
         for item in facts.inputs

@@ -94,14 +94,16 @@ def _encounters(connection: Connection, ids: Sequence[int]) -> dict[int, UnitFac
 
 def _samples(connection: Connection, ids: Sequence[int]) -> dict[int, UnitFacts]:
     query = (
-        select(SampleRow.id, SampleRow.patient_id, SampleRow.specimen, SampleRow.specimen_source)
+        select(SampleRow.id, SampleRow.name, SampleRow.patient_id, SampleRow.specimen, SampleRow.specimen_source)
         .add_columns(VariantFileRow.sha256)
         .join(VariantFileRow, VariantFileRow.id == SampleRow.variant_file_id)
         .where(SampleRow.id.in_(ids))
     )
     facts = {}
     for row in connection.execute(query):
-        inputs = [InputReference(type="DocumentReference", identifier=_content(row.sha256))]
+        # a file may hold several samples of one patient, or of nobody: which it is makes another result
+        sample = f"sample {row.name}"
+        inputs = [InputReference(type="DocumentReference", identifier=_content(row.sha256), display=sample)]
         if row.specimen:
             inputs.append(InputReference(type="Specimen", reference=row.specimen))
         facts[row.id] = UnitFacts(patient_id=row.patient_id, inputs=tuple(inputs), source=row.specimen_source)
