@@ -43,6 +43,7 @@ from medflow.stay_picture import draw_channels, draw_explained
 from medflow.store import Store, history
 from medflow.store.history import JobView
 from medflow.store.jobs import Job
+from medflow.variant_rule import variants_of
 
 CT_HU = (-160.0, 240.0)  # soft tissue
 SLICES = (("axial", "RLAP"), ("coronal", "RLSI"), ("sagittal", "APSI"))  # and the sides: left, right, top, bottom
@@ -81,7 +82,8 @@ class _Over:
 class Picture:
     """A PNG file, its title (``series/12 · model 1.0.0``), and what the model said in words.
 
-    ``explained`` is the result that is shown with what contributed to it, which counts in ``scale``.
+    ``explained`` is the result that is shown with what contributed to it, which counts in ``scale``. ``of_variants``:
+    the case was the variants of a sample.
     """
 
     title: str
@@ -89,6 +91,7 @@ class Picture:
     png: bytes
     explained: Result | None = None
     scale: str = ""
+    of_variants: bool = False
 
 
 def picture_of(store: Store, job_id: int, *, output: str | None = None, published: bool = False) -> Picture:
@@ -120,6 +123,8 @@ def picture_of(store: Store, job_id: int, *, output: str | None = None, publishe
     if view is None:
         raise ConfigurationError(f"there is no job {job_id}: `medflow jobs --state done` lists those that were scored")
     spec = load_spec(view.spec)
+    if variants_of(spec) is not None:
+        return _of_variants(spec, view, published=published)
     (opener,) = open_cases(store, spec, [view.job])
     if published and imaging_inputs(spec):
         _check_no_text(store, spec, view.job)
@@ -132,6 +137,16 @@ def picture_of(store: Store, job_id: int, *, output: str | None = None, publishe
     drawn.suptitle(f"{title}\n{_classes(spec, view) if published else said}", color=INK, fontsize=10)
     scale = scale_of(spec.output(explained.output), explained.mutagenesis) if explained else ""
     return Picture(title=title, answer=said, png=png(drawn), explained=explained, scale=scale)
+
+
+def _of_variants(spec: ModelSpec, view: JobView, *, published: bool) -> Picture:
+    """The variants that are reported; they identify a person, so that they are never published."""
+    if published:
+        raise InputNotUsable("genome", "the variants of a person are shown nowhere that anyone may see")
+    title, said = f"{view.job.unit} · {view.model} {view.version}", answer(spec, view)
+    drawn = draw_variants(view.results)
+    drawn.suptitle(f"{title}\n{said}", color=INK, fontsize=10)
+    return Picture(title=title, answer=said, png=png(drawn), of_variants=True)
 
 
 def _explained(spec: ModelSpec, view: JobView, output: str | None) -> Result | None:
@@ -166,10 +181,10 @@ def _classes(spec: ModelSpec, view: JobView) -> str:
 
 def said_of(output: OutputSpec, result: Result) -> str:
     """One result in words, with its unit."""
+    if isinstance(output, VariantEffect) and result.out_of_scope is None:
+        return f"{output.name} of {result.counts.get('scored', 0)} variants, {len(result.variants)} reported"
     if result.value is None:
         return f"{output.name}: no answer ({result.out_of_scope})"
-    if isinstance(output, VariantEffect):
-        return f"{output.name} of {result.counts.get('scored', 0)} variants, {len(result.variants)} reported"
     if isinstance(output, Classification) and output.positive is not None:
         return f"{output.positive} {result.value:.2f}: {READINGS[output.interpretation(result.value)]}"
     if isinstance(output, Classification):
@@ -217,8 +232,6 @@ def _draw(case: Case, spec: ModelSpec, view: JobView, over: _Over, explained: Re
         scale = scale_of(spec.output(explained.output))
         return draw_explained(case.series, wanted, explained.contributions, scale=scale)
     assert isinstance(wanted, SequenceInput)  # noqa: S101 - the registry admits no other
-    if wanted.source == "variants":
-        return draw_variants(view.results)
     if explained is None or explained.mutagenesis is None:
         return draw_sequence(case.sequence.bases)
     scale = scale_of(spec.output(explained.output), explained.mutagenesis)

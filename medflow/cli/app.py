@@ -26,6 +26,7 @@ from medflow.cli import select as select_command
 from medflow.cli import services, watch
 from medflow.cli import show as show_command
 from medflow.cli import train as train_command
+from medflow.cli import variants as variants_command
 from medflow.cli import volume as volume_command
 from medflow.cli.extensions import CommandsOfPlugins
 from medflow.cli.flows import run_nightly
@@ -69,6 +70,7 @@ app.command()(select_command.select)
 app.command()(services.worker)
 app.command()(show_command.show)
 app.command()(show_command.explain)
+app.command()(variants_command.scores)
 app.command()(volume_command.volume)
 app.command()(receive_command.receive)
 app.command()(services.serve)
@@ -122,10 +124,11 @@ ingest_app.command("fhir")(records_command.ingest_fhir)
 def ingest_vcf(
     paths: Paths,
     reference: Annotated[Path | None, typer.Option(help="FASTA of the assembly; checks every REF allele.")] = None,
+    samples: Annotated[Path | None, typer.Option(help="CSV sheet that says whose each sample is.")] = None,
     as_json: Json = False,
 ) -> None:
     """VCF files, plain or compressed."""
-    _ingest("vcf", paths, as_json, reference=reference)
+    _ingest("vcf", paths, as_json, reference=reference, samples=samples)
 
 
 @ingest_app.command("fasta")
@@ -243,12 +246,13 @@ def jobs(
 @retry_app.command("rejects")
 def retry_rejects(
     reference: Annotated[Path | None, typer.Option(help="FASTA to check refused VCFs against again.")] = None,
+    samples: Annotated[Path | None, typer.Option(help="CSV sheet that says whose refused samples are.")] = None,
     as_json: Json = False,
 ) -> None:
     """Offer every open reject again; what is taken now is settled."""
     site = here()
     with progress_bar("replaying rejects") as advance:
-        tally = steps.replay_rejects(site, reference=reference, progress=advance)
+        tally = steps.replay_rejects(site, reference=reference, samples=samples, progress=advance)
     finish(tally.as_json(), as_json=as_json, title="retry rejects")
 
 

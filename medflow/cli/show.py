@@ -11,8 +11,11 @@ import typer
 from medflow import steps
 from medflow.cli.output import out, show_table
 from medflow.cli.site import Json, here
+from medflow.cli.variants import as_json as results_json
+from medflow.cli.variants import show_variants, view_of
 from medflow.contributions import label
 from medflow.errors import CaseError, ConfigurationError
+from medflow.registry import load_spec
 
 
 def show(
@@ -22,8 +25,14 @@ def show(
         str | None, typer.Option(help="The output whose explanation is drawn; the first otherwise.")
     ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Open it in whatever shows pictures here.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the results as one JSON object, draw nothing.")
+    ] = False,
 ) -> None:
     """What a model saw of one case, what it said, and what explains it if that was kept, as a PNG file."""
+    if as_json:
+        typer.echo(json.dumps(results_json(view_of(job))))
+        return
     from medflow.pictures import picture_of  # with what reads images and draws: no other command is to wait for it
 
     path = to or Path(f"job-{job}.png")
@@ -38,6 +47,9 @@ def show(
     except OSError as error:
         raise ConfigurationError(f"{path.name} cannot be written ({error.strerror}): name another place") from None
     out.print(f"{picture.title}: {picture.answer}", markup=False, soft_wrap=True)
+    if picture.of_variants:
+        view = view_of(job)
+        show_variants(load_spec(view.spec), view.results)
     if picture.explained is not None:
         rows = [
             (label(item), f"{item.value:+#.3g}", f"{100 * item.share:.0f} %")
