@@ -17,7 +17,7 @@ from medflow.connections.endpoints import (
     Files,
     FolderTarget,
 )
-from medflow.doctor import dicom, fhir, here, web
+from medflow.doctor import dicom, fhir, genomes, here, web
 from medflow.doctor.finding import Check, Finding, Said, run_checks
 from medflow.errors import ConfigurationError
 
@@ -80,8 +80,21 @@ def _here(
     ]
     if dicom.is_received(settings):
         checks.append(Check(name="receiver", run=partial(dicom.receiver, settings, timeout_s)))
+    checks += _of_genomes(settings)
     if prefect is not None:
         checks.append(Check(name="prefect", run=partial(here.prefect, *prefect, timeout_s)))
+    return checks
+
+
+def _of_genomes(settings: Settings) -> list[Check]:
+    checks = [
+        Check(name=f"reference {assembly}", run=partial(genomes.reference, assembly, path))
+        for assembly, path in settings.references.items()
+    ]
+    if settings.references or settings.regions or settings.genes or settings.gene_bed:
+        checks.append(Check(name="regions", run=partial(genomes.regions, settings)))
+    if settings.sample_sheet is not None:
+        checks.append(Check(name="sample sheet", run=partial(genomes.sample_sheet, settings)))
     return checks
 
 

@@ -24,7 +24,10 @@ class GenomeSite:
 
     @classmethod
     def of(cls, settings: Settings) -> GenomeSite:
-        """What the configuration says."""
+        """What the configuration says, ~ being the user's home."""
         return cls(
-            references=settings.references, regions=settings.regions, genes=settings.genes, gene_bed=settings.gene_bed
+            references={assembly: path.expanduser() for assembly, path in settings.references.items()},
+            regions=settings.regions.expanduser() if isinstance(settings.regions, Path) else settings.regions,
+            genes=settings.genes.expanduser() if settings.genes else None,
+            gene_bed=settings.gene_bed.expanduser() if settings.gene_bed else None,
         )
