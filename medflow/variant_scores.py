@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import io
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -63,8 +62,7 @@ def _kept(
     scores: np.ndarray,
 ) -> Result:
     chosen, beyond = _reported(scores, output.report_from)
-    counts = Counter(case.found.counts) + Counter(result.counts)
-    counts |= {"scored": result.counts["scored"], "reported": len(chosen)}
+    counts = {**case.found.counts, **result.counts, "reported": len(chosen)}
     if beyond:
         counts[BEYOND] = beyond
     lines = _header(model, output, case, counts)
