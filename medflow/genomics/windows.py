@@ -1,8 +1,7 @@
 """Alleles in their one normal form, and the windows of bases around them that a model reads.
 
 The normal form is that of Tan, Abecasis and Kang, Bioinformatics 2015, 31(13), 2202-2204, which bcftools norm gives as
-well: as few letters as possible, as far to the left as possible. A base that the reference does not know (N) equals
-none, not even another N: nothing is moved across it.
+well: as few letters as possible, as far to the left as possible.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ def _leftmost(reference: Reference, contig: str, place0: int, letters: str) -> t
         left = reference.text(contig, max(0, place0 - step), place0)
         joined = left + letters
         moved, end = 0, len(joined)
-        while moved < len(left) and joined[end - 1 - moved - count] == joined[end - 1 - moved] in "ACGT":
+        while moved < len(left) and joined[end - 1 - moved - count] == joined[end - 1 - moved]:
             moved += 1
         letters = joined[end - moved - count : end - moved]
         place0 -= moved
