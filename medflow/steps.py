@@ -14,7 +14,7 @@ import logging
 import platform
 import traceback
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -35,11 +35,12 @@ from medflow.explanation import explain_done, explainable
 from medflow.ingest.fetch import fetch
 from medflow.ingest.fhir import ingest_fhir
 from medflow.ingest.genomics import ingest_fasta, ingest_vcf
-from medflow.ingest.offers import Offer
+from medflow.ingest.offers import Offer, origin_of
 from medflow.ingest.received import remove_received
 from medflow.ingest.record_source import server_bases
 from medflow.ingest.retrieval import study_of
 from medflow.ingest.tally import Tally
+from medflow.ingest.vcf import file_of_sample
 from medflow.overlap import select_and_score
 from medflow.promotion import Promotion
 from medflow.records import Instant
@@ -141,7 +142,15 @@ def _take(
     elif source.kind == "fhir":
         tally = ingest_fhir(store, settings, paths, source=record_source, run_id=run_id, progress=progress)
     elif source.kind == "vcf":
-        tally = ingest_vcf(store, settings, paths, reference=source.reference, run_id=run_id, progress=progress)
+        tally = ingest_vcf(
+            store,
+            settings,
+            paths,
+            reference=source.reference,
+            samples=source.samples,
+            run_id=run_id,
+            progress=progress,
+        )
     else:
         tally = ingest_fasta(store, settings, paths, run_id=run_id, progress=progress)
     return tally
@@ -420,11 +429,14 @@ def train(site: Site, model: str, asked: Asked, *, progress: TrainProgress | Non
     return found
 
 
-def replay_rejects(site: Site, *, reference: Path | None = None, progress: Progress | None = None) -> Tally:
+def replay_rejects(
+    site: Site, *, reference: Path | None = None, samples: Path | None = None, progress: Progress | None = None
+) -> Tally:
     """Offer every open reject again, from the bytes kept of it or from where it came; what is taken is settled.
 
     A VCF whose REF alleles were refused is offered only with a ``reference`` to check them against again: the one
-    given, else that of the configured VCF sources. Studies that an archive did not give are asked for again where that
+    given, else that of the configured VCF sources. Whose its samples are is asked of the sheet ``samples``, else of
+    that of the configured source that it came from. Studies that an archive did not give are asked for again where that
     archive is configured.
     """
     files = [item for item in site.settings.sources.values() if isinstance(item, Files)]
@@ -445,11 +457,15 @@ def replay_rejects(site: Site, *, reference: Path | None = None, progress: Progr
     found = [item for item in found if item.code != RejectCode.NOT_RETRIEVED]
     with recorded(site, "retry rejects") as run:
         started = now_us()
-        for kind, system in dict.fromkeys((item.kind, item.source) for item in found):
-            same = [item for item in found if (item.kind, item.source) == (kind, system)]
-            again = {offer.origin: offer for offer in (_offer(site, item) for item in same)}
+        alike: dict[tuple[str, str, Path | None, Path | None], list[ledger.Reject]] = {}
+        for item in found:
+            sheet = samples or _sheet(files, item.origin)
+            genome = None if file_of_sample(item.origin) else reference  # that file is stored: no more is asked of it
+            alike.setdefault((item.kind, item.source, genome, sheet), []).append(item)
+        for (kind, system, genome, sheet), same in alike.items():
+            again = {(offer.origin, offer.path): offer for offer in (_offer(site, item) for item in same)}
             paths = tuple(again.values())  # several entries of one file: the file once
-            source = Files.model_construct(kind=kind, paths=paths, reference=reference)
+            source = Files.model_construct(kind=kind, paths=paths, reference=genome, samples=sheet)
             total.add(_take(site, source, run.id, progress, record_source=system))
         with site.store.writing() as connection:
             settled = ledger.settle_rejects(connection, [item.id for item in found], before_us=started)
@@ -473,8 +489,26 @@ def _fetch_again(
             total.notes["left-to-the-next-fetch"] += len(origins)
 
 
+def _sheet(sources: Iterable[Files], origin: str) -> Path | None:
+    """The sample sheet of the configured source that a file came from: another laboratory's may name others alike."""
+    whole = file_of_sample(origin) or origin
+    for source in sources:
+        if source.kind == "vcf" and any(whole == origin_of(path) or _lies_in(whole, path) for path in source.paths):
+            return source.samples
+    return None
+
+
+def _lies_in(origin: str, path: Path) -> bool:
+    """Whether what came from there came out of this folder or archive."""
+    return origin.startswith((f"{origin_of(path)}/", f"{origin_of(path)}!"))
+
+
 def _offer(site: Site, reject: ledger.Reject) -> Offer:
     store, kept = site.store, reject.sha256 if reject.payload else None
+    whole = file_of_sample(reject.origin) if reject.kind == "vcf" else None
+    if whole is not None:
+        stored = kept is not None and kept in store.objects
+        return Offer(origin=whole, path=store.objects.path(kept) if kept and stored else Path(whole))
     if kept and kept in store.objects and not reject.code.startswith("archive-"):
         bases = server_bases(site.settings, reject.origin) if reject.kind == "fhir" else frozenset()
         return Offer(origin=reject.origin, path=store.objects.path(kept), entry="#" in reject.origin, bases=bases)
@@ -509,6 +543,7 @@ def source_of(
     paths: Sequence[Path],
     *,
     reference: Path | None = None,
+    samples: Path | None = None,
     in_place: bool = False,
     remove_received: bool = False,
 ) -> Files:
@@ -521,7 +556,7 @@ def source_of(
     """
     if not paths:
         raise ConfigurationError(f"nothing to ingest: name a file or a folder of {kind} data")
-    options = {"reference": reference, "in_place": in_place, "remove_received": remove_received}
+    options = {"reference": reference, "samples": samples, "in_place": in_place, "remove_received": remove_received}
     return Files.model_validate({"kind": kind, "paths": paths, **options})
 
 

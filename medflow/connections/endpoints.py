@@ -189,13 +189,15 @@ class DicomNode(_Model):
 class Files(_Model):
     """Files that inputs come from.
 
-    ``reference`` is the FASTA that a VCF's REF alleles are checked against. ``remove_received`` ends the life of what
+    ``reference`` is the FASTA that a VCF's REF alleles are checked against, ``samples`` the CSV sheet that says whose
+    its samples are (default: MEDFLOW_SAMPLE_SHEET). ``remove_received`` ends the life of what
     `medflow receive` spooled there, once the store has it.
     """
 
     kind: Literal["dicom", "fhir", "vcf", "fasta"]
     paths: tuple[Path, ...]
     reference: Path | None = None
+    samples: Path | None = None
     in_place: bool = False
     remove_received: bool = False
 

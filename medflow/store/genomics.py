@@ -33,7 +33,7 @@ class SequenceItem:
 
 
 def find_variant_file(connection: Connection, sha256: str) -> VariantFile | None:
-    """The stored description of the file with these bytes."""
+    """The stored description of the file with these bytes, with the samples that were taken of it."""
     row = connection.execute(select(VariantFileRow.__table__).where(VariantFileRow.sha256 == sha256)).mappings().first()
     if row is None:
         return None
@@ -46,15 +46,45 @@ def find_variant_file(connection: Connection, sha256: str) -> VariantFile | None
         records=row["records"],
         contigs=tuple(row["contigs"]),
         assembly=row["assembly"],
+        build=row["build"],
+        counts=row["counts"],
+        index=row["index"],
         path=row["path"],
     )
 
 
-def store_variant_file(connection: Connection, file: VariantFile, patients: Sequence[int | None]) -> Stored:
-    """Note a file and its samples, each with its patient; the same bytes once.
+def has_variant_file(connection: Connection, size: int) -> bool:
+    """Whether any stored file has this size: one that differs from all of them need not be hashed to be new."""
+    return connection.scalar(select(VariantFileRow.id).where(VariantFileRow.size == size).limit(1)) is not None
 
-    A sample of a file that is there already is given to its patient when it had none, or another one.
+
+def is_described(connection: Connection, sha256: str) -> bool:
+    """Whether the file is stored with all that is kept of one today; an older version of medflow kept less."""
+    query = select(VariantFileRow.id).where(VariantFileRow.sha256 == sha256, VariantFileRow.received_us > 0)
+    return connection.scalar(query) is not None
+
+
+def held_samples(connection: Connection, sha256: str) -> dict[str, int | None]:
+    """The stored samples of a file, by name, and whose each is."""
+    query = select(SampleRow.name, SampleRow.patient_id).join(
+        VariantFileRow, VariantFileRow.id == SampleRow.variant_file_id
+    )
+    return {row.name: row.patient_id for row in connection.execute(query.where(VariantFileRow.sha256 == sha256))}
+
+
+def store_variant_file(
+    connection: Connection,
+    file: VariantFile,
+    patients: Sequence[int | None],
+    specimens: Sequence[tuple[str, str] | None] | None = None,
+) -> Stored:
+    """Note a file and its samples, each with its patient and Specimen (reference and source); the same bytes once.
+
+    Of a file that is there already samples that are not are added, and one is given to its patient when it had none,
+    or another one. What an older version of medflow did not keep of it is added too.
     """
+    now = now_us()
+    described = {"build": file.build, "counts": dict(file.counts), "index": file.index, "received_us": now}
     values = {
         "sha256": file.sha256,
         "size": file.size,
@@ -64,38 +94,58 @@ def store_variant_file(connection: Connection, file: VariantFile, patients: Sequ
         "assembly": file.assembly,
         "path": file.path,
     }
-    statement = upsert(connection, VariantFileRow).values(**values).on_conflict_do_nothing(index_elements=["sha256"])
-    new = connection.execute(statement.returning(VariantFileRow.id)).scalar_one_or_none()
-    if new is None:
-        return _give_samples(connection, file, patients)
-    rows = [
-        {"variant_file_id": new, "name": name, "patient_id": patient_id, "revision": 0}
-        for name, patient_id in zip(file.samples, patients, strict=True)
+    statement = upsert(connection, VariantFileRow).values(**values, **described)
+    statement = statement.on_conflict_do_nothing(index_elements=["sha256"]).returning(VariantFileRow.id)
+    new = connection.execute(statement).scalar_one_or_none()
+    its_id = new
+    changed = new is not None
+    if its_id is None:
+        which = VariantFileRow.sha256 == file.sha256
+        its_id = connection.execute(select(VariantFileRow.id).where(which)).scalar_one()
+        older = update(VariantFileRow).where(which, VariantFileRow.received_us == 0)
+        changed = connection.execute(older.values(**described)).rowcount > 0
+    samples = [
+        {"name": name, "patient_id": patient_id, "specimen": found[0], "specimen_source": found[1]}
+        for name, patient_id, specimen in zip(file.samples, patients, specimens or [None] * len(patients), strict=True)
+        for found in (specimen or (None, None),)
     ]
-    if rows:
-        connection.execute(insert(SampleRow), rows)
-    return "stored"
+    return "stored" if _give_samples(connection, its_id, samples) or changed else "unchanged"
 
 
-def _give_samples(connection: Connection, file: VariantFile, patients: Sequence[int | None]) -> Stored:
-    query = select(SampleRow.id, SampleRow.name, SampleRow.patient_id).join(
-        VariantFileRow, VariantFileRow.id == SampleRow.variant_file_id
-    )
-    known = {row.name: row for row in connection.execute(query.where(VariantFileRow.sha256 == file.sha256))}
+def _give_samples(connection: Connection, file_id: int, samples: Sequence[dict[str, Any]]) -> bool:
+    """Add the samples that are not there, and change those whose patient or Specimen is another; whether any was."""
+    columns = (SampleRow.id, SampleRow.name, SampleRow.patient_id, SampleRow.specimen, SampleRow.specimen_source)
+    query = select(*columns).where(SampleRow.variant_file_id == file_id)
+    known = {row.name: row for row in connection.execute(query)}
+    new = [sample | {"variant_file_id": file_id, "revision": 0} for sample in samples if sample["name"] not in known]
+    if new:
+        connection.execute(insert(SampleRow), new)
     changed = [
-        {"key": known[name].id, "owner": patient_id}
-        for name, patient_id in zip(file.samples, patients, strict=True)
-        if patient_id is not None and known[name].patient_id != patient_id
+        {
+            "key": row.id,
+            "owner": sample["patient_id"],
+            "made_of": sample["specimen"],
+            "made_of_source": sample["specimen_source"],
+            "more": int(sample["patient_id"] != row.patient_id),
+        }
+        for sample in samples
+        if (row := known.get(sample["name"])) is not None and sample["patient_id"] is not None
+        if (sample["patient_id"], sample["specimen"], sample["specimen_source"])
+        != (row.patient_id, row.specimen, row.specimen_source)
     ]
-    if not changed:
-        return "unchanged"
-    connection.execute(
-        update(SampleRow)
-        .where(SampleRow.id == bindparam("key"))
-        .values(patient_id=bindparam("owner"), revision=SampleRow.revision + 1),
-        changed,
-    )
-    return "stored"
+    if changed:
+        connection.execute(
+            update(SampleRow)
+            .where(SampleRow.id == bindparam("key"))
+            .values(
+                patient_id=bindparam("owner"),
+                specimen=bindparam("made_of"),
+                specimen_source=bindparam("made_of_source"),
+                revision=SampleRow.revision + bindparam("more"),
+            ),
+            changed,
+        )
+    return bool(new or changed)
 
 
 # --- sequences ---------------------------------------------------------------------------------------------------

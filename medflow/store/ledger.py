@@ -115,6 +115,12 @@ def settle_origins(connection: Connection, source: str, code: str, origins: Sequ
     return settled
 
 
+def settle_entries(connection: Connection, kind: str, sha256: str, codes: Sequence[str]) -> int:
+    """Mark the open rejects of these codes that stand for parts of one file (by its bytes) as resolved; how many."""
+    wanted = (RejectRow.state == "open", RejectRow.code.in_(codes), RejectRow.kind == kind, RejectRow.sha256 == sha256)
+    return connection.execute(update(RejectRow).where(*wanted).values(state="resolved")).rowcount
+
+
 def count_rejects(connection: Connection) -> dict[str, int]:
     """Open rejects by code."""
     query = select(RejectRow.code, func.count()).where(RejectRow.state == "open").group_by(RejectRow.code)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, ClassVar
@@ -40,6 +42,15 @@ def name_of(digest: str) -> str:
     return f"{digest[:2]}/{digest[2:4]}/{digest}"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Staged:
+    """A file of this machine on its way into the store, and what its bytes are."""
+
+    path: Path
+    sha256: str
+    size: int
+
+
 class ObjectStore(ABC):
     """Bytes under their SHA-256. One may be used by many threads, and in a process that was forked from its own."""
 
@@ -61,6 +72,27 @@ class ObjectStore(ABC):
         """
         with self.open(digest) as file:
             return file.read()
+
+    @contextmanager
+    def staged(self, chunks: Iterable[bytes]) -> Iterator[Staged]:
+        """The bytes of ``chunks`` in a file, hashed as they are written, to be looked at before they are stored.
+
+        `keep` stores them; at the end of the block the file is gone. Errors are those of `put_chunks`.
+        """
+        spool = self._spool()
+        try:
+            total, size = sha256(), 0
+            try:
+                with open(spool, "wb") as file:
+                    for chunk in chunks:
+                        total.update(chunk)
+                        size += len(chunk)
+                        file.write(chunk)
+            except OSError as error:
+                raise self._unusable(error) from None
+            yield Staged(path=Path(spool), sha256=total.hexdigest(), size=size)
+        finally:
+            Path(spool).unlink(missing_ok=True)
 
     def fetch(self, digests: Iterable[str]) -> None:  # noqa: B027 - a folder has nothing to fetch
         """Bring objects near that are about to be read, beside each other; missing ones are passed over."""
@@ -102,6 +134,18 @@ class ObjectStore(ABC):
         ObjectsUnavailable
             The store cannot be reached now.
         """
+
+    @abstractmethod
+    def keep(self, staged: Staged) -> None:
+        """Store what was staged; nothing is done if it is there. Errors are those of `put_chunks`."""
+
+    @abstractmethod
+    def _spool(self) -> str:
+        """A new temporary file, near where it will stay."""
+
+    @abstractmethod
+    def _unusable(self, error: OSError) -> ConfigurationError:
+        """What to tell of an error of the disk that `_spool` is on."""
 
     @abstractmethod
     def put_chunks(self, chunks: Iterable[bytes], digest: str) -> None:
@@ -173,8 +217,7 @@ class FolderObjects(ObjectStore):
             return
         temporary: str | None = None
         try:
-            if self._shared and not self.root.is_dir():
-                raise ConfigurationError(f"the folder that MEDFLOW_OBJECTS names, {self.root}, is not there: mount it")
+            self._check_mounted()
             target.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".incoming-")
             with os.fdopen(handle, "wb") as file:
@@ -186,12 +229,42 @@ class FolderObjects(ObjectStore):
         except OSError as error:
             if temporary is not None:
                 Path(temporary).unlink(missing_ok=True)
-            raise ConfigurationError(
-                f"the object store at {self.root} cannot be written ({error.strerror}): "
-                "free space or mend its permissions, then run the same command again; what was stored stays stored",
-                errno=error.errno,
-            ) from None
+            raise self._unusable(error) from None
         except BaseException:
             if temporary is not None:
                 Path(temporary).unlink(missing_ok=True)
             raise
+
+    def keep(self, staged: Staged) -> None:
+        """Flush to disk, rename."""
+        target = self.path(staged.sha256)
+        if target.exists():
+            return
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with staged.path.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(staged.path, target)
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def _spool(self) -> str:
+        self._check_mounted()
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self.root, prefix=".incoming-")
+        except OSError as error:
+            raise self._unusable(error) from None
+        os.close(handle)
+        return name
+
+    def _check_mounted(self) -> None:
+        if self._shared and not self.root.is_dir():
+            raise ConfigurationError(f"the folder that MEDFLOW_OBJECTS names, {self.root}, is not there: mount it")
+
+    def _unusable(self, error: OSError) -> ConfigurationError:
+        return ConfigurationError(
+            f"the object store at {self.root} cannot be written ({error.strerror}): "
+            "free space or mend its permissions, then run the same command again; what was stored stays stored",
+            errno=error.errno,
+        )

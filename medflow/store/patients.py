@@ -61,6 +61,16 @@ def resolve_patients(connection: Connection, claims: Sequence[Patient]) -> list[
     return [person.final.id if isinstance(person, _Person) else person for person in register.outcomes]
 
 
+def known_patients(connection: Connection, identifiers: Collection[Identifier]) -> dict[Identifier, int]:
+    """Whose those of these identifiers are that somebody in the store has; nobody is made."""
+    wanted = set(identifiers)
+    return {
+        item: person.id
+        for person in (_known(connection, wanted) if wanted else [])
+        for item in person.identifiers & wanted
+    }
+
+
 def subjects(connection: Connection, patient_ids: Iterable[int], *, source: str) -> dict[int, Subject]:
     """How results name these patients: by ``Patient/<id>`` of ``source`` if it knows them, else by an identifier."""
     wanted = sorted(set(patient_ids))

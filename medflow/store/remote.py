@@ -13,10 +13,10 @@ from pathlib import Path
 from threading import Lock
 from typing import BinaryIO, ClassVar, TypeVar
 
-from medflow.errors import ObjectsUnavailable
+from medflow.errors import ConfigurationError, ObjectsUnavailable
 from medflow.store.cache import ObjectCache
 from medflow.store.filesystem import RemoteFiles, connect
-from medflow.store.objects import ObjectStore, name_of
+from medflow.store.objects import ObjectStore, Staged, name_of
 
 IN_MEMORY = 16 << 20  # a larger object waits on disk, until all of it is known to be whole, before it goes up
 FETCHERS = 16  # objects of one case that come at once
@@ -87,6 +87,17 @@ class RemoteObjects(ObjectStore):
                 return
         data = held[0] if len(held) == 1 else b"".join(held)
         self._using(lambda files: files.write(name_of(digest), data))
+
+    def keep(self, staged: Staged) -> None:
+        """Send the file, unless it is there."""
+        if staged.sha256 not in self:
+            self._using(lambda files: files.write(name_of(staged.sha256), staged.path))
+
+    def _spool(self) -> str:
+        return self.cache.spool()
+
+    def _unusable(self, error: OSError) -> ConfigurationError:
+        return self.cache.unusable(error)
 
     def remove(self, digest: str) -> None:
         """Remove the object, there and from this machine's cache."""
