@@ -109,10 +109,16 @@ def test_every_reject_code_has_its_advice() -> None:
 def test_every_reason_that_a_case_is_refused_for_is_explained() -> None:
     raised = re.compile(r"(?:InputNotUsable|PredictionInvalid|CaseError)\(\s*\"([a-z-]+)\"")
     sources = [
-        path for name in ("dicom", "fhir", "inference", "store") for path in (ROOT / "medflow" / name).rglob("*.py")
+        path
+        for name in ("dicom", "fhir", "genomics", "inference", "store")
+        for path in (ROOT / "medflow" / name).rglob("*.py")
     ]
-    codes = {code for path in [*sources, ROOT / "medflow/inputs.py"] for code in raised.findall(path.read_text())}
-    pages = "".join((ROOT / f"docs/users/{name}.md").read_text() for name in ("score", "explain"))
+    codes = {
+        code
+        for path in [*sources, ROOT / "medflow/inputs.py", ROOT / "medflow/samples.py"]
+        for code in raised.findall(path.read_text())
+    }
+    pages = "".join((ROOT / f"docs/users/{name}.md").read_text() for name in ("score", "explain", "genomes"))
     assert {code for code in codes if not re.search(rf"`(explanation-failed: )?{code}`", pages)} == set()
 
 
