@@ -65,7 +65,10 @@ def reserved(section: str, minor: int) -> dict[str, Field]:
 
 @dataclass(kw_only=True, slots=True)
 class Header:
-    """What the header declares. ``contigs`` maps names to lengths where they are given."""
+    """What the header declares. ``contigs`` maps names to lengths where they are given.
+
+    ``assemblies`` are all its words for the assembly, ``assembly`` the one that counts most.
+    """
 
     minor: int  # of the version: 2 in VCFv4.2
     samples: tuple[str, ...] = ()
@@ -73,6 +76,7 @@ class Header:
     info: dict[str, Field] = field(default_factory=dict)
     format: dict[str, Field] = field(default_factory=dict)
     assembly: str | None = None
+    assemblies: set[str] = field(default_factory=set)
 
     @property
     def version(self) -> str:
@@ -104,6 +108,8 @@ def meta_line(header: Header, line: int, text: str) -> None:
         _STRUCTURED[key](header, line, key, _parts(line, key, value))
     elif key in ("assembly", "pedigreeDB"):
         _address(line, key, value)
+    if key in ("assembly", "reference"):
+        header.assemblies.add(value.strip())
     if key in ("assembly", "reference") and (header.assembly is None or key == "reference"):
         header.assembly = value.strip()
 
@@ -211,8 +217,9 @@ def _contig(header: Header, line: int, key: str, parts: dict[str, str]) -> None:
     if length and not _COUNT.fullmatch(length):
         raise bad_header(line, "the length of ##contig must be a whole number")
     header.contigs[name] = int(length) if length else header.contigs.get(name)
-    if parts.get("assembly") and header.assembly is None:
-        header.assembly = parts["assembly"].strip('"')
+    if parts.get("assembly"):
+        header.assemblies.add(parts["assembly"].strip('"'))
+        header.assembly = header.assembly or parts["assembly"].strip('"')
 
 
 def _sample(header: Header, line: int, key: str, parts: dict[str, str]) -> None:

@@ -54,16 +54,18 @@ class Site:
 
     def variants(self) -> list[Variant]:
         """Its alleles of plain bases, trimmed of what they share with the reference, so that equal ones are equal."""
-        return [_trimmed(self, alt) for alt in self.alts if _BASES.fullmatch(alt)]
+        plain = [trimmed(self.position, self.ref, alt) for alt in self.alts if _BASES.fullmatch(alt)]
+        return [Variant(contig=self.contig, position=at, ref=ref, alt=alt) for at, ref, alt in plain]
 
 
-def _trimmed(site: Site, alt: str) -> Variant:
-    ref, alt, position = site.ref.upper(), alt.upper(), site.position
+def trimmed(position: int, ref: str, alt: str) -> tuple[int, str, str]:
+    """POS, REF and ALT of plain bases in upper case, without what the alleles share; each keeps one base."""
+    ref, alt = ref.upper(), alt.upper()
     while len(ref) > 1 and len(alt) > 1 and ref[-1] == alt[-1]:
         ref, alt = ref[:-1], alt[:-1]
     while len(ref) > 1 and len(alt) > 1 and ref[0] == alt[0]:
         ref, alt, position = ref[1:], alt[1:], position + 1
-    return Variant(contig=site.contig, position=position, ref=ref, alt=alt)
+    return position, ref, alt
 
 
 class RecordCheck:
