@@ -226,6 +226,20 @@ def test_a_sample_that_turns_out_to_be_another_patients_is_scored_again(local, t
     assert view(site, 1).superseded and not view(site, 2).superseded
 
 
+def test_results_stand_while_a_site_is_without_its_reference_but_not_at_another_patients(site, tmp_path, bases):
+    path = vcf(tmp_path / "in.vcf", bases, samples=("one",))
+    take(site, path)
+    steps.score(site)
+    bare = site_of(site.store, tmp_path)
+
+    without = steps.score(bare)
+    take(replace(bare, settings=bare.settings.model_copy(update={"sample_system": "urn:others"})), path)
+    moved = steps.score(bare)
+
+    assert (without.dead, dict(without.notes)) == (1, {})
+    assert (moved.dead, dict(moved.notes)) == (1, {"withdrawn": 1})
+
+
 def test_the_model_is_given_windows_and_nothing_else(site, tmp_path, bases):
     take(site, vcf(tmp_path / "in.vcf", bases))
     steps.score(site)

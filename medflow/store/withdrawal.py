@@ -46,14 +46,18 @@ def contradicted(connection: Connection, job_ids: Sequence[int]) -> list[int]:
     """The live results that jobs which their data made dead tell to be wrong.
 
     Those of the same unit and prediction time that were made of other data; and those that are `LOST`, whatever their
-    time. What another version of the model was given is comparable only of a series: its content is the input.
+    time. What another version of the model was given is comparable only of a series: its content is the input. A sample
+    stays what it is, whatever reference it is read with: its result is wrong only where it was another patient's.
     """
     found: list[int] = []
     old, dead = JobRow.__table__.alias("old"), JobRow.__table__.alias("dead")
     old_model, dead_model = ModelRow.__table__.alias("old_model"), ModelRow.__table__.alias("dead_model")
     comparable = or_(old.c.model_id == dead.c.model_id, old.c.unit_kind == str(UnitKind.SERIES))
     other_data = and_(
-        old.c.prediction_time_us == dead.c.prediction_time_us, old.c.input_key != dead.c.input_key, comparable
+        old.c.prediction_time_us == dead.c.prediction_time_us,
+        old.c.input_key != dead.c.input_key,
+        comparable,
+        or_(old.c.unit_kind != str(UnitKind.SAMPLE), old.c.unit_revision < dead.c.unit_revision),
     )
     for ids in _parts(job_ids):
         query = (
