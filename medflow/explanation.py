@@ -124,7 +124,10 @@ def _check_same(model: RegisteredModel, view: JobView, found: list[Result]) -> N
 
 def _check_same_ids(connection: Connection, view: JobView, resources: Sequence[Outgoing]) -> None:
     """What is explained must replace what was sent: under other ids there would be two answers."""
-    if {(item.type, item.id) for item in resources} - outbox.ids_of(connection, view.job.id):
+    # The Provenance is every job's own; a variant may have been queued by another model's.
+    if {(item.type, item.id) for item in resources if item.type == "Provenance"} - outbox.ids_of(
+        connection, view.job.id
+    ):
         raise InputNotUsable(
             "patient-changed",
             f"{view.job.unit} is of another patient, or of one named otherwise, than when it was scored",

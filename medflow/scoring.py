@@ -477,8 +477,7 @@ class _Chunk:
             done = {job_id: item for job_id, item in finished.items() if job_id in held}
             queue.complete(connection, {job_id: item.results for job_id, item in done.items()})
             result_objects.record(connection, {job_id: item.objects for job_id, item in done.items()})
-            if older := queue.supersede_older(connection, list(done)):
-                outbox.supersede(connection, older, "amended")
+            withdrawal.supersede_older(connection, {job_id: item.outgoing for job_id, item in done.items()})
             outbox.queue_many(connection, {job_id: item.outgoing for job_id, item in done.items()})
             failed = {job_id: error for job_id, error in failures.items() if job_id in held}
             ends = [self._fail(connection, job_id, error) for job_id, error in failed.items()]

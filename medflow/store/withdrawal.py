@@ -1,8 +1,9 @@
-"""Results that no longer stand: what they were made of was taken back, and no other result takes their place.
+"""Results that no longer stand: another takes their place, or what they were made of was taken back.
 
-A result that a later one replaces is superseded (`jobs.supersede_older`). Here are those that nothing replaces: the
-encounter shows nothing any more, or never was; or its data changed, and the new job was refused because of them. A
-value that is corrected later, or that only came late, takes nothing back: the result was right at its time.
+A result that a later one replaces is superseded: amended, or entered in error where the later one is of another
+patient. The others here are those that nothing replaces: the encounter shows nothing any more, or never was; or its data
+changed, and the new job was refused because of them. A value that is corrected later, or that only came late, takes
+nothing back: the result was right at its time.
 
 `corrections` marks the results that a value which was taken back may have gone into (`TAKEN_BACK`). The next selection
 compares what such a result was made of with what its prediction time shows now: the mark is removed, or becomes `LOST`.
@@ -12,19 +13,48 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, and_, case, exists, func, or_, select, update
+from sqlalchemy import Connection, Select, and_, case, exists, func, or_, select, update
 
 from medflow.plugin import TimeSeriesInput
-from medflow.records import Instant, UnitKind
-from medflow.store import outbox
+from medflow.records import Instant, Outgoing, UnitKind
+from medflow.store import jobs, outbox
 from medflow.store.jobs import IN_LIST, LOST, TAKEN_BACK
 from medflow.store.ledger import record_audit
-from medflow.store.tables import EncounterRow, JobRow, ModelRow, PatientRow
+from medflow.store.tables import EncounterRow, JobRow, ModelRow, OutboxRow, PatientRow
 from medflow.store.timeseries import REVISION, VOID_ENCOUNTER, input_keys
 
 PENDING = ("ready", "leased", "failed")
 STATUS = "entered-in-error"
+_UNITS = select(JobRow.id, JobRow.unit_kind, JobRow.unit_id)
+_ENVELOPES = select(OutboxRow.job_id, OutboxRow.envelope).distinct()
+
+
+def supersede_older(connection: Connection, done: Mapping[int, Sequence[Outgoing]]) -> None:
+    """Let what jobs have to say, by their id, take the place of earlier results of the same units and models."""
+    older = jobs.supersede_older(connection, list(done))
+    if not older:
+        return
+    misfiled = _misfiled(connection, older, done)
+    outbox.supersede(connection, [job_id for job_id in older if job_id not in misfiled], "amended")
+    outbox.supersede(connection, sorted(misfiled), STATUS)
+
+
+def _misfiled(connection: Connection, older: Sequence[int], done: Mapping[int, Sequence[Outgoing]]) -> set[int]:
+    """The jobs whose results are filed under a patient that is not their unit's any more."""
+    unit_of = {row.id: (row.unit_kind, row.unit_id) for row in _rows(connection, _UNITS, JobRow.id, [*older, *done])}
+    filed = {unit_of[job_id]: items[0].envelope for job_id, items in done.items()}
+    return {
+        row.job_id
+        for row in _rows(connection, _ENVELOPES, OutboxRow.job_id, older)
+        if row.envelope.startswith("patient/") and row.envelope != filed[unit_of[row.job_id]]
+    }
+
+
+def _rows(connection: Connection, query: Select[Any], column: Any, ids: Sequence[int]) -> Iterator[Any]:
+    for part in _parts(ids):
+        yield from connection.execute(query.where(column.in_(part)))
 
 
 def withdraw(connection: Connection, job_ids: Sequence[int], run_id: int | None) -> int:
