@@ -1,9 +1,9 @@
 """Results that no longer stand: another takes their place, or what they were made of was taken back.
 
 A result that a later one replaces is superseded: amended, or entered in error where the later one is of another
-patient. The others here are those that nothing replaces: the encounter shows nothing any more, or never was; or its data
-changed, and the new job was refused because of them. A value that is corrected later, or that only came late, takes
-nothing back: the result was right at its time.
+patient. The others here are those that nothing replaces: the encounter shows nothing any more, or never was; or its
+data changed, and the new job was refused because of them. A value that is corrected later, or that only came late,
+takes nothing back: the result was right at its time.
 
 `corrections` marks the results that a value which was taken back may have gone into (`TAKEN_BACK`). The next selection
 compares what such a result was made of with what its prediction time shows now: the mark is removed, or becomes `LOST`.
