@@ -51,7 +51,7 @@ class SamplePatients:
     def of(cls, settings: Settings, sheet: Path | None = None) -> SamplePatients:
         """As configured; ``sheet`` goes before the configured one. Raises ConfigurationError for a wrong sheet."""
         path = sheet or settings.sample_sheet
-        read = read_sample_sheet(path, settings.source) if path is not None else None
+        read = read_sample_sheet(path.expanduser(), settings.source) if path is not None else None
         return cls(sheet=read, system=settings.sample_system)
 
     def owners(

@@ -8,6 +8,7 @@ from hashlib import sha256
 
 from medflow.config import Settings
 from medflow.errors import InputRejected, RejectCode
+from medflow.genomics.index import build_index
 from medflow.genomics.reference import Reference
 from medflow.genomics.stream import LineReader
 from medflow.genomics.vcf import read_vcf
@@ -93,8 +94,10 @@ class VcfIntake:
         except InputRejected as error:
             self.ledger.refuse(item.origin, error, staged)
             return
+        index = _index(staged)
+        digest = objects.put(index) if index is not None else None
         objects.keep(staged)
-        self._file(item.origin, replace(file, sha256=staged.sha256, size=staged.size))
+        self._file(item.origin, replace(file, sha256=staged.sha256, size=staged.size, index=digest))
 
     def _file(self, origin: str, file: VariantFile) -> None:
         """One transaction: the file, the samples whose patients are known, and the refusal of the others."""
@@ -119,6 +122,14 @@ class VcfIntake:
                 if isinstance(owner, InputRejected):
                     self.ledger.note(f"{origin}#sample {number}", owner, file.sha256, kept=True)
             self.ledger.record(connection)
+
+
+def _index(staged: Staged) -> bytes | None:
+    """Not before the file is known to be right: htslib would print the lines that it finds wrong."""
+    try:
+        return build_index(staged.path)
+    except InputRejected:
+        return None  # right, but in no order that htslib has an index for: it is read from start to end
 
 
 def _size(item: Offer) -> int:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import orjson
+import pysam
 import pytest
 from sqlalchemy import select, update
 
@@ -263,6 +264,19 @@ def test_what_an_older_version_did_not_keep_is_added_when_the_file_is_offered_ag
 
     assert [counts(tally) for tally in tallies] == [(1, 1, 0, 0), (1, 0, 1, 0)]
     assert _described(store)[:3] == described[:3] and _described(store)[3] > described[3]
+
+
+def test_a_bgzip_file_has_its_index_in_the_object_store_and_what_it_is_of(store, settings, vcf, tmp_path) -> None:
+    packed = tmp_path / "some.vcf.gz"
+    pysam.tabix_compress(str(write(vcf, VCF.replace("length=100", "length=248956422,assembly=GRCh38"))), str(packed))
+
+    ingest_vcf(store, settings, [packed])
+
+    build, found, index, _ = _described(store)
+    assert (build, found["snv"]) == ("GRCh38", 1)
+    (tmp_path / "index.csi").write_bytes(store.objects.get(index))
+    with pysam.TabixFile(str(packed), index=str(tmp_path / "index.csi")) as file:
+        assert len(list(file.fetch("1", 1, 2))) == 1
 
 
 def _described(store: Store) -> tuple:

@@ -101,6 +101,30 @@ def test_a_source_that_breaks_off_leaves_nothing(objects, tmp_path, size):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_what_is_staged_can_be_looked_at_and_is_stored_only_when_it_is_kept(objects):
+    data = os.urandom(3000)
+    with objects.staged([data[:2000], data[2000:]]) as staged:
+        assert (staged.path.read_bytes(), staged.sha256, staged.size) == (data, sha256(data).hexdigest(), 3000)
+    assert staged.sha256 not in objects and not staged.path.exists()
+
+    for _ in range(2):
+        with objects.staged([data]) as staged:
+            objects.keep(staged)
+        assert not staged.path.exists()
+    assert (objects.get(staged.sha256), stored(objects)) == (data, [staged.sha256])
+
+
+def test_staging_a_source_that_breaks_off_leaves_nothing(objects, tmp_path):
+    def breaking_off():
+        yield b"some"
+        raise InputRejected(RejectCode.VANISHED, "gone")
+
+    with pytest.raises(InputRejected), objects.staged(breaking_off()):
+        pass
+
+    assert stored(objects) == [] and not list((tmp_path / "home").rglob(".incoming-*"))
+
+
 def test_a_large_object_comes_and_goes_in_pieces(objects, tmp_path):
     pieces = [os.urandom(1 << 20) for _ in range(40)]
     digest = sha256(b"".join(pieces)).hexdigest()
