@@ -6,7 +6,16 @@ from dataclasses import replace
 
 from medflow.fhir.write import catalog_resources, result_resources
 from medflow.plugin import LOINC, Channel, Coding
-from medflow.records import CalledVariant, Contribution, Identifier, Outgoing, Result, ResultObject, Subject
+from medflow.records import (
+    CalledVariant,
+    Contribution,
+    Identifier,
+    Mutagenesis,
+    Outgoing,
+    Result,
+    ResultObject,
+    Subject,
+)
 from tests.results import (
     BASES,
     CALLED,
@@ -55,6 +64,11 @@ MOVED = (
 SPLICE_MODEL = model(SPLICING, accepts=VARIANTS)
 BARE = CalledVariant(contig="HLA-A*01:01", position=7, ref="G", alt="C")  # no accession, nothing known of the call
 MITOCHONDRIAL = replace(CALLED, contig="MT", position=3243, ref="A", alt="G", gene="MT-TL1", phase=None)
+RESTS_ON = (
+    Contribution(kind="position", name="2G>A", value=-3.25, share=0.75),
+    Contribution(kind="position", name="1A>T", value=0.5, share=0.25),
+)
+MUTATED = Mutagenesis(of="EI", changes=((0.0, 0.25, 0.25, 0.5), (-3.25, -3.0, 0.0, -3.0)))
 KINDS = {
     "measure": (context(model(DENSITY)), [Result(output="density", value=-55.25)]),
     "segment": (context(model(SPLEEN)), [Result(output="spleen", value=211.4, voxels=70467)]),
@@ -115,6 +129,10 @@ KINDS = {
     "variants out of scope": (
         context(SPLICE_MODEL, inputs=(variant_file("out of scope"),)),
         [Result(output="splicing", out_of_scope="no variant in the regions wanted")],
+    ),
+    "sequence that is explained": (
+        context(model(SPLICE, accepts=BASES), subject=None, inputs=(SEQUENCE,)),
+        [Result(output="site", value=0.7, probabilities=(0.2, 0.7, 0.1), contributions=RESTS_ON, mutagenesis=MUTATED)],
     ),
     "by identifier": (
         context(model(SPLEEN), subject=Subject(patient_id=7, identifier=Identifier(system="urn:mrn", value="0815"))),
