@@ -79,7 +79,8 @@ def read_variants(
     index
         CSI index of a file in bgzip's format: only what is near the regions is read then.
     records
-        How many records the file has: what an index spares reading is counted as outside-regions with it.
+        How many records the file has: one that breaks off is noticed by it, and what an index spares reading is counted
+        as outside-regions.
 
     Raises
     ------
@@ -93,6 +94,8 @@ def read_variants(
         queries = queries_of(file, regions, records) if regions is not None else None
         for record in file.records() if queries is None else file.near(queries):
             read.take(record)
+    if queries is None and records not in (None, read.records):
+        raise InputNotUsable("unreadable-file", "the VCF file has not the records that it had: ingest it again")
     if queries is not None and records is not None:
         read.counts["outside-regions"] += max(0, records - read.records)
     order = {name: number for number, name in enumerate(reference.lengths)}
