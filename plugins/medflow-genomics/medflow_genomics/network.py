@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medflow.inference.weights import load_weights
+from medflow.plugin import Weights
 from medflow_genomics.encoding import ALPHABET, CLASSES, LENGTH
 
+MEMBERS = 3
 WIDTH = 32
 HEADS = 4
 KERNEL = 7  # bases that the first convolution sees
@@ -47,7 +50,17 @@ class Ensemble(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(Member() for _ in range(members))
 
+    def votes(self, bases: Tensor) -> Tensor:
+        """What the members agree on: log-probabilities up to a constant, (batch, 3)."""
+        return torch.stack([member(bases).log_softmax(1) for member in self.members]).mean(0)
+
     def forward(self, bases: Tensor) -> Tensor:
         """Probabilities of a batch."""
-        votes = torch.stack([member(bases).log_softmax(1) for member in self.members])
-        return votes.mean(0).softmax(1)
+        return self.votes(bases).softmax(1)
+
+
+def trained(weights: Weights, device: str) -> Ensemble:
+    """The ensemble with the weights that the package holds, ready to answer, on ``device``."""
+    ensemble = Ensemble(MEMBERS)
+    ensemble.load_state_dict(load_weights("medflow_genomics", weights))
+    return ensemble.eval().to(device)

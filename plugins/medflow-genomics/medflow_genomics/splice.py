@@ -5,7 +5,7 @@ Reading this module imports no torch; `SpliceSite.load` does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -21,24 +21,27 @@ from medflow.plugin import (
     ModelCard,
     ModelSpec,
     Prediction,
+    SequenceAttribution,
     SequenceInput,
     UnitKind,
     Weights,
 )
 from medflow_genomics.encoding import ALPHABET, CLASSES, LENGTH, encode
+from medflow_genomics.mutagenesis import changes, log_odds, mutants
 
 if TYPE_CHECKING:
     from medflow_genomics.network import Ensemble
 
 SEQUENCE_ONTOLOGY = "http://www.sequenceontology.org"
 OUTPUT = "splice-site"
-MEMBERS = 3
 
 CODES = {
     "EI": Coding(system=SEQUENCE_ONTOLOGY, code="SO:0000163", display="five_prime_cis_splice_site"),
     "IE": Coding(system=SEQUENCE_ONTOLOGY, code="SO:0000164", display="three_prime_cis_splice_site"),
     "N": Coding(system=SNOMED, code="260415000", display="Not detected"),
 }
+
+WEIGHTS = Weights(file="splice.safetensors", sha256="0e3ca6026c53f82dd41b9bf063df1ab1ade28302d3e37f2c3dd567c3b3e4f7d9")
 
 SPEC = ModelSpec(
     name="splice-site",
@@ -53,9 +56,7 @@ SPEC = ModelSpec(
             classes=tuple(ClassLabel(name=name, code=CODES[name]) for name in CLASSES),
         ),
     ),
-    weights=(
-        Weights(file="splice.safetensors", sha256="0e3ca6026c53f82dd41b9bf063df1ab1ade28302d3e37f2c3dd567c3b3e4f7d9"),
-    ),
+    weights=(WEIGHTS,),
     batch_size=256,
     memory_mib=256,
     card=ModelCard(
@@ -87,13 +88,9 @@ class SpliceSite(Model[np.ndarray]):
 
     def load(self, device: str) -> None:
         """Read the weights and put the ensemble on ``device``."""
-        from medflow.inference.weights import load_weights
-        from medflow_genomics.network import Ensemble
+        from medflow_genomics.network import trained
 
-        (weights,) = SPEC.weights
-        ensemble = Ensemble(MEMBERS)
-        ensemble.load_state_dict(load_weights("medflow_genomics", weights))
-        self._ensemble = ensemble.eval().to(device)
+        self._ensemble = trained(WEIGHTS, device)
         self._device = device
 
     def prepare(self, case: Case) -> np.ndarray:
@@ -107,23 +104,49 @@ class SpliceSite(Model[np.ndarray]):
         """Probabilities of a batch in one pass; a sequence with other letters is out of scope."""
         import torch
 
-        if self._ensemble is None:
-            raise RuntimeError("load() comes before predict()")
+        from medflow_genomics.passes import one_thread
+
+        ensemble = self._loaded()
         bases = np.stack(batch)
         read = [bool(row.min() >= 0) for row in bases]
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # for a network this small, threads wait for one another longer than they work
-        try:
-            with torch.inference_mode():
-                answers = self._ensemble(torch.from_numpy(bases.clip(0)).to(self._device)).double().cpu().numpy()
-        finally:
-            torch.set_num_threads(threads)
+        with one_thread(), torch.inference_mode():
+            answers = ensemble(torch.from_numpy(bases.clip(0)).to(self._device)).double().cpu().numpy()
         reason = f"the sequence has letters other than {', '.join(ALPHABET)}"
         return [
             Prediction(values={OUTPUT: answer}) if readable else Prediction(out_of_scope=reason)
             for answer, readable in zip(answers, read, strict=True)
         ]
 
+    def explain(
+        self, batch: Sequence[np.ndarray], predictions: Sequence[Prediction]
+    ) -> list[Mapping[str, SequenceAttribution]]:
+        """In-silico mutagenesis of each sequence: what each other base in each place does to the most probable class.
+
+        The sequence and its 180 neighbours go through the network in one pass, and so get the same answer whatever
+        else is asked for.
+        """
+        import torch
+
+        from medflow_genomics.passes import one_thread
+
+        ensemble = self._loaded()
+        found: list[Mapping[str, SequenceAttribution]] = []
+        with one_thread(), torch.inference_mode():
+            for bases, prediction in zip(batch, predictions, strict=True):
+                if prediction.out_of_scope is not None:
+                    found.append({})
+                    continue
+                explained = int(np.argmax(np.asarray(prediction.values[OUTPUT])))
+                votes = ensemble.votes(torch.from_numpy(mutants(bases)).to(self._device)).double().cpu().numpy()
+                values = changes(log_odds(votes, explained), bases)
+                found.append({OUTPUT: SequenceAttribution(values=values, of=CLASSES[explained])})
+        return found
+
     def close(self) -> None:
         """Let the ensemble go."""
         self._ensemble = None
+
+    def _loaded(self) -> Ensemble:
+        if self._ensemble is None:
+            raise RuntimeError("load() comes before predict() and explain()")
+        return self._ensemble

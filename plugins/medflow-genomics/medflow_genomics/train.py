@@ -20,10 +20,9 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from medflow_genomics.encoding import CLASSES, LENGTH, encode
-from medflow_genomics.network import Ensemble, Member
+from medflow_genomics.network import MEMBERS, Ensemble, Member
 
 SEED = 20260101
-MEMBERS = 3
 EPOCHS = 15
 BATCH = 64
 PEAK_RATE = 3e-3

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from medflow.errors import InputNotUsable
-from medflow.plugin import Case, Prediction, SequenceWindow
+from medflow.plugin import Case, Prediction, SequenceAttribution, SequenceWindow
 from medflow.records import Unit, UnitKind
 from medflow.testing.conformance import check_model
 from medflow_genomics.encoding import CLASSES, LENGTH, encode
@@ -68,6 +68,41 @@ def test_other_letters_are_out_of_scope_and_change_nothing_beside_them(model: Sp
 def test_another_length_is_refused(model: SpliceSite) -> None:
     with pytest.raises(InputNotUsable):
         model.prepare(case(DONOR[1:]))
+
+
+def explain(model: SpliceSite, *sequences: str) -> list[SequenceAttribution]:
+    ready = [model.prepare(case(bases)) for bases in sequences]
+    return [found[OUTPUT] for found in model.explain(ready, model.predict(ready))]
+
+
+def test_explains_what_each_other_base_would_do_to_the_log_odds_of_the_answer(model: SpliceSite) -> None:
+    (found,) = explain(model, DONOR)
+
+    changed = DONOR[:34] + "T" + DONOR[35:]  # the G at +5
+    before, after = (float(item.values[OUTPUT][0]) for item in predict(model, DONOR, changed))
+    expected = np.log(after / (1 - after)) - np.log(before / (1 - before))
+    assert found.of == "EI" and found.values.shape == (LENGTH, 4) and found.values.dtype == np.float32
+    assert found.values[34, 3] == pytest.approx(expected, abs=1e-3) and expected < -0.5
+    assert not found.values[np.arange(LENGTH), encode(DONOR)].any()
+
+
+def test_the_bases_that_make_a_site_matter_most(model: SpliceSite) -> None:
+    donor, acceptor = explain(model, DONOR, ACCEPTOR)
+
+    assert set(np.argsort(donor.values.min(1))[:2].tolist()) == {30, 31}
+    assert {28, 29} < set(np.argsort(acceptor.values.min(1))[:4].tolist())
+
+
+def test_an_explanation_is_the_same_alone_and_beside_others(model: SpliceSite) -> None:
+    alone, beside = explain(model, DONOR)[0], explain(model, ACCEPTOR, NEITHER, DONOR)[2]
+
+    assert np.array_equal(alone.values, beside.values)
+
+
+def test_what_is_out_of_scope_is_not_explained(model: SpliceSite) -> None:
+    ready = [model.prepare(case("N" + DONOR[1:]))]
+
+    assert model.explain(ready, model.predict(ready)) == [{}]
 
 
 def test_letters_become_numbers_and_others_minus_one() -> None:
