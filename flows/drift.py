@@ -14,7 +14,7 @@ from typing import Any
 from medflow import steps
 from medflow.errors import ConfigurationError, MedflowError
 from medflow.evaluation.result import InputDrift
-from medflow.plugin import Measure, OutputSpec, Segment
+from medflow.plugin import Measure, OutputSpec, Segment, VariantEffect
 from medflow.registry import load_spec
 from medflow.store import Connection, history
 from medflow.store.history import TONIGHT, Spread
@@ -86,12 +86,20 @@ def _outputs(models: Sequence[tuple[str, str, dict]]) -> dict[str, dict[str, Out
 def _range(output: OutputSpec) -> tuple[float, float]:
     if isinstance(output, Measure):
         return output.valid_range
+    if isinstance(output, VariantEffect):  # its value is the largest score of a sample
+        return 0.0, max(map(abs, output.valid_range))
     return output.valid_ml if isinstance(output, Segment) else (0.0, 1.0)
+
+
+def _unit(output: OutputSpec) -> str:
+    if isinstance(output, Measure):
+        return output.unit
+    return "mL" if isinstance(output, Segment) else "score" if isinstance(output, VariantEffect) else "probability"
 
 
 def _drift(model: str, output: OutputSpec, spreads: Sequence[Spread]) -> Drift:
     tonight = next((spread for spread in spreads if spread.night == TONIGHT), None)
-    unit = output.unit if isinstance(output, Measure) else "mL" if isinstance(output, Segment) else "probability"
+    unit = _unit(output)
     if tonight is None or tonight.cases < ENOUGH:
         return Drift(model=model, output=output.name, unit=unit, cases=tonight.cases if tonight else 0)
     before = [spread for spread in spreads if spread.night != TONIGHT and spread.cases >= ENOUGH]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, islice
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from medflow.store import Store
 MOST_REPORTED = 1000  # of a sample: each is two Observations
 BEYOND = "not-reported-beyond-limit"
 OUT_OF_SCOPE = "out-of-scope"
+BLOCK = 10_000  # lines that are compressed at once
 DIGITS = 6  # significant ones of a number in the file
 COLUMNS = ("#CHROM", "POS", "REF", "ALT", "GENE", "ZYGOSITY", "PHASE", "DEPTHS", "SCORE")
 
@@ -98,7 +101,7 @@ def _header(model: RegisteredModel, output: VariantEffect, case: CalledCase, cou
         "version": model.spec.version,
         "digest": model.digest,
         "output": output.name,
-        "reportFrom": _number(output.report_from),
+        "reportFrom": f"{output.report_from:.{DIGITS}g}",
         "assembly": case.build,
         "reference": case.reference,
         "regions": case.regions,
@@ -111,31 +114,26 @@ def _header(model: RegisteredModel, output: VariantEffect, case: CalledCase, cou
 
 
 def _rows(variants: Sequence[CalledVariant], effects: np.ndarray, scores: np.ndarray) -> Iterator[str]:
-    none = ["."] * (1 + effects.shape[1])
+    numbers = "\t".join([f"%.{DIGITS}g"] * (1 + effects.shape[1]))
+    outside = "\t".join([*["."] * (1 + effects.shape[1]), OUT_OF_SCOPE])
     for variant, row, score in zip(variants, effects.tolist(), scores.tolist(), strict=True):
-        numbers = none if score != score else [_number(score), *map(_number, row)]  # NaN alone is not itself
-        yield "\t".join([*_called(variant), *numbers, OUT_OF_SCOPE if numbers is none else "."])
+        told = outside if math.isnan(score) else f"{numbers % (score, *row)}\t."
+        yield f"{_called(variant)}\t{told}"
 
 
-def _called(variant: CalledVariant) -> list[str]:
-    depths = ",".join(map(str, variant.depths)) if variant.depths else None
-    said = (variant.gene, variant.zygosity, variant.phase, depths)
-    return [variant.contig, str(variant.position), variant.ref, variant.alt, *(item or "." for item in said)]
-
-
-def _number(value: float) -> str:
-    return f"{value:.{DIGITS}g}"
+def _called(variant: CalledVariant) -> str:
+    depths = ",".join(map(str, variant.depths)) if variant.depths else "."
+    said = f"{variant.gene or '.'}\t{variant.zygosity or '.'}\t{variant.phase or '.'}\t{depths}"
+    return f"{variant.contig}\t{variant.position}\t{variant.ref}\t{variant.alt}\t{said}"
 
 
 def _packed(header: Sequence[str], rows: Iterator[str]) -> bytes:
     """Gzip without a name and a time, so that the same lines are the same bytes."""
     data = io.BytesIO()
+    lines = chain(header, rows)
     with gzip.GzipFile(filename="", mode="wb", fileobj=data, compresslevel=6, mtime=0) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
-        text.writelines(f"{line}\n" for line in header)
-        text.writelines(f"{line}\n" for line in rows)
-        text.flush()
-        text.detach()
+        while block := list(islice(lines, BLOCK)):
+            file.write(("\n".join(block) + "\n").encode())
     return data.getvalue()
 
 
