@@ -109,23 +109,24 @@ class LinePattern:
         self._forms = known
         return True
 
-    def compile(self) -> None:
-        """Make the expression of what was learned; without one, if RE2 finds it too large, nothing matches."""
-        options = re2.Options()
-        options.encoding, options.max_mem = re2.Options.Encoding.LATIN1, _MEMORY
-        options.longest_match, options.never_capture, options.log_errors = True, True, False
-        try:
-            self._pattern = re2.compile(f"(?:{self._line()})+".encode("ascii"), options=options)
-        except re2.error:
-            self._pattern = None
-
-    def _line(self) -> str:
+    def expression(self) -> str:
+        """Of one line with its end, as it is known so far."""
         rest = [
             (r"\." if not alts else f"{_ALLELE}(?:,{_ALLELE}){{{alts - 1}}}")
             + f"{_QUALITY}{self._infos(alts)}{self._samples(alts)}"
             for alts in sorted(self._forms.alts)
         ]
         return f"{_CHROM_OLD if self._old else _CHROM}{_SITE}{_any_of(rest)}\r*\n"
+
+    def compile(self) -> None:
+        """Make the expression of what was learned; without one, if RE2 finds it too large, nothing matches."""
+        options = re2.Options()
+        options.encoding, options.max_mem = re2.Options.Encoding.LATIN1, _MEMORY
+        options.longest_match, options.never_capture, options.log_errors = True, True, False
+        try:
+            self._pattern = re2.compile(f"(?:{self.expression()})+".encode("ascii"), options=options)
+        except re2.error:
+            self._pattern = None
 
     def _infos(self, alts: int) -> str:
         order = self._forms.order()
