@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from medflow.genomics.assembly import LENGTHS
 from medflow.genomics.vcf_header import Header
 
 GRCH37, GRCH38 = "GRCh37", "GRCh38"
@@ -24,18 +25,7 @@ _WORDS = (
 )  # fmt: skip
 _BUILDS = [(build, re.compile(rf"(?<![a-z0-9])(?:{words})(?:p[0-9]+)?(?![a-z0-9])")) for build, words in _WORDS]
 
-_LENGTHS = {
-    GRCH37: (
-        249250621, 243199373, 198022430, 191154276, 180915260, 171115067, 159138663, 146364022, 141213431, 135534747,
-        135006516, 133851895, 115169878, 107349540, 102531392, 90354753, 81195210, 78077248, 59128983, 63025520,
-        48129895, 51304566, 155270560, 59373566,
-    ),
-    GRCH38: (
-        248956422, 242193529, 198295559, 190214555, 181538259, 170805979, 159345973, 145138636, 138394717, 133797422,
-        135086622, 133275309, 114364328, 107043718, 101991189, 90338345, 83257441, 80373285, 58617616, 64444167,
-        46709983, 50818468, 156040895, 57227415,
-    ),
-}  # fmt: skip
+_LENGTHS = {build: tuple(lengths.values()) for build, lengths in LENGTHS.items()}  # 1 to 22, X, Y
 _CHROMOSOME = re.compile(r"(?:chr)?([1-9]|1[0-9]|2[0-2]|[XY])|NC_0000(0[1-9]|1[0-9]|2[0-4])\.[0-9]+", re.IGNORECASE)
 
 
