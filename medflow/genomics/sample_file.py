@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from medflow.errors import InputNotUsable
+from medflow.errors import InputNotUsable, InputRejected
 from medflow.genomics.regions import Regions
+from medflow.genomics.stream import LineReader
 
 REACH = 1000  # bases right of a region that an insertion or deletion may be written at, and lie inside when aligned
 _JOIN = 1 << 14  # bases that an index cannot tell apart: nearer intervals are asked for at once
@@ -106,6 +107,40 @@ def opened(path: Path, sample: str, index: Path | None) -> Iterator[SampleFile]:
             vcf.close()
 
 
+@contextmanager
+def without_leading_phase(path: Path, sample: str) -> Iterator[Path | None]:
+    """A copy of a file for one sample, its genotypes without the / or | that they may begin with since VCF 4.4.
+
+    It says whether the first allele is phased, which nothing here asks for, and cyvcf2's htslib does not know it. None
+    for a file of an earlier version.
+    """
+    with tempfile.TemporaryDirectory(prefix="medflow-vcf-") as folder:
+        copy = Path(folder, "file")
+        try:
+            with copy.open("wb") as file:
+                copied = _copy(file, iter(LineReader(path)), sample.encode())
+        except (InputRejected, ValueError, IndexError) as error:
+            raise _unreadable(error) from None
+        yield copy if copied else None
+
+
+def _copy(file: BinaryIO, lines: Iterator[bytes], sample: bytes) -> bool:
+    """One sample's columns; False for a file of VCF 4.3 or before, of which nothing is written."""
+    column = 0
+    for number, line in enumerate(lines):
+        if number == 0 and not line.startswith((b"##fileformat=VCFv4.4", b"##fileformat=VCFv4.5")):
+            return False
+        if not line.startswith(b"##") and line:
+            columns = line.split(b"\t")
+            column = column or columns.index(sample, 9)
+            value = columns[column]
+            if columns[8].startswith(b"GT") and not line.startswith(b"#"):
+                value = value.lstrip(b"/|")
+            line = b"\t".join([*columns[:9], value])
+        file.write(line + b"\n")
+    return True
+
+
 def _contigs(header: str) -> dict[str, int | None]:
     contigs: dict[str, int | None] = {}
     for line in header.splitlines():
@@ -120,9 +155,12 @@ def _readable() -> Iterator[None]:
     """cyvcf2 raises plain exceptions, whose texts may quote the file."""
     try:
         yield
-    except (InputNotUsable, GeneratorExit, MemoryError):
+    except InputNotUsable:
         raise
     except Exception as error:
-        raise InputNotUsable(
-            "unreadable-file", f"the VCF file cannot be read ({type(error).__name__}): ingest it again"
-        ) from None
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: Exception) -> InputNotUsable:
+    kind = type(error).__name__
+    return InputNotUsable("unreadable-file", f"the VCF file cannot be read ({kind}): ingest it again")

@@ -20,7 +20,7 @@ from medflow.errors import InputNotUsable
 from medflow.genomics.genotype import Genotype, depths, phase_set, refused
 from medflow.genomics.reference import MITOCHONDRION, Reference
 from medflow.genomics.regions import Regions
-from medflow.genomics.sample_file import REACH, opened, queries_of
+from medflow.genomics.sample_file import REACH, opened, queries_of, without_leading_phase
 from medflow.genomics.windows import normalised, variant_windows
 from medflow.plugin.cases import VariantWindows
 from medflow.plugin.inputs import SequenceInput
@@ -87,17 +87,17 @@ def read_variants(
     InputNotUsable
         reference-mismatch (REF, or the length of a contig), too-many-variants, sample-missing, or unreadable-file.
     """
-    if regions is not None and regions.everything:
-        index = None
-    with opened(path, sample, index) as file:
-        read = _Reading(wanted=wanted, reference=reference, regions=regions, lengths=file.contigs)
-        queries = queries_of(file, regions, records) if regions is not None else None
-        for record in file.records() if queries is None else file.near(queries):
-            read.take(record)
-    if queries is None and records not in (None, read.records):
-        raise InputNotUsable("unreadable-file", "the VCF file has not the records that it had: ingest it again")
-    if queries is not None and records is not None:
-        read.counts["outside-regions"] += max(0, records - read.records)
+    read = _Reading(wanted=wanted, reference=reference, regions=regions)
+    try:
+        read.pass_over(path, sample, index, records)
+    except InputNotUsable as error:
+        if error.code != "unreadable-file":
+            raise
+        with without_leading_phase(path, sample) as copy:
+            if copy is None:
+                raise
+            read = _Reading(wanted=wanted, reference=reference, regions=regions)
+            read.pass_over(copy, sample, None, records)
     order = {name: number for number, name in enumerate(reference.lengths)}
     variants = sorted(read.variants, key=lambda found: (order[found.contig], found.position, found.ref, found.alt))
     windows = variant_windows(reference, variants, wanted.length)
@@ -119,12 +119,26 @@ class _Reading:
     wanted: SequenceInput
     reference: Reference
     regions: Regions | None
-    lengths: Mapping[str, int | None]
+    lengths: Mapping[str, int | None] = field(default_factory=dict)
     variants: list[CalledVariant] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     records: int = 0
     _contigs: dict[str, _Contig] = field(default_factory=dict)
     _seen: set[tuple[str, int, str, str]] = field(default_factory=set)
+
+    def pass_over(self, path: Path, sample: str, index: Path | None, records: int | None) -> None:
+        """All of a file that is near the regions. Raises InputNotUsable."""
+        with opened(path, sample, index) as file:
+            self.lengths = file.contigs
+            queries = queries_of(file, self.regions, records) if self.regions is not None else None
+            for record in file.records() if queries is None else file.near(queries):
+                self.take(record)
+        if records is None:
+            return
+        if queries is not None:
+            self.counts["outside-regions"] += max(0, records - self.records)
+        elif records != self.records:
+            raise InputNotUsable("unreadable-file", "the VCF file has not the records that it had: ingest it again")
 
     def take(self, record: Any) -> None:
         """One record: its alleles, or the reason why there are none. Raises InputNotUsable."""

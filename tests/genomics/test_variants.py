@@ -297,6 +297,16 @@ def test_a_file_that_is_none_is_told_and_not_quoted(
     assert "1:" not in "".join(capfd.readouterr())
 
 
+def test_genotypes_of_vcf_4_4_may_begin_with_their_phase(of: Read) -> None:
+    lines = [snv(100 * number, genotype) for number, genotype in enumerate(("/0|1", "|1", "|1|1", "0/1"), start=1)]
+
+    found = of(*lines, meta=META.replace("VCFv4.2", "VCFv4.4"), records=4)
+
+    assert [variant.zygosity for variant in found.variants] == [
+        "heterozygous", "hemizygous", "homozygous", "heterozygous",
+    ]  # fmt: skip
+
+
 def test_a_file_that_breaks_off_is_noticed_by_its_number_of_records(of: Read) -> None:
     with pytest.raises(InputNotUsable) as caught:
         of(snv(100), snv(200), records=3)
