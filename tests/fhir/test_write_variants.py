@@ -1,8 +1,11 @@
 """Scores of variants as FHIR: what is said of the variant, what of the score, and what of all that is not reported."""
 
+import re
 import time
 from dataclasses import replace
+from pathlib import Path
 
+import orjson
 import pytest
 
 from medflow.errors import PredictionInvalid
@@ -216,3 +219,16 @@ def test_a_thousand_variants_are_mapped_in_seconds() -> None:
 
     assert time.process_time() - started < 4  # 0.4 to 0.8 on an idle core
     assert len({item.id for item in found}) == 2002
+
+
+def test_the_page_shows_what_is_sent() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "users" / "results.md").read_text()
+    [shown] = (orjson.loads(text) for text in re.findall("```json\n(.*?)```", page, re.DOTALL) if "69548-6" in text)
+    sent = parsed(result_resources(*KINDS["variants"]))[0]
+
+    components = {part["code"]["coding"][0]["code"]: part for part in sent["component"]}
+    assert len(components) == len(shown["component"]) + 5
+    for part in shown.pop("component"):
+        real = components[part["code"]["coding"][0]["code"]]
+        assert {name: value for name, value in part.items() if name != "code"}.items() <= real.items()
+    assert shown.items() <= sent.items()
