@@ -217,7 +217,7 @@ def test_a_thousand_variants_are_mapped_in_seconds() -> None:
     started = time.process_time()
     found = result_resources(JOB, [effects_on(*variants)])
 
-    assert time.process_time() - started < 4  # 0.4 to 0.8 on an idle core
+    assert time.process_time() - started < 8  # a tenth of that, on a core of its own
     assert len({item.id for item in found}) == 2002
 
 
