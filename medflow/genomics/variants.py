@@ -43,8 +43,8 @@ class SampleVariants:
     - ``reference-genotype``; ``no-genotype``: none, or not all of it known and no other allele in it;
     - ``filtered``: by FILTER, or by the sample's FT; ``low-quality``; ``no-quality``: QUAL is missing where the model
       asks for one;
-    - ``symbolic``, ``breakend``; ``spanning-deletion``: the allele *; ``unknown-bases``: N in it; ``too-long``;
-      ``same-as-reference``; ``duplicate``: an earlier record has it already.
+    - ``symbolic``, ``breakend``; ``spanning-deletion``: the allele *; ``missing-allele``: the ALT is a dot;
+      ``unknown-bases``: N in it; ``too-long``; ``same-as-reference``; ``duplicate``: an earlier record has it already.
     """
 
     variants: list[CalledVariant]
@@ -215,7 +215,8 @@ class _Reading:
         phase = phase_set(record, keys) if genotype.phased else None
         reads = depths(record, keys, 1 + len(alts))
         for number in carried:
-            found = self._allele(contig, record.start + 1, ref, alts[number - 1])
+            alt = alts[number - 1] if number <= len(alts) else "."  # a genotype may name what ALT leaves out
+            found = self._allele(contig, record.start + 1, ref, alt)
             if isinstance(found, str):
                 self.counts[found] += 1
                 continue
@@ -276,6 +277,8 @@ def _pair(reference: int | None, allele: int | None) -> tuple[int, int] | None:
 
 
 def _kind(alt: str) -> str:
+    if alt == ".":
+        return "missing-allele"
     if alt == "*":
         return "spanning-deletion"
     return "breakend" if "[" in alt or "]" in alt or alt.startswith(".") or alt.endswith(".") else "symbolic"

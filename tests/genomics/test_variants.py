@@ -188,6 +188,7 @@ def test_alleles_of_one_record_are_split_trimmed_aligned_and_put_in_order(of: Re
         ({"alt": f"{base(100)}[1:300["}, "breakend"),
         ({"alt": f"{base(100)}."}, "breakend"),
         ({"alt": "*"}, "spanning-deletion"),
+        ({"alt": "."}, "missing-allele"),
         ({"alt": "N"}, "unknown-bases"),
         ({"alt": base(100).lower()}, "same-as-reference"),
         ({"alt": base(100) + "ACGTTA"}, "too-long"),
