@@ -45,6 +45,27 @@ def test_says_what_the_file_holds() -> None:
     assert file.samples == ("sample-one", "sample-two")
 
 
+def test_says_the_assembly_that_the_header_names_and_how_often_which_allele_comes() -> None:
+    header = HEADER.replace("##contig=<ID=1,length=1000>", "##reference=file:///data/hg38.fa")
+    records = [
+        {"ALT": "C,G"},
+        {"REF": "ATG", "ALT": "A,ATC,GTA", "INFO": "."},
+        {"POS": "11", "ALT": "AT", "FILTER": "q10"},
+        {"POS": "12", "REF": "AC", "ALT": "GT", "FILTER": "."},
+        {"POS": "13", "REF": "AC", "ALT": "GTT"},
+        {"POS": "14", "ALT": "<DEL>,*,A[1:20["},
+        {"POS": "15", "ALT": ".", "one": "0", "two": "0"},
+    ]
+
+    file = read_vcf(vcf(*records, header=header))
+
+    assert (file.assembly, file.build) == ("file:///data/hg38.fa", "GRCh38")
+    assert file.counts == {
+        "snv": 3, "deletion": 1, "mnv": 2, "insertion": 1, "complex": 1, "symbolic": 1, "missing": 2, "breakend": 1,
+        "multiallelic": 3, "passed": 5, "filtered": 1, "unfiltered": 1,
+    }  # fmt: skip
+
+
 PACKED = gzip.compress(vcf({}), mtime=0)  # no time in it: tests are named by their data, and collected more than once
 
 
