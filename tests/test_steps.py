@@ -52,6 +52,28 @@ def test_what_is_new_is_scored_once_and_delivered_once(site, tmp_path):
     assert values == [0.0, 0.5, 1.0]
 
 
+def test_a_molecular_sequence_is_scored_and_its_result_says_of_which(site, tmp_path):
+    path = tmp_path / "in.ndjson"
+    sequence = {"resourceType": "MolecularSequence", "id": "s1", "type": "dna", "coordinateSystem": 0}
+    sequence |= {"observedSeq": "acgtACGT", "patient": {"reference": "Patient/p1"}}
+    protein = {"resourceType": "MolecularSequence", "id": "s2", "type": "aa", "coordinateSystem": 0}
+    path.write_bytes(b"\n".join(orjson.dumps(item) for item in (sequence, protein | {"observedSeq": "ACGTACGT"})))
+
+    taken = steps.ingest(site, steps.source_of("fhir", [path]))
+    first = steps.score(site)
+    path.write_bytes(orjson.dumps(sequence | {"observedSeq": "GGGGCCCC"}))
+    steps.ingest(site, steps.source_of("fhir", [path]))
+    steps.score(site)
+    steps.deliver(site, str(tmp_path / "out"))
+
+    assert (taken.stored, taken.notes["sequence-not-dna"], first.done) == (2, 1, 1)
+    found = {item["valueQuantity"]["value"]: item for item in delivered(tmp_path / "out")}
+    assert {value: item["status"] for value, item in found.items()} == {0.5: "amended", 1.0: "preliminary"}
+    assert found[1.0]["subject"]["reference"] == "Patient/p1"
+    assert found[1.0]["derivedFrom"][0]["reference"] == "MolecularSequence/s1"
+    assert found[1.0]["derivedFrom"][0]["identifier"]["value"].startswith("urn:sha256:")
+
+
 def test_only_what_is_new_is_scored(site, tmp_path):
     take(site, tmp_path, THREE)
     steps.score(site)
