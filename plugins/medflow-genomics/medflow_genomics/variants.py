@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from medflow_genomics.network import Ensemble
 
 OUTPUT = "splicing"
+REPORT_FROM = 0.5  # the cutoff that SpliceAI's authors recommend
 WINDOW = 2 * (1 + LONGEST + FLANK)  # the allele begins in the middle, with the base before it if it is an indel
 
 EFFECTS = {
@@ -82,7 +83,7 @@ def _spec(assembly: Literal["GRCh37", "GRCh38"], name: str) -> ModelSpec:
                 name=OUTPUT,
                 code=Coding(system=SEQUENCE_ONTOLOGY, code="SO:0001568", display="splicing_variant"),
                 effects=tuple(ClassLabel(name=effect, code=code) for effect, code in EFFECTS.items()),
-                report_from=0.5,
+                report_from=REPORT_FROM,
                 valid_range=(0.0, 1.0),
             ),
         ),
