@@ -62,7 +62,10 @@ CARD = ModelCard(
     training_data="None of its own: the network and weights of splice-site 1.0.0 (UCI Splice-junction Gene Sequences, "
     "1992, primates; CC BY 4.0).",
     licence="Apache-2.0",
-    metrics={"loss": "to be measured"},
+    metrics={
+        "specificity": "of 852 random substitutions in random bases, no genome, 0.21 score 0.5 or more, 0.06 score 0.8 or "
+        "more; nothing was measured on variants of patients",
+    },
     limits="Sees 60 bases, so no more than 29 bases beyond the allele, and no gene: a site is scored wherever its "
     "bases stand, on both strands, and the probabilities are those of data of which half are sites. Sites without GT "
     "or AG score 0. report_from 0.5 is the cutoff recommended for SpliceAI, not one found for this network. Out of "
