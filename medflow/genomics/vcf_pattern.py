@@ -19,6 +19,7 @@ from math import comb
 import re2
 
 from medflow.genomics.vcf_header import NOT_NEGATIVE, Field, Header, reserved
+from medflow.genomics.vcf_record import LOCAL
 
 _MAX_ALTS = 6  # alleles beyond the reference, INFO keys, FORMATs and counts beyond which lines are checked one by one
 _MAX_KEYS = 100
@@ -26,6 +27,7 @@ _MAX_FIRST = 6
 _MAX_FORMATS = 16
 _MAX_COUNT = 64
 _MEMORY = 64 << 20  # of RE2, for the expression and what it has worked out of it
+_NONE = Field(number=".", type="String")
 _KEY = re.compile(r"[A-Za-z0-9_.]+", re.ASCII)
 
 _BASES = "[ACGTNacgtn]+"
@@ -104,10 +106,15 @@ class LinePattern:
         )
         if known == self._forms or alts > _MAX_ALTS or not all(_KEY.fullmatch(name) for name in names if name):
             return False
-        if not known.usable():
+        if self._has_local_alleles(columns) or not known.usable():
             return False
         self._forms = known
         return True
+
+    def _has_local_alleles(self, columns: Sequence[str]) -> bool:
+        """Whether what a sample may hold depends on its own LAA, which no expression of this size can tell."""
+        keys = ":".join(columns[8:9]).split(":")
+        return any(key == "LAA" or (self._format.get(key) or _NONE).number in LOCAL for key in keys)
 
     def expression(self) -> str:
         """Of one line with its end, as it is known so far."""
@@ -157,7 +164,7 @@ class LinePattern:
         return forms
 
 
-def counts(number: str, alts: int, ploidies: Iterable[int]) -> set[int] | None:
+def counts(number: str, alts: int, ploidies: tuple[int, ...]) -> set[int] | None:
     """How many values a Number allows; ``alts`` is 0 for a dot, where both readings are taken; None for any."""
     both = (alts,) if alts else (1, 0)
     if number == "A":
@@ -166,6 +173,8 @@ def counts(number: str, alts: int, ploidies: Iterable[int]) -> set[int] | None:
         return {each + 1 for each in both}
     if number == "G" and ploidies:
         return {comb(each + ploidy, ploidy) for each in both for ploidy in ploidies}
+    if number == "P":
+        return set(ploidies) if len(ploidies) == 1 else None
     return {int(number)} if number.isdigit() else None
 
 

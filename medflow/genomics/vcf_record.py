@@ -15,6 +15,7 @@ from medflow.genomics.vcf_header import NOT_NEGATIVE, Field, Header, reserved
 from medflow.records import Variant
 
 MAX_POSITION = 2**31 - 1
+LOCAL = frozenset({"LA", "LR", "LG"})  # a Number that counts local alleles: those that LAA names (4.5)
 _MEMO = 100_000  # sample texts remembered as right: most columns of a cohort repeat a few
 
 _CHROM_OLD = re.compile(r"<[^\s:,<>]+>|[^\s:,<>]+")  # 4.1 and 4.2: no colon
@@ -191,6 +192,7 @@ class RecordCheck:
         if len(values) > len(keys):
             raise bad_record(line, f"{where} has more fields than FORMAT")
         ploidies: tuple[int, ...] = (1, 2)
+        local = self._local_alleles(line, where, keys, values, alts)
         for (key, field), value in zip(keys, values, strict=False):
             if value == "":
                 raise bad_record(line, f"{where} has an empty field")
@@ -198,10 +200,38 @@ class RecordCheck:
                 ploidies = _ploidies(line, where, value, alts)
             elif field is not None and value != ".":
                 items = value.split(",")
-                if not _fits(field.number, len(items), alts, no_alt, ploidies):
+                count = len(items)
+                if not _fits(field.number, count, alts, no_alt, ploidies) or not _fits_local(
+                    field.number, count, ploidies, local
+                ):
                     raise bad_record(line, f"{where}: {key} has {len(items)} values, its Number is {field.number}")
                 if not all(_is_a(field.type, item) for item in items):
                     raise bad_record(line, f"{where}: {key} must be of Type {field.type}")
+
+    def _local_alleles(
+        self, line: int, where: str, keys: list[tuple[str, Field | None]], values: list[str], alts: int
+    ) -> int | None:
+        """How many alternate alleles LAA names for this sample (4.5); None without it."""
+        named = next((value for (key, _), value in zip(keys, values, strict=False) if key == "LAA"), ".")
+        if self._header.minor < 5 or named == ".":
+            return None
+        indices = named.split(",")
+        if len(set(indices)) != len(indices) or not all(
+            _POSITION.fullmatch(index) and 1 <= int(index) <= alts for index in indices
+        ):
+            raise bad_record(line, f"{where}: LAA must be numbers of the record's ALT alleles, none of them twice")
+        return len(indices)
+
+
+def _fits_local(number: str, count: int, ploidies: tuple[int, ...], local: int | None) -> bool:
+    """Whether ``count`` agrees with a Number per local allele (4.5), or per allele of the genotype (4.4)."""
+    if number == "P":
+        return len(ploidies) > 1 or count in ploidies
+    if local is None or number not in LOCAL:
+        return True
+    if number == "LG":
+        return any(count == comb(local + ploidy, ploidy) for ploidy in ploidies)
+    return count == local + (number == "LR")
 
 
 def _is_allele(text: str) -> bool:

@@ -109,6 +109,36 @@ def test_takes_what_the_specification_allows(record: dict[str, str]) -> None:
     assert read_vcf(vcf(record)).records == 1
 
 
+NEWEST = HEADER.replace("VCFv4.2", "VCFv4.5").replace(
+    "##contig=<ID=1,length=1000>",
+    '##FORMAT=<ID=LAA,Number=.,Type=Integer,Description="">\n##FORMAT=<ID=LAD,Number=LR,Type=Integer,Description="">\n'
+    '##FORMAT=<ID=LPL,Number=LG,Type=Integer,Description="">\n##FORMAT=<ID=PSL,Number=P,Type=String,Description="">',
+)
+
+
+@pytest.mark.parametrize(
+    ("sample", "reason"),
+    [
+        ("0/2:2:7,8:0,1,2:.", None),
+        ("0/2:1,3:7,8,9:0,1,2,3,4,5:a,b", None),
+        ("0/2", None),
+        (".:.:7:0:.", None),
+        ("0/2:2:7,8,9:0,1,2:.", "LAD has 3 values"),
+        ("0/2:2:7,8:0,1:.", "LPL has 2 values"),
+        ("0/2:4:7,8:0,1,2:.", "LAA must be"),
+        ("0/2:2,2:7,8,9:.:.", "LAA must be"),
+        ("0/2:2:7,8:0,1,2:a", "PSL has 1 values"),
+    ],
+)
+def test_values_by_local_allele_agree_with_the_alleles_that_the_sample_names(sample: str, reason: str | None) -> None:
+    data = vcf({"ALT": "C,G,T", "FORMAT": "GT:LAA:LAD:LPL:PSL", "one": sample}, header=NEWEST)
+
+    if reason is None:
+        assert read_vcf(data).version == "VCFv4.5"
+    else:
+        assert f"sample column 1: {reason}" in refused(data).message
+
+
 def test_takes_the_last_line_without_its_end_and_lines_that_end_as_on_windows() -> None:
     assert read_vcf(vcf({}).removesuffix(b"\n")).records == 1
     assert read_vcf(vcf({}).replace(b"\n", b"\r\n")).records == 1

@@ -29,6 +29,8 @@ META = (
     '##FORMAT=<ID=AD,Number=R,Type=Integer,Description="">',
     '##FORMAT=<ID=GP,Number=G,Type=Float,Description="">',
     '##FORMAT=<ID=PL,Number=G,Type=Integer,Description="">',
+    '##FORMAT=<ID=LAA,Number=.,Type=Integer,Description="">',
+    '##FORMAT=<ID=PX,Number=1,Type=Integer,Description="">',
     '##FORMAT=<ID=FT,Number=1,Type=String,Description="">',
 )
 COLUMNS = "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"
@@ -39,6 +41,7 @@ RIGHT = (
     "1\t{}\t.\tATG\tATC,A\t.5\tPASS\tANY=anything, even this;NEW=1=2\tGP:FT\t0.1,1,.,.,.,.:q\t.:PASS",
     "1\t{}\t.\tA\t.\t0\tPASS\t.\tGT:AD\t0/0:3\t0/0:3,0",
     "1\t{}\t.\tA\t<DEL>\t0\tPASS\tSIGN=x\tGT:AD\t0/0:3,4\t0/0:3,0",
+    "1\t{}\t.\tA\tC,G\t.\t.\t.\tGT:LAA:PX\t0/1:1:7\t0/2:2,1:9",
     "1\t{}\t.\tA\tA[2:20[\t0\tPASS\tDB=1;\tGT:AD\t0/0:3,4\t0/0:3,0",
 )
 ODD = (
@@ -179,6 +182,6 @@ def test_a_file_in_many_blocks_says_what_it_holds_and_names_the_line_that_is_wro
     assert (whole.records, dict(whole.counts)) == (600, {"passed": 600, "snv": 600})
 
     lines[431] = lines[430]
-    assert read(text(lines, 2), at_once=True) == (
-        "bad-vcf-record", "line 447: an allele of this record was already given, here or by an earlier record",
-    )  # fmt: skip
+    code, message = read(text(lines, 2), at_once=True)  # type: ignore[misc]  # a refusal
+    assert code == "bad-vcf-record"
+    assert message.startswith(f"line {len(META) + 3 + 432}: an allele of this record was already given")
