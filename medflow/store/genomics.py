@@ -101,7 +101,8 @@ def store_variant_file(
     changed = new is not None
     if its_id is None:
         which = VariantFileRow.sha256 == file.sha256
-        its_id = connection.execute(select(VariantFileRow.id).where(which)).scalar_one()
+        # locked, on PostgreSQL: another process may be adding the same samples
+        its_id = connection.execute(select(VariantFileRow.id).where(which).with_for_update()).scalar_one()
         older = update(VariantFileRow).where(which, VariantFileRow.received_us == 0)
         changed = connection.execute(older.values(**described)).rowcount > 0
     samples = [
