@@ -27,6 +27,9 @@ VCF = (
 SHEET = "sample,system,value\nS1,urn:mrn,1\nS2,urn:mrn,2\n"
 
 
+ON_SQLITE = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)  # what no SQL decides
+
+
 @pytest.fixture
 def vcf(tmp_path: Path) -> Path:
     return write(tmp_path / "some.vcf", VCF)
@@ -77,6 +80,7 @@ def retry(store: Store, settings: Settings, **options):
 # --- the ways ----------------------------------------------------------------------------------------------------
 
 
+@ON_SQLITE
 def test_where_nothing_says_whose_a_sample_is_it_is_nobodys(store, settings, vcf) -> None:
     assert counts(ingest_vcf(store, settings, [vcf])) == (1, 1, 0, 0)
     assert samples(store) == {"S1": (None, None, 0), "S2": (None, None, 0)}
@@ -91,6 +95,7 @@ def test_a_sheet_gives_samples_to_patients(store, settings, vcf, tmp_path) -> No
     assert counts(ingest_vcf(store, settings, [vcf], samples=sheet)) == (1, 0, 1, 0)
 
 
+@ON_SQLITE
 def test_a_wrong_sheet_stops_before_anything_is_taken(store, settings, vcf, tmp_path) -> None:
     with pytest.raises(ConfigurationError):
         ingest_vcf(store, settings, [vcf], samples=write(tmp_path / "sheet.csv", "sample\nS1\n"))
@@ -106,6 +111,7 @@ def test_specimens_and_orders_give_samples_to_patients(store, settings, vcf, tmp
     assert samples(store) == {"S1": ("p1", "Specimen/x1", 0), "S2": ("p2", None, 0)}
 
 
+@ON_SQLITE
 def test_of_several_specimens_of_one_patient_none_is_said_to_be_the_one(store, settings, vcf, tmp_path) -> None:
     fhir(
         store,
@@ -119,6 +125,7 @@ def test_of_several_specimens_of_one_patient_none_is_said_to_be_the_one(store, s
     assert samples(store) == {"S1": ("p1", None, 0), "S2": ("p1", None, 0)}
 
 
+@ON_SQLITE
 def test_ways_that_agree_add_to_one_another(store, settings, vcf, tmp_path) -> None:
     fhir(store, settings, tmp_path / "r.ndjson", patient("p1", "1"), patient("p2", "2"), specimen("S1"))
 
@@ -128,6 +135,7 @@ def test_ways_that_agree_add_to_one_another(store, settings, vcf, tmp_path) -> N
     assert [found[1] for found in samples(store).values()] == ["Specimen/x1", None]
 
 
+@ON_SQLITE
 def test_a_name_that_is_an_identifier_serves_where_nothing_else_does(store, settings, vcf, tmp_path) -> None:
     known = settings.model_copy(update={"sample_system": "urn:mrn"})
 
@@ -142,6 +150,7 @@ def test_a_name_that_is_an_identifier_serves_where_nothing_else_does(store, sett
 # --- samples that are refused ------------------------------------------------------------------------------------
 
 
+@ON_SQLITE
 @pytest.mark.parametrize("way", ["two specimens", "sheet and specimen", "specimen and name"])
 def test_a_sample_given_to_different_patients_is_refused_and_the_others_are_taken(
     store, settings, vcf, tmp_path, way
@@ -162,6 +171,7 @@ def test_a_sample_given_to_different_patients_is_refused_and_the_others_are_take
     assert rejects(store) == [("some.vcf#sample 1", "sample-ambiguous")]
 
 
+@ON_SQLITE
 def test_a_sample_that_nobody_knows_is_refused_by_its_number(store, settings, vcf, tmp_path) -> None:
     sheet = write(tmp_path / "sheet.csv", "sample,system,value\nS1,urn:mrn,1\n")
 
@@ -202,6 +212,7 @@ def test_a_replay_gives_samples_to_their_patients_though_the_file_is_gone(store,
     assert rejects(store) == []
 
 
+@ON_SQLITE
 def test_a_replay_asks_the_sheet_of_the_source_that_the_file_came_from(store, settings, tmp_path) -> None:
     sources = {}
     for name, mrn in (("one", "1"), ("two", "2")):  # each laboratory counts from S1
@@ -226,6 +237,7 @@ def test_a_replay_asks_the_sheet_of_the_source_that_the_file_came_from(store, se
     assert found == {(tmp_path / name / "some.vcf").read_bytes(): mrn for name, mrn in (("one", "1"), ("two", "2"))}
 
 
+@ON_SQLITE
 def test_a_refused_sample_does_not_become_nobodys_where_the_sheet_is_left_out(store, settings, vcf, tmp_path) -> None:
     ingest_vcf(store, settings, [vcf], samples=write(tmp_path / "sheet.csv", "sample,system,value\nS1,urn:mrn,1\n"))
 
@@ -234,6 +246,7 @@ def test_a_refused_sample_does_not_become_nobodys_where_the_sheet_is_left_out(st
     assert list(samples(store)) == ["S1"]
 
 
+@ON_SQLITE
 def test_a_patient_given_later_makes_the_sample_new_to_models(store, settings, vcf, tmp_path) -> None:
     ingest_vcf(store, settings, [vcf])
 
@@ -243,6 +256,7 @@ def test_a_patient_given_later_makes_the_sample_new_to_models(store, settings, v
     assert [found[2] for found in samples(store).values()] == [1, 1]
 
 
+@ON_SQLITE
 def test_a_sample_keeps_its_patient_where_nothing_knows_better(store, settings, vcf, tmp_path) -> None:
     ingest_vcf(store, settings, [vcf], samples=write(tmp_path / "sheet.csv", SHEET))
     fhir(store, settings, tmp_path / "r.ndjson", specimen("another"))
@@ -266,6 +280,7 @@ def test_what_an_older_version_did_not_keep_is_added_when_the_file_is_offered_ag
     assert _described(store)[:3] == described[:3] and _described(store)[3] > described[3]
 
 
+@ON_SQLITE
 def test_a_bgzip_file_has_its_index_in_the_object_store_and_what_it_is_of(store, settings, vcf, tmp_path) -> None:
     packed = tmp_path / "some.vcf.gz"
     pysam.tabix_compress(str(write(vcf, VCF.replace("length=100", "length=248956422,assembly=GRCh38"))), str(packed))
