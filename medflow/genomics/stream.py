@@ -8,7 +8,9 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -67,7 +69,7 @@ class LineReader:
         """
         return self._translated(self._lines)
 
-    def blocks(self) -> Iterator[bytes]:
+    def blocks(self) -> Generator[bytes, None, None]:
         """The same text in pieces of whole lines with their ends, each of about `BLOCK` bytes or one line.
 
         Raises
@@ -75,9 +77,9 @@ class LineReader:
         InputRejected
             As reading by lines does, after the lines before the fault.
         """
-        return self._translated(self._blocks)
+        return _ahead(self._translated(self._blocks))
 
-    def _translated(self, read: Callable[[_Text], Iterator[bytes]]) -> Iterator[bytes]:
+    def _translated(self, read: Callable[[_Text], Iterator[bytes]]) -> Generator[bytes, None, None]:
         try:
             with self._open() as file:
                 hashing = _Hashing(file)
@@ -141,3 +143,20 @@ class LineReader:
 
 def _too_long() -> InputRejected:
     return InputRejected(RejectCode.TOO_LARGE, f"a line is longer than {MAX_LINE} bytes")
+
+
+def _ahead(blocks: Generator[bytes, None, None]) -> Generator[bytes, None, None]:
+    """The same, each one made by a thread while the one before it is used: decompressing needs no interpreter."""
+    with closing(blocks):
+        first = next(blocks, b"")
+        if first:
+            yield first
+        if len(first) < BLOCK:  # a small file needs no thread
+            yield from blocks
+            return
+        del first
+        with ThreadPoolExecutor(1, thread_name_prefix="medflow-stream") as thread:
+            made = thread.submit(next, blocks, b"")
+            while block := made.result():
+                made = thread.submit(next, blocks, b"")
+                yield block

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from medflow.errors import InputRejected, RejectCode
@@ -48,7 +48,7 @@ def read_vcf(source: Path | bytes, *, reference: Path | Reference | None = None)
     with ExitStack() as stack:
         genome = stack.enter_context(Reference(reference)) if isinstance(reference, Path) else reference
         reader = LineReader(source)
-        lines = _Lines(reader.blocks())
+        lines = _Lines(stack.enter_context(closing(reader.blocks())))
         header = _read_header(lines)
         taken = _read_records(lines, header, genome)
     return VariantFile(

@@ -371,7 +371,7 @@ WHY = {
     "incorrect info": "##INFO",
     "incorrect format": "##FORMAT",
     "non-valid url": "names no host",
-    "meta-data entry is not a key-value pair": "##key=value|must be an address",
+    "meta-data entry is not a key-value pair": "##key=value|must be an address|names no host",
     "meta entry": "##",
     "non-valid meta": "##",
     "description contains": "##ALT",
@@ -379,7 +379,7 @@ WHY = {
     "non-description field": "quotes",
     "id has": "ID must",
     "info ": "INFO",
-    "sample ": "sample column",
+    "sample ": "sample column|INFO MY",  # one says sample and means INFO
     "format ": "FORMAT|GT",
 }
 
