@@ -142,16 +142,18 @@ def select(
                 selected = queue.enqueue(connection, model_id, part)
             tally.selected += selected
             on_selected(selected)
-        _note_elsewhere(reading, tally, spec, as_of)
+        _note_elsewhere(reading, tally, spec, as_of, genomes)
     if isinstance(spec.accepts[0], TimeSeriesInput):
         _note_withdrawn(tally, _take_back(store, spec.accepts[0], model_id, run_id))
     tally.seconds["select"] = time.perf_counter() - started
     return tally
 
 
-def _note_elsewhere(connection: Connection, tally: ScoreTally, spec: ModelSpec, as_of: Instant) -> None:
+def _note_elsewhere(
+    connection: Connection, tally: ScoreTally, spec: ModelSpec, as_of: Instant, genomes: GenomeSite
+) -> None:
     if (wanted := variants_of(spec)) is not None:
-        unknown, other = samples_elsewhere(connection, wanted, as_of=as_of)
+        unknown, other = samples_elsewhere(connection, wanted, as_of=as_of, served=genomes.references)
         tally.notes.update({name: n for name, n in ((UNKNOWN_ASSEMBLY, unknown), (OTHER_ASSEMBLY, other)) if n})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -305,8 +305,13 @@ def due_samples(
             )
 
 
-def samples_elsewhere(connection: Connection, spec: SequenceInput, *, as_of: Instant) -> tuple[int, int]:
-    """How many samples a model is not given: those whose file does not tell its assembly, those on another one."""
+def samples_elsewhere(
+    connection: Connection, spec: SequenceInput, *, as_of: Instant, served: Collection[str] = ()
+) -> tuple[int, int]:
+    """How many samples a model is not given: those whose file does not tell its assembly, those on another one.
+
+    Assemblies that are ``served`` are other models': their samples are not counted.
+    """
     query = (
         select(VariantFileRow.build, func.count(SampleRow.id))
         .join(SampleRow, SampleRow.variant_file_id == VariantFileRow.id)
@@ -314,7 +319,7 @@ def samples_elsewhere(connection: Connection, spec: SequenceInput, *, as_of: Ins
         .group_by(VariantFileRow.build)
     )
     counted = {build: count for build, count in connection.execute(query)}
-    others = sum(count for build, count in counted.items() if build not in (None, spec.assembly))
+    others = sum(count for build, count in counted.items() if build not in (None, spec.assembly, *served))
     return counted.get(None, 0), others
 
 
