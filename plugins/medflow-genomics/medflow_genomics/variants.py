@@ -63,7 +63,7 @@ CARD = ModelCard(
     "1992, primates; CC BY 4.0).",
     licence="Apache-2.0",
     metrics={
-        "specificity": "of 2,000 random substitutions in random bases, where there is no site, 0.23 have an effect of 0.5 "
+        "specificity": "of 2,000 random substitutions in random bases, no genome, 0.23 have an effect of 0.5 "
         "or more, 0.06 one of 0.8 or more; python -m medflow_genomics.measure --random-only",
         "on variants": "nothing was measured",
     },
