@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medflow.errors import InputNotUsable
+from medflow.genomics import sample_file
 from medflow.genomics import variants as module
 from medflow.genomics.index import build_index
 from medflow.genomics.reference import Reference
@@ -295,7 +296,7 @@ def test_a_file_that_is_none_is_told_and_not_quoted(
         read(path, reference)
 
     assert caught.value.code == "unreadable-file"
-    assert "1:" not in "".join(capfd.readouterr())
+    assert "".join(capfd.readouterr()) == ""
 
 
 def test_genotypes_of_vcf_4_4_may_begin_with_their_phase(of: Read) -> None:
@@ -358,10 +359,10 @@ INTERVALS = st.lists(
         lambda contig, start, size: Interval(contig, start, start + size),
         st.sampled_from(["chr1", "chr2", "chr3"]),
         st.integers(0, 4000),
-        st.integers(1, 200),
+        st.integers(1, 60),
     ),
     min_size=1,
-    max_size=8,
+    max_size=12,
 )
 
 
@@ -375,8 +376,12 @@ def test_regions_give_the_same_with_an_index_and_without_one_as_a_naive_search(
         index.write_bytes(build_index(many) or b"")
     regions, everywhere = Regions(intervals), read(many, reference)
 
-    streamed = read(many, reference, regions=regions)
-    near = read(many, reference, regions=regions, index=index, records=500_000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample_file, "_JOIN", 1)  # the contigs are short: many queries of each
+        patch.setattr(sample_file, "REACH", 30)
+        patch.setattr(module, "REACH", 30)
+        streamed = read(many, reference, regions=regions)
+        near = read(many, reference, regions=regions, index=index, records=500_000)
 
     assert streamed.variants == near.variants
     assert streamed.counts - near.counts == {} and near.counts - streamed.counts == {"outside-regions": 499_500}

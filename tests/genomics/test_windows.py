@@ -28,7 +28,8 @@ def made_up(kind: str) -> list[str]:
     return ["".join(rng.choice(PIECES[kind], size)) for size in (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 60)]
 
 
-CONTIGS = {f"{kind}{number}": bases for kind in PIECES for number, bases in enumerate(made_up(kind))}
+# names end with a base: what lies before a contig in the file must not be taken for one
+CONTIGS = {f"{kind}{number}a": bases for kind in PIECES for number, bases in enumerate(made_up(kind))}
 
 
 def fasta(folder: Path, contigs: dict[str, str]) -> Path:
