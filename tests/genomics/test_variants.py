@@ -403,3 +403,30 @@ def test_an_index_is_not_asked_where_reading_everything_is_faster(many: Path, re
     found = read(many, reference, regions=regions, index=many.with_name("absent"), records=500)
 
     assert found.variants
+
+
+@pytest.mark.parametrize(
+    ("line", "intervals", "reach", "position"),
+    [
+        (snv(99, ref=base(99, 6), alt=base(99)), [(98, 99), (103, 104)], 0, 99),  # overlaps both
+        (snv(16, ref="ACA", alt="A"), [(8, 10), (3000, 3001)], 1000, 10),  # written right of the region it lies in
+    ],
+)
+def test_a_record_between_two_queries_is_taken_once(
+    line: str,
+    intervals: list[tuple[int, int]],
+    reach: int,
+    position: int,
+    tmp_path: Path,
+    reference: Reference,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sample_file, "_JOIN", 1)
+    monkeypatch.setattr(sample_file, "REACH", reach)
+    path, index = bgzip(write(tmp_path, line)), tmp_path / "index"
+    index.write_bytes(build_index(path) or b"")
+
+    found = read(path, reference, regions=Regions(Interval("1", *pair) for pair in intervals), index=index)
+
+    assert [variant.position for variant in found.variants] == [position]
+    assert not found.counts
