@@ -185,3 +185,25 @@ def test_a_file_in_many_blocks_says_what_it_holds_and_names_the_line_that_is_wro
     code, message = read(text(lines, 2), at_once=True)  # type: ignore[misc]  # a refusal
     assert code == "bad-vcf-record"
     assert message.startswith(f"line {len(META) + 3 + 432}: an allele of this record was already given")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("1\t502\t.\tA\tC\t.\t.\t.\tGT\t0\t0", "beyond the length"),
+        ("1\t3000000000\t.\tA\tC\t.\t.\t.\tGT\t0\t0", "POS must be a whole number"),
+        ("1\t303\t.\tA\tG\t.\t.\t.\tGT\t0\t0", "already given"),  # as TTA to TTG at 301
+        ("1\t200\t.\tA\tG\t.\t.\t.\tGT\t0\t0", "sorted"),
+        ("2\t7\t.\tA\tG\t.\t.\t.\tGT\t0\t0\n1\t400\t.\tA\tG\t.\t.\t.\tGT\t0\t0", "stand together"),
+    ],
+)
+def test_what_only_other_lines_or_the_header_tell_is_seen_in_a_block(line: str, reason: str) -> None:
+    before = [RIGHT[0].format(number) for number in range(1, 301)]
+    spanning = "1\t301\t.\tTTA\tTTG\t.\t.\t.\tGT\t0\t0"
+    for between in ([], ["1\t302\t.\tA\tT\t.\t.\t.\tGT\t0\t0"]):
+        data = text([*before, spanning, *between, *line.split("\n")], 2)
+
+        refusal = read(data, at_once=True)
+
+        assert refusal == read(data, at_once=False)
+        assert isinstance(refusal, tuple) and reason in refusal[1]
