@@ -118,14 +118,15 @@ class BlockCheck:
         counts["missing"] += int((single & missing).sum())
         counts["snv"] += int((single & ~missing).sum())
         longer = ~single
-        for at in np.flatnonzero(longer | close).tolist():
-            ref, alt = lines.cell(first + at, 3), lines.cell(first + at, 4)
-            if longer[at]:
+        chosen = np.flatnonzero(longer | close)
+        columns = (run[chosen], longer[chosen], close[chosen], tabs[chosen, 2], tabs[chosen, 3], tabs[chosen, 4])
+        for position, is_longer, is_close, before, between, after in zip(*(c.tolist() for c in columns), strict=True):
+            ref, alt = lines.block[before + 1 : between].decode(), lines.block[between + 1 : after].decode()
+            if is_longer:
                 counts.update(allele_types(ref, alt))
                 counts[MULTIALLELIC] += "," in alt
-            if close[at] or "," in alt:
-                site = Site(contig=order.contig, position=int(run[at]), ref=ref, alts=tuple(alt.split(",")))
-                order.alleles(0, site)
+            if is_close or "," in alt:
+                order.alleles(0, Site(contig=order.contig, position=position, ref=ref, alts=tuple(alt.split(","))))
 
     def _agree(self, lines: _Lines, positions: np.ndarray) -> None:
         """REF of each record with the reference, if one was given; raises InputRejected."""
