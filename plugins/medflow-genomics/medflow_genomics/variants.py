@@ -65,6 +65,8 @@ CARD = ModelCard(
     metrics={
         "specificity": "of 2,000 random substitutions in random bases, no genome, 0.23 have an effect of 0.5 "
         "or more, 0.06 one of 0.8 or more; python -m medflow_genomics.measure --random-only",
+        "loss": "of held-out sites whose GT or AG is changed (10 folds) 0.980 of donors and 0.955 of acceptors are "
+        "reported, median loss 0.970 and 0.953; python -m medflow_genomics.measure --data splice_train.csv",
         "on variants": "nothing was measured",
     },
     limits="Sees 60 bases, so no more than 29 bases beyond the allele, and no gene: a site is scored wherever its "
