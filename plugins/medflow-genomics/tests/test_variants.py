@@ -13,6 +13,7 @@ from medflow.plugin import Case, VariantWindows
 from medflow.records import Unit, UnitKind
 from medflow_genomics.alleles import LONGEST, alleles_of
 from medflow_genomics.encoding import encode
+from medflow_genomics.passes import one_thread
 from medflow_genomics.scan import delta_scores
 from medflow_genomics.variants import EFFECTS, OUTPUT, WINDOW, SpliceVariant, SpliceVariant37, variant_models
 
@@ -160,7 +161,7 @@ def _scores(model: SpliceVariant, sequence: str, boundaries: range, kind: str, s
     scores = dict.fromkeys(boundaries, 0.0)
     if sites:
         assert model._ensemble is not None
-        with torch.inference_mode():
+        with one_thread(), torch.inference_mode():
             answers = model._ensemble(torch.from_numpy(np.stack(list(sites.values()))))
         scores.update(zip(sites, answers[:, 0 if kind == "donor" else 1].tolist(), strict=True))
     return scores
