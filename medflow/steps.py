@@ -14,7 +14,7 @@ import logging
 import platform
 import traceback
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -25,29 +25,25 @@ from typing import Any
 
 from medflow import promotion, scoring, selection, trained
 from medflow.config import LabelTable, Settings
-from medflow.connections.endpoints import AnySource, AnyTarget, DicomWebSource, Files, PacsSource
+from medflow.connections.endpoints import AnySource, AnyTarget, Files
 from medflow.delivery import DeliveryTally
 from medflow.delivery import deliver as deliver_pending
 from medflow.dispatch import Dispatch, Wake
-from medflow.errors import ConfigurationError, MedflowError, PluginBroken, RejectCode, TransientError, unforeseen
+from medflow.errors import ConfigurationError, MedflowError, PluginBroken, TransientError, unforeseen
 from medflow.evaluation.result import Evaluation, InputDrift
 from medflow.explanation import explain_done, explainable
 from medflow.ingest.fetch import fetch
 from medflow.ingest.fhir import ingest_fhir
 from medflow.ingest.genomics import ingest_fasta, ingest_vcf
-from medflow.ingest.offers import Offer, origin_of
 from medflow.ingest.received import remove_received
-from medflow.ingest.record_source import server_bases
-from medflow.ingest.retrieval import study_of
 from medflow.ingest.tally import Tally
-from medflow.ingest.vcf import file_of_sample
 from medflow.overlap import select_and_score
 from medflow.promotion import Promotion
 from medflow.records import Instant
 from medflow.registry import RegisteredModel, Registry, elsewhere, installed, with_announced
 from medflow.scoring import LoadedModels, ScoreTally
 from medflow.selection import Explanation
-from medflow.store import Store, chunks, jobs, ledger, outbox, watermarks, workers
+from medflow.store import Store, chunks, jobs, ledger, watermarks, workers
 from medflow.store import trained as trained_versions
 from medflow.store.ledger import begin_run, finish_run, now_us
 from medflow.training.asked import Asked
@@ -112,7 +108,7 @@ def ingest(site: Site, source: AnySource, *, name: str | None = None, progress: 
     """
     with recorded(site, f"ingest {source.kind}", source=name) as run:
         if isinstance(source, Files):
-            tally = _take(site, source, run.id, progress)
+            tally = take(site, source, run.id, progress)
         else:
             tally = fetch(site.store, site.settings, source, name or source.public, run_id=run.id, progress=progress)
         tally.check()
@@ -129,9 +125,10 @@ def read_again(site: Site, name: str, since: datetime, types: Collection[str] = 
         return watermarks.lower_marks(connection, name, Instant.of(since).utc_us, types)
 
 
-def _take(
+def take(
     site: Site, source: Files, run_id: int, progress: Progress | None, *, record_source: str | None = None
 ) -> Tally:
+    """Take in files within a run that was begun; ``record_source`` is the system that records are of, where another."""
     store, settings, paths = site.store, site.settings, source.paths
     if source.kind == "dicom":
         from medflow.ingest.dicom import ingest_dicom  # with pydicom, for which no other step should wait
@@ -427,115 +424,6 @@ def train(site: Site, model: str, asked: Asked, *, progress: TrainProgress | Non
         )
         run.counts = found.counts()
     return found
-
-
-def replay_rejects(
-    site: Site, *, reference: Path | None = None, samples: Path | None = None, progress: Progress | None = None
-) -> Tally:
-    """Offer every open reject again, from the bytes kept of it or from where it came; what is taken is settled.
-
-    A VCF whose REF alleles were refused is offered only with a ``reference`` to check them against again: the one
-    given, else that of the configured VCF sources. Whose its samples are is asked of the sheet ``samples``, else of
-    that of the configured source that it came from. Studies that an archive did not give are asked for again where that
-    archive is configured.
-    """
-    files = [item for item in site.settings.sources.values() if isinstance(item, Files)]
-    reference = reference or next((item.reference for item in files if item.reference), None)
-    with site.store.reading() as connection:
-        found = ledger.list_rejects(connection)
-    total = Tally()
-    if reference is None and (left := [item for item in found if item.code == RejectCode.REF_MISMATCH]):
-        total.notes["left-without-reference"] = len(left)
-        found = [item for item in found if item.code != RejectCode.REF_MISMATCH]
-    left = [
-        item for item in found if item.kind == "fhir" and not item.payload and server_bases(site.settings, item.origin)
-    ]
-    if left:  # it is its server that would have to send it again
-        total.notes["left-at-their-server"] = len(left)
-        found = [item for item in found if item not in left]
-    missing = [item for item in found if item.code == RejectCode.NOT_RETRIEVED]
-    found = [item for item in found if item.code != RejectCode.NOT_RETRIEVED]
-    with recorded(site, "retry rejects") as run:
-        started = now_us()
-        alike: dict[tuple[str, str, Path | None, Path | None], list[ledger.Reject]] = {}
-        for item in found:
-            sheet = samples or _sheet(files, item.origin)
-            genome = None if file_of_sample(item.origin) else reference  # that file is stored: no more is asked of it
-            alike.setdefault((item.kind, item.source, genome, sheet), []).append(item)
-        for (kind, system, genome, sheet), same in alike.items():
-            again = {(offer.origin, offer.path): offer for offer in (_offer(site, item) for item in same)}
-            paths = tuple(again.values())  # several entries of one file: the file once
-            source = Files.model_construct(kind=kind, paths=paths, reference=genome, samples=sheet)
-            total.add(_take(site, source, run.id, progress, record_source=system))
-        with site.store.writing() as connection:
-            settled = ledger.settle_rejects(connection, [item.id for item in found], before_us=started)
-            ledger.record_audit(connection, run.id, "replay", "rejects", offered=len(found), settled=settled)
-        _fetch_again(site, missing, total, run.id, progress)
-        run.counts = total.as_json()
-    return total
-
-
-def _fetch_again(
-    site: Site, missing: Sequence[ledger.Reject], total: Tally, run_id: int, progress: Progress | None
-) -> None:
-    """Ask the archives for what they did not give; the fetch itself settles what it has brought."""
-    for name in dict.fromkeys(item.source for item in missing):
-        origins = [item.origin for item in missing if item.source == name]
-        source = site.settings.sources.get(name)
-        if isinstance(source, DicomWebSource | PacsSource):
-            asked = source.model_copy(update={"studies": tuple(map(study_of, origins)), "days": None})
-            total.add(fetch(site.store, site.settings, asked, name, run_id=run_id, progress=progress))
-        else:
-            total.notes["left-to-the-next-fetch"] += len(origins)
-
-
-def _sheet(sources: Iterable[Files], origin: str) -> Path | None:
-    """The sample sheet of the configured source that a file came from: another laboratory's may name others alike."""
-    whole = file_of_sample(origin) or origin
-    for source in sources:
-        if source.kind == "vcf" and any(whole == origin_of(path) or _lies_in(whole, path) for path in source.paths):
-            return source.samples
-    return None
-
-
-def _lies_in(origin: str, path: Path) -> bool:
-    """Whether what came from there came out of this folder or archive."""
-    return origin.startswith((f"{origin_of(path)}/", f"{origin_of(path)}!"))
-
-
-def _offer(site: Site, reject: ledger.Reject) -> Offer:
-    store, kept = site.store, reject.sha256 if reject.payload else None
-    whole = file_of_sample(reject.origin) if reject.kind == "vcf" else None
-    if whole is not None:
-        stored = kept is not None and kept in store.objects
-        return Offer(origin=whole, path=store.objects.path(kept) if kept and stored else Path(whole))
-    if kept and kept in store.objects and not reject.code.startswith("archive-"):
-        bases = server_bases(site.settings, reject.origin) if reject.kind == "fhir" else frozenset()
-        return Offer(origin=reject.origin, path=store.objects.path(kept), entry="#" in reject.origin, bases=bases)
-    origin = reject.origin.partition("#")[0]  # of an entry whose bytes were not kept, the whole file
-    return Offer(origin=origin, path=Path(origin))
-
-
-def replay_jobs(site: Site, job_ids: Sequence[int] | None = None) -> int:
-    """Make dead and failed jobs ready again; returns how many."""
-    with recorded(site, "retry jobs") as run, site.store.writing() as connection:
-        count = jobs.retry_jobs(connection, job_ids)
-        ledger.record_audit(connection, run.id, "replay", "jobs", ready=count)
-        run.counts = {"ready": count}
-    return count
-
-
-def replay_deliveries(site: Site, target: str | None = None, *, overwrite: bool = False) -> int:
-    """Make dead, failed and withheld deliveries pending again, of one target or all; returns how many.
-
-    With ``overwrite``, they are written over what others changed at the server since.
-    """
-    where = site.settings.target(target).public if target else None
-    with recorded(site, "retry deliveries") as run, site.store.writing() as connection:
-        count = outbox.retry_deliveries(connection, where, overwrite=overwrite)
-        ledger.record_audit(connection, run.id, "replay", "deliveries", pending=count, overwrite=overwrite)
-        run.counts = {"pending": count}
-    return count
 
 
 def source_of(

@@ -5,7 +5,7 @@ import traceback
 import orjson
 import pytest
 
-from medflow import scoring, steps
+from medflow import replay, scoring, steps
 from medflow.errors import InputNotUsable, MedflowError, PluginBroken
 from medflow.fhir.write import result_resources
 from medflow.registry import BrokenPlugin, RegisteredModel, Registry
@@ -189,7 +189,7 @@ def test_a_dead_job_is_scored_after_a_replay(site, tmp_path):
     take(site, tmp_path, ">n\nNACGTACG\n>ok\nACGTACGT\n")
     assert steps.score(site).dead == 1
 
-    assert steps.replay_jobs(site) == 1
+    assert replay.replay_jobs(site) == 1
 
     assert steps.score(site).dead == 1  # its data are still what they were
     with site.store.writing() as connection:
@@ -236,8 +236,8 @@ def test_a_vcf_refused_for_its_reference_is_never_taken_without_one(site, tmp_pa
     source = steps.source_of("vcf", [sample.vcf], reference=sample.reference)
     assert steps.ingest(site, source).reasons["ref-mismatch"] == 1
 
-    without = steps.replay_rejects(site)
-    again = steps.replay_rejects(site, reference=sample.reference)
+    without = replay.replay_rejects(site)
+    again = replay.replay_rejects(site, reference=sample.reference)
 
     assert (without.offered, without.notes["left-without-reference"]) == (0, 1)
     assert (again.stored, again.reasons["ref-mismatch"]) == (0, 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from medflow import scoring, steps
+from medflow import replay, scoring, steps
 from medflow.inputs import due_units
 from medflow.records import Instant
 from medflow.registry import Registry
@@ -143,7 +143,7 @@ def test_what_is_retried_after_a_withdrawal_is_refused_again_and_changes_nothing
     admission.take(gone("a"))
     steps.score(admission.site)
 
-    assert steps.replay_jobs(admission.site) == 1
+    assert replay.replay_jobs(admission.site) == 1
     tally = steps.score(admission.site)
 
     assert (tally.dead, tally.notes) == (1, {})

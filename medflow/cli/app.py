@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from medflow import steps
+from medflow import replay, steps
 from medflow.cli import config as config_command
 from medflow.cli import demo as demo_command
 from medflow.cli import deploy as deploy_command
@@ -252,7 +252,7 @@ def retry_rejects(
     """Offer every open reject again; what is taken now is settled."""
     site = here()
     with progress_bar("replaying rejects") as advance:
-        tally = steps.replay_rejects(site, reference=reference, samples=samples, progress=advance)
+        tally = replay.replay_rejects(site, reference=reference, samples=samples, progress=advance)
     finish(tally.as_json(), as_json=as_json, title="retry rejects")
 
 
@@ -263,7 +263,7 @@ def retry_jobs(
 ) -> None:
     """Make dead and failed jobs ready; the next `medflow score` takes them."""
     site = here()
-    finish({"ready": steps.replay_jobs(site, ids or None)}, as_json=as_json, title="retry jobs")
+    finish({"ready": replay.replay_jobs(site, ids or None)}, as_json=as_json, title="retry jobs")
 
 
 @retry_app.command("deliveries")
@@ -276,7 +276,7 @@ def retry_deliveries(
 ) -> None:
     """Make dead, failed and withheld deliveries pending; the next `medflow deliver` sends them."""
     site = here()
-    pending = steps.replay_deliveries(site, to, overwrite=overwrite)
+    pending = replay.replay_deliveries(site, to, overwrite=overwrite)
     finish({"pending": pending}, as_json=as_json, title="retry deliveries")
 
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from medflow import steps
+from medflow import replay, steps
 from medflow.config import Settings, load_settings
 from medflow.connections.endpoints import DicomWebSource
 from medflow.connections.patience import Patience
@@ -284,7 +284,7 @@ def test_retrying_rejects_asks_a_configured_archive_again(
     fetch(local, settings, source.model_copy(update={"studies": (f"{ROOT}.9",)}), "elsewhere")
     orthanc.upload(*write_series(tmp_path / "late", volume_of(2)))
 
-    tally = steps.replay_rejects(site)
+    tally = replay.replay_rejects(site)
 
     assert (tally.stored, tally.rejected, tally.notes) == (2, 0, {"left-to-the-next-fetch": 1})
     with local.reading() as connection:

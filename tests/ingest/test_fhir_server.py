@@ -9,7 +9,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from medflow import steps
+from medflow import replay, steps
 from medflow.config import load_settings
 from medflow.connections.endpoints import FhirSource
 from medflow.connections.patience import Patience
@@ -292,7 +292,7 @@ def test_a_reject_of_a_server_is_replayed_as_of_its_system(store, settings, serv
     fetch_records(store, settings, FhirSource.model_validate(ehr), "ehr", patience=ONCE)
     assert held(store, "lab") == {}
     again = load_settings(home=settings.home, sources={"ehr": ehr}, timezone="Europe/Berlin")
-    tally = steps.replay_rejects(steps.Site(settings=again, store=store, registry=Registry(models={}, broken=())))
+    tally = replay.replay_rejects(steps.Site(settings=again, store=store, registry=Registry(models={}, broken=())))
     assert (tally.stored, tally.rejected) == (1, 0)
     assert held(store, "lab") == {"Observation/o1": "1"}
     with store.reading() as connection:

@@ -7,7 +7,7 @@ import pysam
 import pytest
 from sqlalchemy import select, update
 
-from medflow import steps
+from medflow import replay, steps
 from medflow.config import Settings
 from medflow.connections.endpoints import Files
 from medflow.errors import ConfigurationError
@@ -74,7 +74,7 @@ def rejects(store: Store) -> list[tuple[str, str]]:
 
 
 def retry(store: Store, settings: Settings, **options):
-    return steps.replay_rejects(steps.Site(settings=settings, store=store, registry=installed()), **options)
+    return replay.replay_rejects(steps.Site(settings=settings, store=store, registry=installed()), **options)
 
 
 # --- the ways ----------------------------------------------------------------------------------------------------
