@@ -33,6 +33,7 @@ from tests.services.s3_server import s3_server as start_s3_server
 
 REPOSITORY = Path(__file__).parent.parent
 REALDATA = Path(os.environ.get("MEDFLOW_REALDATA") or REPOSITORY.parent / "shared" / "data")
+LONG = ("tests/flows/", "tests/ui/", "tests/test_docs.py", "tests/test_nights.py", "tests/test_logs.py")
 MARKS = ("realdata", "fhir_server", "orthanc", "postgres", "prefect_server")  # fixtures whose tests carry their name
 
 
@@ -54,7 +55,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by the services they ask for, so that ``-m "not fhir_server"`` needs no discipline."""
+    """Mark tests by the services they ask for, so that ``-m "not fhir_server"`` needs no discipline.
+
+    Files of long tests go first: at the end of a run one worker would wait for the other.
+    """
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
     for item in items:
         for name in MARKS:
             if name in getattr(item, "fixturenames", ()):
