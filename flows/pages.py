@@ -152,7 +152,7 @@ def _needs_score(counts: Counts) -> Iterable[Sequence[object]]:
         look = "`medflow jobs --state failed`"
         yield f"{_of(counts['failed'], 'case')} failed for the machine's sake", look, "nothing: the next run tries"
     for name, error in counts.get("broken", {}).items():
-        yield f"{cell(name)} could not be run", cell(error), "`medflow models`; tell its author"
+        yield f"{cell(name)} could not be run", cell(error), "what it says (`medflow doctor`), or tell its author"
 
 
 def _needs_deliver(counts: Counts) -> Iterable[Sequence[object]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -9,12 +10,13 @@ from prefect import State, flow, task
 from pydantic import Field
 
 from medflow import steps
-from medflow.errors import ConfigurationError
+from medflow.errors import ConfigurationError, MedflowError, PluginBroken
 from medflow.flows.chunks import score_chunks
 from medflow.flows.deliver import send
 from medflow.flows.installation import TASK, only_transient, refresh, scoring_site, site
 from medflow.flows.report import final_state, named, report
 from medflow.records import Instant
+from medflow.registry import RegisteredModel
 from medflow.scoring import ScoreTally
 
 Models = Annotated[
@@ -41,12 +43,29 @@ DeliverTo = Annotated[
 ]
 
 
+Selected = tuple[int, float, dict[str, int]]
+
+
 @task(task_run_name="select {model}", retry_condition_fn=only_transient, **TASK)
-def select_cases(model: str, as_of: datetime | None, run_id: int) -> tuple[int, float, dict[str, int]]:
+def select_cases(model: str, as_of: datetime | None, run_id: int) -> Selected:
     """Make jobs of what is new to a model; returns how many are new, the seconds it took, and its notes."""
     here = scoring_site()
     tally = steps.select(here, here.registry.get(model), as_of=instant(as_of), run_id=run_id)
     return tally.selected, tally.seconds["select"], dict(tally.notes)
+
+
+def select_all(
+    models: Sequence[RegisteredModel], as_of: datetime | None, run_id: int
+) -> tuple[dict[str, Selected], dict[str, MedflowError]]:
+    """What is new to each model, and why it cannot be told of some, by name: a reference that is not there, say."""
+    selected: dict[str, Selected] = {}
+    given_up: dict[str, MedflowError] = {}
+    for model in models:
+        try:
+            selected[model.name] = select_cases(model.name, as_of, run_id)
+        except PluginBroken as error:
+            given_up[model.name] = error
+    return selected, given_up
 
 
 def instant(moment: datetime | None) -> Instant | None:
@@ -67,13 +86,14 @@ def run_models(models: list[str] | None, as_of: datetime | None, *, explain: boo
     if not models:
         total.broken.update({plugin.entry_point: plugin.error for plugin in here.registry.broken})
     with steps.recorded(here, "score") as run:
-        selected = {model.name: select_cases(model.name, as_of, run.id) for model in chosen}
-        given_up = score_chunks(here, run, chosen, explain=explain)
+        selected, given_up = select_all(chosen, as_of, run.id)
+        runnable = [model for model in chosen if model.name in selected]
+        given_up.update(score_chunks(here, run, runnable, explain=explain))
         tallies = steps.scored(here, run)
         by_model: dict[str, Any] = {}
         for model in chosen:
             tally = tallies.get(model.name, ScoreTally())
-            tally.selected, tally.seconds["select"], notes = selected[model.name]
+            tally.selected, tally.seconds["select"], notes = selected.get(model.name, (0, 0.0, {}))
             tally.notes.update(notes)
             if error := given_up.get(model.name):
                 tally.broken[model.name] = error.message

@@ -26,7 +26,13 @@ from pydantic import (
     field_validator,
 )
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from medflow import config_file
 from medflow.connections.endpoints import (
@@ -43,6 +49,8 @@ from medflow.connections.endpoints import (
 from medflow.connections.secrets import reveal
 from medflow.errors import ConfigurationError
 
+# left out where they are empty, as deployments hand on what nobody set: an empty path would be the current folder
+EMPTY_IS_UNSET = frozenset({"sample_system", "sample_sheet", "references", "regions", "genes", "gene_bed"})
 LABEL_UNITS = ("unit", "encounter", "patient", "series", "study", "sequence")
 
 
@@ -84,6 +92,15 @@ class Cohort(BaseModel):
     min_age: int | None = Field(None, ge=0)
     max_age: int | None = Field(None, ge=0)
     every: float = Field(24.0, gt=0)
+
+
+class _Environment(EnvSettingsSource):
+    """The environment, without what counts as unset where it is empty."""
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        unset = {f"medflow_{name}" for name in EMPTY_IS_UNSET}
+        found = super()._load_env_vars()
+        return {name: value for name, value in found.items() if name not in unset or (value or "").strip()}
 
 
 class LogSettings(BaseSettings):
@@ -210,6 +227,23 @@ class Settings(LogSettings):
     @classmethod
     def _several(cls, value: object) -> object:
         return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+    @field_validator(*sorted(EMPTY_IS_UNSET - {"references"}), mode="before")
+    @classmethod
+    def _unset(cls, value: object) -> object:
+        return None if isinstance(value, str) and not value.strip() else value
+
+    @field_validator("references", mode="before")
+    @classmethod
+    def _with_a_file(cls, value: object) -> object:
+        return {key: path for key, path in value.items() if path != ""} if isinstance(value, dict) else value
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *args: Any, **kwargs: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What is given, then the environment."""
+        return init_settings, _Environment(settings_cls)
 
     @field_validator("timezone")
     @classmethod
@@ -405,7 +439,7 @@ def load_log_settings() -> LogSettings:
 
 def _load(kind: type[AnySettings], given: dict[str, Any]) -> Loaded[AnySettings]:
     try:
-        found = EnvSettingsSource(Settings)()
+        found = _Environment(Settings)()
     except SettingsError as error:  # the message names the field, its cause would quote the value
         name = str(error).partition('"')[2].partition('"')[0]
         raise ConfigurationError(f"MEDFLOW_{name.upper()} is not the JSON that it should be") from None

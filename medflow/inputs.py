@@ -41,11 +41,18 @@ _Read = Callable[[int], _Inputs]
 
 
 def due_units(
-    connection: Connection, spec: ModelSpec, *, as_of: Instant, model_id: int, genomes: GenomeSite = NOWHERE
+    connection: Connection,
+    spec: ModelSpec,
+    *,
+    as_of: Instant,
+    model_id: int,
+    genomes: GenomeSite = NOWHERE,
+    expect: Callable[[int], None] = lambda _count: None,
 ) -> Iterable[DueUnit]:
     """The units whose input may be new to this model; of records a thousand are read when they are asked for.
 
-    ``genomes`` is what variants are read with.
+    ``genomes`` is what variants are read with. ``expect`` is told of time series, before they are looked at, how many
+    may come.
     """
     wanted = spec.accepts[0]
     if (variants := variants_of(spec)) is not None:
@@ -55,7 +62,7 @@ def due_units(
     if isinstance(wanted, ImagingInput):
         return due_series(connection, wanted, as_of=as_of, model_id=model_id)
     if isinstance(wanted, TimeSeriesInput):
-        return due_encounters(connection, wanted, as_of=as_of, model_id=model_id)
+        return due_encounters(connection, wanted, as_of=as_of, model_id=model_id, expect=expect)
     if isinstance(wanted, SequenceInput):
         return due_sequences(connection, wanted, as_of=as_of, model_id=model_id)
     raise TypeError(f"no selection for {type(wanted).__name__}")  # the registry admits no such model
@@ -115,7 +122,8 @@ class _SeriesReading:
         self._units = [[(job.unit.id, job.prediction_time) for job in batch] for batch in batches]
         self._asked: dict[int, Future[SeriesBlock]] = {}
         self._lock = Lock()
-        store.readers.start(sum(map(len, batches)))
+        if store.beside.start(sum(map(len, batches))):
+            self._ask_from(0, starting=True)  # what is read while a model is loaded costs nothing
 
     def read(self, number: int) -> _Inputs:
         self._ask_from(number)
@@ -125,11 +133,11 @@ class _SeriesReading:
         with self._store.reading() as connection:
             return load_series(connection, self._wanted, self._units[number]).cases()
 
-    def _ask_from(self, number: int) -> None:
+    def _ask_from(self, number: int, *, starting: bool = False) -> None:
         with self._lock:
-            for ahead in range(number, min(number + self._store.readers.ahead, len(self._units))):
+            for ahead in range(number, min(number + self._store.beside.ahead, len(self._units))):
                 if ahead not in self._asked:
-                    asked = self._store.readers.load(self._wanted, self._units[ahead])
+                    asked = self._store.beside.load(self._wanted, self._units[ahead], starting=starting)
                     if asked is not None:
                         self._asked[ahead] = asked
 

@@ -226,6 +226,7 @@ class FhirResource:
     facts: tuple[CodedFact, ...] = ()
     names: tuple[Identifier, ...] = ()  # of a Specimen or ServiceRequest; system "" where it states none
     sequence: Sequence | None = None  # of a MolecularSequence that can be read
+    specimen: str | None = None  # the id of its Specimen, where a MolecularSequence names no patient
 
 
 # --- genomics --------------------------------------------------------------------------------------------------
@@ -282,7 +283,8 @@ class CalledVariant(Variant):
     """An allele that a sample carries, split, trimmed and aligned to the left; contig as the reference names it.
 
     An insertion or deletion keeps the base before it. ``zygosity`` is None where the genotype does not tell; ``phase``
-    is the phase set (PS) of a phased genotype. ``depths`` are the reads of the reference and of this allele (AD).
+    is the phase set (PS) of a phased genotype and, after a colon, the place of the allele in it (``77:2`` of 0|1): in
+    one set alleles of one place lie in cis. ``depths`` are the reads of the reference and of this allele (AD).
     """
 
     zygosity: Literal["heterozygous", "homozygous", "hemizygous"] | None = None

@@ -19,6 +19,7 @@ from medflow.ingest.vcf import file_of_sample
 from medflow.steps import Progress, Site, recorded, take
 from medflow.store import jobs, ledger, outbox
 from medflow.store.ledger import now_us
+from medflow.store.specimens import OF_STORED_FILE
 
 
 def replay_rejects(
@@ -28,8 +29,9 @@ def replay_rejects(
 
     A VCF whose REF alleles were refused is offered only with a ``reference`` to check them against again: the one
     given, else that of the configured VCF sources. Whose its samples are is asked of the sheet ``samples``, else of
-    that of the configured source that it came from. Studies that an archive did not give are asked for again where that
-    archive is configured.
+    that of the configured source that it came from; where sources have sheets, samples that a Specimen or order no
+    longer gives to their patient wait for ``samples``, or for their file. Studies that an archive did not give are
+    asked for again where that archive is configured.
     """
     files = [item for item in site.settings.sources.values() if isinstance(item, Files)]
     reference = reference or next((item.reference for item in files if item.reference), None)
@@ -39,6 +41,11 @@ def replay_rejects(
     if reference is None and (left := [item for item in found if item.code == RejectCode.REF_MISMATCH]):
         total.notes["left-without-reference"] = len(left)
         found = [item for item in found if item.code != RejectCode.REF_MISMATCH]
+    sheets = any(source.kind == "vcf" and source.samples for source in files)
+    left = [item for item in found if item.kind == "vcf" and item.origin.startswith(OF_STORED_FILE)]
+    if sheets and samples is None and left:  # whose sheet to ask is not known of them: without it they might be misled
+        total.notes["left-without-sheet"] = len(left)
+        found = [item for item in found if item not in left]
     left = [
         item for item in found if item.kind == "fhir" and not item.payload and server_bases(site.settings, item.origin)
     ]

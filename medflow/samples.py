@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import file_digest
 from pathlib import Path
 
-from medflow.errors import ConfigurationError, InputNotUsable, PluginBroken
+from medflow.errors import ConfigurationError, InputNotUsable, PluginBroken, TransientError
 from medflow.genomics.opened import opened_reference, opened_regions
 from medflow.genomics.reference import Reference
 from medflow.genomics.regions import Regions
@@ -17,6 +20,8 @@ from medflow.records import DueUnit, Instant
 from medflow.store import Connection, Store
 from medflow.store.genomics import WHOLE_RECORDS, SampleScope, StoredSample, due_samples, load_samples
 from medflow.store.jobs import Job
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +48,7 @@ def due_samples_of(
     PluginBroken
         The reference or the regions that are configured cannot be used: then this model cannot be run, others can.
     """
-    return due_samples(connection, wanted, _Opened(genomes, wanted).scope, as_of=as_of, model_id=model_id)
+    return due_samples(connection, wanted, Opened(genomes, wanted).scope, as_of=as_of, model_id=model_id)
 
 
 class SampleOpener:
@@ -62,19 +67,22 @@ class SampleOpener:
             sample-missing, input-changed, no-reference, no-regions, file-missing, or as for `read_variants`.
         PluginBroken
             As for `due_samples_of`.
+        TransientError
+            The reference or the regions were replaced meanwhile.
         """
-        opened = _Opened(self._genomes, self._wanted)
+        opened = Opened(self._genomes, self._wanted)
         sample = self._sample(opened.scope)
         reference, regions = opened.ready(sample)
-        found = read_variants(
-            self._file(sample),
-            sample.name,
-            wanted=self._wanted,
-            reference=reference,
-            regions=regions,
-            index=self._store.objects.path(sample.index) if sample.index else None,
-            records=sample.records,
-        )
+        with self._unchanged(opened.scope):
+            found = read_variants(
+                self._file(sample),
+                sample.name,
+                wanted=self._wanted,
+                reference=reference,
+                regions=regions,
+                index=self._index(sample),
+                records=sample.records,
+            )
         self._called = CalledCase(
             found=found,
             build=sample.build or "",
@@ -93,6 +101,25 @@ class SampleOpener:
         assert self._called is not None  # noqa: S101 - asked only of a case that was read
         called, self._called = self._called, None
         return called
+
+    @contextmanager
+    def _unchanged(self, scope: SampleScope) -> Iterator[None]:
+        """What was read, or refused, of files that were replaced meanwhile may be of both: it is not taken."""
+        try:
+            yield
+        except InputNotUsable:
+            self._check_unchanged(scope)
+            raise
+        self._check_unchanged(scope)
+
+    def _check_unchanged(self, scope: SampleScope) -> None:
+        try:
+            same = Opened(self._genomes, self._wanted).scope == scope
+        except PluginBroken:  # half of it is there
+            same = False
+        if not same:
+            said = f"the reference or the regions were replaced while {self._job.unit} was read"
+            raise TransientError(f"{said}: it is tried again", code="input-changed")
 
     def _sample(self, scope: SampleScope) -> StoredSample:
         job = self._job
@@ -114,8 +141,22 @@ class SampleOpener:
             raise InputNotUsable("file-missing", f"the file of {self._job.unit} is no longer there")
         return path
 
+    def _index(self, sample: StoredSample) -> Path | None:
+        """The index of the file; None where it has none or it is not what was stored: it only spares reading."""
+        if sample.index is None:
+            return None
+        path = self._store.objects.path(sample.index)
+        try:
+            with path.open("rb") as file:
+                whole = file_digest(file, "sha256").hexdigest() == sample.index
+        except OSError:
+            whole = False
+        if not whole:
+            log.warning("%s: the index of its file is missing or damaged: read from start to end", self._job.unit)
+        return path if whole else None
 
-class _Opened:
+
+class Opened:
     """What the site gives a model of variants."""
 
     def __init__(self, genomes: GenomeSite, wanted: SequenceInput) -> None:
@@ -149,5 +190,11 @@ class _Opened:
                 "no-regions",
                 f"the file has {sample.records} records and is not scored whole unasked: name a BED file in "
                 "MEDFLOW_REGIONS, genes in MEDFLOW_GENES and MEDFLOW_GENE_BED, or set MEDFLOW_REGIONS to all",
+            )
+        if not regions.everything and not any(self._reference.has(name, self._assembly) for name in regions.by_contig):
+            raise InputNotUsable(
+                "no-regions",
+                f"the reference of {self._assembly} has no contig of the regions: name them in MEDFLOW_REGIONS or "
+                "MEDFLOW_GENE_BED as it does, with or without chr",
             )
         return self._reference, regions

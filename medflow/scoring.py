@@ -5,54 +5,47 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 
+from medflow.answers import Answers, Ended, Finished, code_of
 from medflow.config import Settings
-from medflow.contexts import About, context_of, identity_of, maker_of, read_about
-from medflow.dicom.maker import Maker
+from medflow.contexts import read_about
 from medflow.errors import (
     CaseError,
-    DeviceExhausted,
     MedflowError,
     PluginBroken,
-    PredictionInvalid,
     TransientError,
-    place_of,
 )
-from medflow.evidence import ExplainedCase, Told, told_of, with_contributions, without_contributions
-from medflow.fhir.write import catalog_resources, result_resources
 from medflow.garbage import seldom_collected
 from medflow.genomics.site import GenomeSite
-from medflow.heat_maps import are_drawn, keep_heat_maps
 from medflow.inference.loaded import LoadedModel
 from medflow.inference.memory import chunk_of, largest_batch
 from medflow.inference.resident import LoadedModels
-from medflow.inference.results import results_of
-from medflow.inference.runner import Outcome, Runner
+from medflow.inference.runner import Runner
 from medflow.inputs import CaseOpener, due_units, open_cases
-from medflow.plugin import Case, ModelSpec, TimeSeriesInput
-from medflow.records import Instant, Outgoing, Result, ResultObject
+from medflow.plugin import Case, ModelSpec, SequenceInput, TimeSeriesInput
+from medflow.records import Instant, Outgoing, UnitKind
 from medflow.registry import RegisteredModel, dump_spec
-from medflow.samples import SampleOpener
-from medflow.segmentations import has_segments, keep_segmentations
 from medflow.store import Connection, Store, chunks, outbox, result_objects, trained, withdrawal
 from medflow.store import jobs as queue
-from medflow.store.genomics import samples_elsewhere
+from medflow.store.genomics import samples_elsewhere, sequences_too_short
 from medflow.store.jobs import Job
 from medflow.store.ledger import now_us
+from medflow.store.withdrawn_files import still_due
 from medflow.variant_rule import variants_of
-from medflow.variant_scores import keep_variant_scores
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int], None]
 COMMIT_EVERY = 64  # cases, rounded up to whole batches: what a killed process loses at most,
 COMMIT_AFTER_S = 30  # or so many seconds of work, where cases are slow
-UNKNOWN_ASSEMBLY = "samples-of-unknown-assembly"  # notes of what a model of variants is not given
+UNKNOWN_ASSEMBLY = "samples-of-unknown-assembly"  # notes of what no model of variants is given
 OTHER_ASSEMBLY = "samples-of-another-assembly"
+TOO_SHORT = "sequences-too-short"  # and of what a model of sequences is not
+OF_THE_STORE = frozenset({UNKNOWN_ASSEMBLY, OTHER_ASSEMBLY, TOO_SHORT})  # the same units, whichever model tells
 WRITING = 2  # threads that make FHIR resources and DICOM objects of answers beside the device,
 WRITTEN_AHEAD = 2  # and parts of batches that wait for it: a batch, or one case with its image, masks and heat maps
 
@@ -76,14 +69,18 @@ class ScoreTally:
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, other: ScoreTally) -> None:
-        """Count another scoring's cases as well."""
+        """Count another scoring's cases as well.
+
+        Notes of what is in the store tell of the same units: the most that any model is not given are all of them.
+        """
         self.selected += other.selected
         self.leased += other.leased
         self.done += other.done
         self.failed += other.failed
         self.dead += other.dead
         self.reasons.update(other.reasons)
-        self.notes.update(other.notes)
+        for name, count in other.notes.items():
+            self.notes[name] = max(self.notes[name], count) if name in OF_THE_STORE else self.notes[name] + count
         self.broken.update(other.broken)
         for stage, spent in other.seconds.items():
             self.seconds[stage] += spent
@@ -115,13 +112,16 @@ def select(
     *,
     as_of: Instant,
     run_id: int | None = None,
+    assemblies: Collection[str] = (),
+    expect: Callable[[int], None] = lambda _count: None,
     on_selected: Callable[[int], None] = lambda _count: None,
 ) -> ScoreTally:
-    """Make jobs of the units whose input has no job of this model yet, and queue the model's own resources.
+    """Make jobs of the units whose input has no job of this model yet.
 
     Results that no longer stand, and that no new job is about to replace, are taken back. Jobs are made a chunk at a
-    time, and ``on_selected`` is told how many: they can be scored from then on. Samples that a model of variants is not
-    given for their assembly are noted.
+    time, and ``on_selected`` is told how many: they can be scored from then on; ``expect`` is told before, of time
+    series, how many there may be. Samples that are given to no model of variants for their assembly are noted, those
+    of ``assemblies`` being other models', and sequences that are too short for this one.
 
     Raises
     ------
@@ -132,29 +132,34 @@ def select(
     with store.writing() as connection:
         _check_served(connection, model)
         model_id = _register(connection, model)
-        outbox.queue(connection, None, catalog_resources(identity_of(model)))
     with store.reading() as reading:
         genomes = GenomeSite.of(settings)
-        due = iter(due_units(reading, spec, as_of=as_of, model_id=model_id, genomes=genomes))
+        due = iter(due_units(reading, spec, as_of=as_of, model_id=model_id, genomes=genomes, expect=expect))
         while part := list(islice(due, chunk_cases(settings, model))):
             with store.writing() as connection:
                 _check_served(connection, model)  # a promotion lets go of the jobs that there are, not of these
+                if spec.unit is UnitKind.SAMPLE:
+                    part = still_due(connection, part)  # files may have been withdrawn meanwhile
                 selected = queue.enqueue(connection, model_id, part)
             tally.selected += selected
             on_selected(selected)
-        _note_elsewhere(reading, tally, spec, as_of, genomes)
+        _note_not_given(reading, tally, spec, as_of, assemblies)
     if isinstance(spec.accepts[0], TimeSeriesInput):
         _note_withdrawn(tally, _take_back(store, spec.accepts[0], model_id, run_id))
     tally.seconds["select"] = time.perf_counter() - started
     return tally
 
 
-def _note_elsewhere(
-    connection: Connection, tally: ScoreTally, spec: ModelSpec, as_of: Instant, genomes: GenomeSite
+def _note_not_given(
+    connection: Connection, tally: ScoreTally, spec: ModelSpec, as_of: Instant, assemblies: Collection[str]
 ) -> None:
     if (wanted := variants_of(spec)) is not None:
-        unknown, other = samples_elsewhere(connection, wanted, as_of=as_of, served=genomes.references)
+        unknown, other = samples_elsewhere(connection, {wanted.assembly, *assemblies}, as_of=as_of)
         tally.notes.update({name: n for name, n in ((UNKNOWN_ASSEMBLY, unknown), (OTHER_ASSEMBLY, other)) if n})
+    elif isinstance(spec.accepts[0], SequenceInput) and (
+        short := sequences_too_short(connection, spec.accepts[0], as_of=as_of)
+    ):
+        tally.notes[TOO_SHORT] = short
 
 
 def _check_served(connection: Connection, model: RegisteredModel) -> None:
@@ -242,28 +247,6 @@ def chunk_cases(settings: Settings, model: RegisteredModel) -> int:
     return max(batch, chunk_of(model.spec, settings.chunk_size) // batch * batch)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Finished:
-    """A job's checked results, the DICOM objects made of them, and all that is to be sent; waiting to be committed."""
-
-    results: Sequence[Result]
-    objects: Sequence[ResultObject]
-    outgoing: Sequence[Outgoing]
-    note: str | None = None
-
-
-_Ended = dict[int, _Finished | CaseError | TransientError]  # by the job's id
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Answer:
-    """The checked results of a case, the DICOM objects made of them, and what to note of it."""
-
-    results: Sequence[Result]
-    objects: Sequence[ResultObject]
-    note: str | None = None
-
-
 class _Chunk:
     """One leased chunk on its way from jobs to committed results."""
 
@@ -277,15 +260,13 @@ class _Chunk:
         self.committed = time.perf_counter()
         self.tally = ScoreTally()
         self.issued = Instant(utc_us=now_us())
-        self.identity = identity_of(model)
         self.open: dict[int, Job] = {}
-        self.finished: dict[int, _Finished] = {}
+        self.finished: dict[int, Finished] = {}
         self.failures: dict[int, CaseError | TransientError] = {}
-        self.writing: deque[Future[_Ended]] = deque()
+        self.writing: deque[Future[Ended]] = deque()
+        self.catalog: Future[Sequence[Outgoing]] | None = None
         self.committing: Future[None] = Future()
         self.committing.set_result(None)
-        self.about = About(facts={}, subjects={})
-        self.openers: Sequence[CaseOpener] = ()
 
     def run(self) -> ScoreTally:
         leased = self._lease()
@@ -341,18 +322,19 @@ class _Chunk:
 
     def _score(self, leased: Sequence[Job]) -> None:
         started = time.perf_counter()
+        with self.store.reading() as connection:
+            about = read_about(connection, self.settings, self.model, leased)
+        genomes = GenomeSite.of(self.settings)
+        openers = open_cases(self.store, self.model.spec, leased, workers=self.settings.threads, genomes=genomes)
+        answers = Answers(self.store, self.settings, self.model, leased, openers, about=about, issued=self.issued)
+        openers = [*openers[:-1], _after(self.terms.on_read, openers[-1])]
+        self.tally.seconds["read"] += time.perf_counter() - started
+        started = time.perf_counter()
         with self.loaded.using(self.model) as model:
             self.tally.seconds["load"] += time.perf_counter() - started
-            self._score_with(model, leased)
+            self._score_with(model, openers, answers)
 
-    def _score_with(self, model: LoadedModel, leased: Sequence[Job]) -> None:
-        started = time.perf_counter()
-        with self.store.reading() as connection:
-            self.about = read_about(connection, self.settings, self.model, leased)
-        genomes = GenomeSite.of(self.settings)
-        self.openers = open_cases(self.store, self.model.spec, leased, workers=self.settings.threads, genomes=genomes)
-        openers = [*self.openers[:-1], _after(self.terms.on_read, self.openers[-1])]
-        self.tally.seconds["read"] += time.perf_counter() - started
+    def _score_with(self, model: LoadedModel, openers: Sequence[CaseOpener], answers: Answers) -> None:
         started = time.perf_counter()
         runner = Runner(model, threads=self.settings.threads, explain=self.explain)
         with (
@@ -361,11 +343,12 @@ class _Chunk:
             ThreadPoolExecutor(WRITING, "write") as pool,
             ThreadPoolExecutor(1, "commit") as committer,
         ):
+            self.catalog = pool.submit(answers.catalog)
             for batch in batches:
-                for part in self._parts(batch):
+                for part in answers.parts(batch):
                     while len(self.writing) >= WRITTEN_AHEAD:
                         self._settle_next()
-                    self.writing.append(pool.submit(self._write, leased, part))
+                    self.writing.append(pool.submit(answers.made, part))
                 while self.writing and self.writing[0].done():
                     self._settle_next()
                 if self._commit_is_due():
@@ -387,82 +370,12 @@ class _Chunk:
         waited = time.perf_counter() - self.committed
         return len(self.finished) + len(self.failures) >= COMMIT_EVERY or waited >= COMMIT_AFTER_S
 
-    def _told(self, leased: Sequence[Job], batch: Sequence[Outcome]) -> Mapping[int, Told | Exception]:
-        """What moved the answers of a batch, by place: looked up together. What goes wrong costs no answer."""
-        explained = {
-            item.index: ExplainedCase(job=leased[item.index], case=item.case, explanation=item.explanation)
-            for item in batch
-            if item.case is not None and item.explanation
-        }
-        try:
-            return dict(zip(explained, told_of(self.store, self.model.spec, list(explained.values())), strict=True))
-        except Exception as error:  # noqa: BLE001 - told with each of them
-            return dict.fromkeys(explained, error)
-
-    def _parts(self, batch: Sequence[Outcome]) -> Iterator[Sequence[Outcome]]:
-        """A batch as it is written: whole, but its cases one by one where each holds images."""
-        heavy = has_segments(self.model.spec) or any(are_drawn(outcome.explanation) for outcome in batch)
-        return ([outcome] for outcome in batch) if heavy else iter([batch])
-
-    def _write(self, leased: Sequence[Job], part: Sequence[Outcome]) -> _Ended:
-        """What each case of a part comes to, by its job's id; in a thread beside the device's."""
-        told = self._told(leased, part)
-        ended: _Ended = {}
-        for outcome in part:
-            job = leased[outcome.index]
-            try:
-                ended[job.id] = self._to_commit(job, self._answer(job, outcome, told.get(outcome.index, {})))
-            except (CaseError, TransientError) as error:
-                ended[job.id] = error
-        return ended
-
     def _settle_next(self) -> None:
         for job_id, end in self.writing.popleft().result().items():
-            if isinstance(end, _Finished):
+            if isinstance(end, Finished):
                 self.finished[job_id] = end
             else:
                 self.failures[job_id] = end
-
-    def _answer(self, job: Job, outcome: Outcome, told: Told | Exception) -> _Answer:
-        """What a case comes to, with the DICOM objects made of it."""
-        if outcome.error is not None:
-            raise outcome.error
-        assert outcome.case is not None and outcome.prediction is not None  # noqa: S101 - the other two outcomes
-        results = results_of(self.model.spec, outcome.case, outcome.prediction)
-        maker = maker_of(self.model, self.settings, job, self.issued)
-        kept, objects = keep_segmentations(self.store, self.model.spec, job, outcome.prediction, results, maker)
-        if isinstance(opener := self.openers[outcome.index], SampleOpener):
-            kept = keep_variant_scores(self.store, self.model, opener.take(), outcome.prediction, kept)
-        heat_maps, note = self._explained(job, outcome, maker, told)
-        if not isinstance(told, Exception):
-            kept = with_contributions(kept, told)
-        return _Answer(results=kept, objects=[*objects, *heat_maps], note=note)
-
-    def _explained(
-        self, job: Job, outcome: Outcome, maker: Maker, told: Told | Exception
-    ) -> tuple[list[ResultObject], str | None]:
-        """The heat maps of a case, and what to note of its explanation; whatever goes wrong, the result stands."""
-        try:
-            if outcome.unexplained is not None:
-                raise outcome.unexplained
-            if isinstance(told, Exception):
-                raise told
-            if outcome.case is None or not outcome.explanation:
-                return [], None
-            spec = self.model.spec
-            return keep_heat_maps(self.store, spec, job, outcome.case, outcome.explanation, maker), "explained"
-        except Exception as error:  # noqa: BLE001 - also of a library that makes the object
-            return [], self._unexplained(job, error)
-
-    def _unexplained(self, job: Job, error: Exception) -> str:
-        """The note that an explanation failed."""
-        if isinstance(error, MedflowError):
-            code, said = _code_of(error), error.message
-        else:  # its words may quote a header
-            code, said = "unforeseen", f"{type(error).__name__} at {place_of(error)}"
-        ids = {"job": job.id, "model": self.model.name, "code": code}
-        log.warning("job %d of %s is not explained (%s): %s", job.id, self.model.name, code, said, extra=ids)
-        return f"explanation-failed: {code}"
 
     def _begin_commit(self, committer: Executor) -> None:
         """Commit what has ended, beside the device, once the commit before is done."""
@@ -471,10 +384,21 @@ class _Chunk:
         self.committed = time.perf_counter()
         self.committing = committer.submit(self._commit, *ended)
 
-    def _commit(self, finished: Mapping[int, _Finished], failures: Mapping[int, CaseError | TransientError]) -> None:
+    def _queue_catalog(self) -> None:
+        """The model's own resources go before the first results that refer to them."""
+        if self.catalog is not None:
+            catalog, self.catalog = self.catalog.result(), None
+            with self.store.writing() as connection:
+                outbox.queue(connection, None, catalog)
+
+    def _commit(self, finished: Mapping[int, Finished], failures: Mapping[int, CaseError | TransientError]) -> None:
         """Predictions, outbox rows and job states in one transaction: all of it is there, or nothing."""
         started = time.perf_counter()
+        if finished:
+            self._queue_catalog()
         with self.store.writing() as connection:
+            if self.model.spec.unit is UnitKind.SAMPLE:
+                outbox.take_turn(connection)
             held = queue.held(connection, self.owner, [*finished, *failures])
             done = {job_id: item for job_id, item in finished.items() if job_id in held}
             queue.complete(connection, {job_id: item.results for job_id, item in done.items()})
@@ -498,7 +422,7 @@ class _Chunk:
         self.tally.seconds["commit"] += time.perf_counter() - started
 
     def _fail(self, connection: Connection, job_id: int, error: CaseError | TransientError) -> str:
-        code = _code_of(error)
+        code = code_of(error)
         self.tally.reasons[code] += 1
         state = queue.fail(
             connection,
@@ -513,19 +437,6 @@ class _Chunk:
         log.warning("job %d of %s: %s (%s)", job_id, self.model.name, state, code, extra=ids)
         return state
 
-    def _to_commit(self, job: Job, answer: _Answer) -> _Finished:
-        context = context_of(self.identity, self.settings, job, self.about, self.issued, answer.objects)
-        results, note = answer.results, answer.note
-        try:
-            resources = result_resources(context, results)
-        except PredictionInvalid as error:
-            results = without_contributions(results)
-            if results == list(answer.results):
-                raise
-            resources, note = result_resources(context, results), self._unexplained(job, error)
-        files = [result_objects.outgoing(item, context.envelope) for item in answer.objects]
-        return _Finished(results=results, objects=answer.objects, outgoing=[*resources, *files], note=note)
-
 
 def _after(tell: Callable[[], None], opener: CaseOpener) -> CaseOpener:
     def opening() -> Case:
@@ -535,16 +446,9 @@ def _after(tell: Callable[[], None], opener: CaseOpener) -> CaseOpener:
     return opening
 
 
-def _code_of(error: MedflowError) -> str:
-    """The kebab-case reason that an error is counted under."""
-    if code := error.fields.get("code"):
-        return str(code)
-    return "out-of-memory" if isinstance(error, DeviceExhausted) else "transient"
-
-
 def _tells_of_the_data(error: MedflowError) -> bool:
     """Whether the case was judged, and its data refused: of one that changed meanwhile the next selection tells."""
-    return isinstance(error, CaseError) and _code_of(error) != "input-changed"
+    return isinstance(error, CaseError) and code_of(error) != "input-changed"
 
 
 def _register(connection: Connection, model: RegisteredModel) -> int:

@@ -22,15 +22,16 @@ from medflow.store.selection import JobNote, job_notes, series_key, series_pages
 PAGE = 2000  # series or studies read at once
 NOT_TAKEN = "not-taken"
 VERDICTS = {"done": "scored", "dead": "refused"}  # by a job's state; any other waits
+NEXT = "the next `medflow score` takes it"
 NO_PATIENT = Reason(code="no-patient", words="no known patient")
 LATER = Reason(code="later", words="acquired after the moment of the selection")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
-    """One series or study: ``verdict`` due, waiting, scored, refused or not-taken (of a study's series also taken).
+    """A series, study or sample: ``verdict`` due, waiting, scored, refused or not-taken.
 
-    ``series`` are a study's, each with why it was taken or not.
+    ``series`` are a study's, each with why it was taken (their verdict) or not.
     """
 
     unit: Unit
@@ -56,8 +57,16 @@ class Explanation:
 
     @property
     def more(self) -> int:
-        """How many series or studies are counted beyond those that have a line."""
+        """How many units are counted beyond those that have a line."""
         return self.verdicts.total() - len(self.lines)
+
+    def count(self, line: Line, limit: int) -> None:
+        """Count one unit, and keep its line while there are fewer than ``limit``."""
+        self.verdicts[line.verdict] += 1
+        if line.verdict == NOT_TAKEN:
+            self.reasons.update({reason.code for reason in line.reasons})
+        if len(self.lines) < limit:
+            self.lines.append(line)
 
 
 def explain_selection(
@@ -84,20 +93,28 @@ def explain_selection(
     inputs = imaging_inputs(model.spec)
     if not inputs:
         raise ConfigurationError(
-            f"--explain tells why images are taken; {model.name} reads {model.spec.accepts[0].kind} input"
+            f"--explain tells why images or samples are taken; {model.name} reads {model.spec.accepts[0].kind} input"
         )
     told = Explanation(model=model.name, unit=model.spec.unit, rules=rules_of(model.spec))
     with store.reading() as connection:
         for page in series_pages(connection, model.spec.unit, size=PAGE, only=series):
             for line in _Page(connection, model, inputs, as_of, page).lines(only=series):
-                told.verdicts[line.verdict] += 1
-                if line.verdict == NOT_TAKEN:
-                    told.reasons.update({reason.code for reason in line.reasons})
-                if len(told.lines) < limit:
-                    told.lines.append(line)
+                told.count(line, limit)
     if series is not None and not told.verdicts:
         raise ConfigurationError(f"there is no series {series}: `medflow select --explain` lists those that are stored")
     return told
+
+
+def became(unit: Unit, note: JobNote, parts: tuple[Line, ...] = ()) -> Line:
+    """What became of a unit that has a job of what it is made of now."""
+    verdict = VERDICTS.get(note.state, "waiting")
+    words = {
+        "scored": f"scored already: job {note.id} is done",
+        "refused": f"refused: {note.error_code} (job {note.id})",
+        "waiting": f"job {note.id} is {note.state}" + (f" ({note.error_code})" if note.error_code else ""),
+    }[verdict]
+    reason = Reason(code=(note.error_code if verdict == "refused" else None) or verdict, words=words)
+    return Line(unit=unit, verdict=verdict, reasons=(reason,), job=note.id, series=parts)
 
 
 class _Page:
@@ -151,16 +168,9 @@ class _Page:
         notes: Sequence[JobNote] = self._jobs.get(unit.id, ())
         note = next((one for one in notes if one.input_key == key), None)
         if note is None:
-            said = f"its images changed after job {notes[0].id}" if notes else "the next `medflow score` takes it"
+            said = f"its images changed after job {notes[0].id}" if notes else NEXT
             return Line(unit=unit, verdict="due", reasons=(Reason(code="due", words=said),), series=parts)
-        verdict = VERDICTS.get(note.state, "waiting")
-        words = {
-            "scored": f"scored already: job {note.id} is done",
-            "refused": f"refused: {note.error_code} (job {note.id})",
-            "waiting": f"job {note.id} is {note.state}" + (f" ({note.error_code})" if note.error_code else ""),
-        }[verdict]
-        reason = Reason(code=(note.error_code if verdict == "refused" else None) or verdict, words=words)
-        return Line(unit=unit, verdict=verdict, reasons=(reason,), job=note.id, series=parts)
+        return became(unit, note, parts)
 
     def _part(self, series: SeriesFacts, chosen: Mapping[str, SeriesFacts]) -> Line:
         """One series of a study: which inputs take it, else why none does."""

@@ -207,6 +207,7 @@ def problems(found: Standing, *, max_age_hours: float = MAX_AGE_HOURS, max_dead:
     return [
         *_silent_servers(found),
         *_stale_sources(found, max_age_hours),
+        *_broken_models(found),
         *_dead_jobs(found, max_dead),
         *_late_targets(found, max_age_hours),
         *_workers_missing(found),
@@ -240,6 +241,16 @@ def _stale_sources(found: Standing, max_age_hours: float) -> Iterator[Problem]:
         elif age_s > max_age_hours * 3600:
             said = f"{source.name} was last ingested {said_age(age_s)} ago"
             yield Problem(code="stale-source", name=source.name, message=said)
+
+
+def _broken_models(found: Standing) -> Iterator[Problem]:
+    """Models that the last finished scoring could not run: its cases wait, and no count of jobs tells of it."""
+    last = next((run for run in found.runs if run.command == "score" and run.counts), None)
+    if last is None:
+        return
+    for name, error in last.counts.get("broken", {}).items():
+        said = f"{name} could not be run {said_age(found.age_s(last.started_us))} ago: {error}"
+        yield Problem(code="broken-model", name=name, message=said)
 
 
 def _dead_jobs(found: Standing, max_dead: int) -> Iterator[Problem]:

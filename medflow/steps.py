@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from medflow import promotion, scoring, selection, trained
+from medflow import promotion, sample_selection, scoring, selection, trained
 from medflow.config import LabelTable, Settings
 from medflow.connections.endpoints import AnySource, AnyTarget, Files
 from medflow.delivery import DeliveryTally
@@ -32,15 +32,18 @@ from medflow.dispatch import Dispatch, Wake
 from medflow.errors import ConfigurationError, MedflowError, PluginBroken, TransientError, unforeseen
 from medflow.evaluation.result import Evaluation, InputDrift
 from medflow.explanation import explain_done, explainable
+from medflow.genomics.site import GenomeSite
 from medflow.ingest.fetch import fetch
 from medflow.ingest.fhir import ingest_fhir
 from medflow.ingest.genomics import ingest_fasta, ingest_vcf
 from medflow.ingest.received import remove_received
 from medflow.ingest.tally import Tally
+from medflow.ingest.withdrawing import named_file
 from medflow.overlap import select_and_score
 from medflow.promotion import Promotion
 from medflow.records import Instant
 from medflow.registry import RegisteredModel, Registry, elsewhere, installed, with_announced
+from medflow.sample_selection import SampleList
 from medflow.scoring import LoadedModels, ScoreTally
 from medflow.selection import Explanation
 from medflow.store import Store, chunks, jobs, ledger, watermarks, workers
@@ -48,6 +51,7 @@ from medflow.store import trained as trained_versions
 from medflow.store.ledger import begin_run, finish_run, now_us
 from medflow.training.asked import Asked
 from medflow.training.result import Trained
+from medflow.variant_rule import assemblies_of, variants_of
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int], None]
@@ -159,21 +163,45 @@ def select(
     *,
     as_of: Instant | None = None,
     run_id: int | None = None,
+    expect: Callable[[int], None] = lambda _count: None,
     on_selected: Callable[[int], None] = lambda _count: None,
 ) -> ScoreTally:
     """Make jobs of what is new to a model; ``as_of`` stands for the present where it is given."""
     moment = as_of or Instant(utc_us=now_us())
     with _sealed():
-        return scoring.select(site.store, site.settings, model, as_of=moment, run_id=run_id, on_selected=on_selected)
+        return scoring.select(
+            site.store,
+            site.settings,
+            model,
+            as_of=moment,
+            run_id=run_id,
+            assemblies=assemblies_of(one.spec for one in site.registry.models.values()),
+            expect=expect,
+            on_selected=on_selected,
+        )
 
 
 def explain_selection(
     site: Site, model: RegisteredModel, *, as_of: Instant | None = None, limit: int, series: int | None = None
 ) -> Explanation:
-    """Why a model is given each series or study, or is not; ``limit`` of them get a line. Changes nothing."""
+    """Why a model is given each series, study or sample, or is not; ``limit`` of them get a line. Changes nothing."""
     with _sealed():
         moment = as_of or Instant(utc_us=now_us())
+        if variants_of(model.spec) is not None:
+            if series is not None:
+                raise ConfigurationError(f"--series is of images: {model.name} reads variants of samples")
+            genomes = GenomeSite.of(site.settings)
+            return sample_selection.explain_samples(site.store, model, genomes, as_of=moment, limit=limit)
         return selection.explain_selection(site.store, model, as_of=moment, limit=limit, series=series)
+
+
+def list_samples(site: Site, *, limit: int, file: str | None = None) -> SampleList:
+    """The samples of variant files, or of one named as for `withdraw_vcf`, and how models of variants stand to them."""
+    with _sealed():
+        file_id = named_file(site.store, file).id if file is not None else None
+        models, genomes = site.registry.choose(), GenomeSite.of(site.settings)
+        moment = Instant(utc_us=now_us())
+        return sample_selection.list_samples(site.store, models, genomes, as_of=moment, limit=limit, file_id=file_id)
 
 
 def score(
@@ -218,6 +246,8 @@ def _score_model(
     explain: bool,
 ) -> ScoreTally:
     cases, _ = scoring.waiting(site.store, model)
+    if cases:
+        loaded.look()
 
     def advance(count: int, more: int = 0) -> None:
         nonlocal cases
@@ -225,11 +255,16 @@ def _score_model(
         progress(model.name, count, cases)
 
     def choose(on_selected: Callable[[int], None]) -> ScoreTally:
+        def expect(count: int) -> None:
+            if site.store.beside.start(count):  # so many that some are new
+                loaded.look()
+
         def selected(count: int) -> None:
+            loaded.look()
             advance(0, count)
             on_selected(count)
 
-        return select(site, model, as_of=as_of, run_id=run_id, on_selected=selected)
+        return select(site, model, as_of=as_of, run_id=run_id, expect=expect, on_selected=selected)
 
     total = ScoreTally()
     one = partial(score_chunk, site, model, loaded, run_id=run_id, explain=explain, progress=advance)

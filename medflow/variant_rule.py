@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from medflow.plugin import ModelSpec, SequenceInput, VariantEffect
-from medflow.records import UnitKind
+from medflow.plugin import LOINC, ModelSpec, Segment, SequenceInput, VariantEffect
+from medflow.records import Coding, UnitKind
 
 LONGEST = 1_000_000  # bases of one window
+VARIANT = Coding(system=LOINC, code="69548-6", display="Genetic variant assessment")  # of the variant, not its score
 
 
 def variants_of(spec: ModelSpec) -> SequenceInput | None:
     """The input by which a model is given the variants of a sample; None of any other model."""
     found = (item for item in spec.accepts if isinstance(item, SequenceInput) and item.source == "variants")
     return next(found, None)
+
+
+def assemblies_of(specs: Iterable[ModelSpec]) -> frozenset[str]:
+    """The assemblies that models of variants among these read."""
+    return frozenset(wanted.assembly for spec in specs if (wanted := variants_of(spec)) is not None and wanted.assembly)
 
 
 def rule_of(item: SequenceInput) -> str:
@@ -35,6 +41,12 @@ def problems_of(spec: ModelSpec) -> list[str]:
     effects = [item for item in spec.outputs if isinstance(item, VariantEffect)]
     found = [problem for item in inputs for problem in _problems_of_input(item, spec.unit)]
     found += [problem for item in effects for problem in _problems_of_effect(item)]
+    found += [
+        f"the code of output {item.name} is that of the variant itself (LOINC {VARIANT.code}), for which its result "
+        "would be taken: give it a code of its own, of a code system of yours where no other has one"
+        for item in spec.outputs
+        if not isinstance(item, Segment) and (item.code.system, item.code.code) == (VARIANT.system, VARIANT.code)
+    ]
     found += _mismatched(spec, effects)
     return found
 

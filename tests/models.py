@@ -11,7 +11,6 @@ from typing import ClassVar
 
 from medflow.errors import InputNotUsable
 from medflow.plugin import (
-    LOINC,
     Case,
     Coding,
     Measure,
@@ -26,7 +25,7 @@ from medflow.plugin import (
 from medflow.records import Unit
 from medflow.registry import RegisteredModel
 
-GC = Coding(system=LOINC, code="69548-6", display="Genetic variant assessment")
+GC = Coding(system="urn:test", code="gc-content", display="GC content")
 CARD = ModelCard(
     intended_use="tests", training_data="none", licence="Apache-2.0", metrics={"none": "none"}, limits="tests only"
 )

@@ -108,7 +108,7 @@ CALLED = CalledVariant(
     ref="ATCT",
     alt="A",
     zygosity="heterozygous",
-    phase="117559590",
+    phase="117559590:2",
     depths=(21, 17),
     gene="CFTR",
 )

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from medflow.config import load_settings
+from medflow.config import EMPTY_IS_UNSET, load_settings
 from medflow.connections.endpoints import Files
 from medflow.errors import ConfigurationError
 
@@ -35,6 +35,18 @@ def test_a_wrong_value_is_named_by_its_variable_and_never_shown(monkeypatch, nam
         load_settings()
 
     assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("name", sorted(EMPTY_IS_UNSET))
+def test_what_is_handed_on_empty_is_not_set_and_hides_nothing_of_the_file(monkeypatch, tmp_path, name):
+    monkeypatch.setenv(f"MEDFLOW_{name.upper()}", "")
+    (tmp_path / "medflow.toml").write_text('regions = "all"\n')
+    (tmp_path / "empty.toml").write_text('genes = ""\nreferences = {GRCh37 = "", GRCh38 = "/ref.fa"}\n')
+
+    assert getattr(load_settings(), name) in (None, {})
+    assert load_settings(config=str(tmp_path / "medflow.toml")).regions == "all"
+    written = load_settings(config=str(tmp_path / "empty.toml"))
+    assert written.genes is None and written.references == {"GRCh38": Path("/ref.fa")}
 
 
 def test_a_field_that_there_is_not_names_those_there_are(monkeypatch):

@@ -85,7 +85,8 @@ def test_a_large_reference_without_an_index_says_what_that_costs_and_how_to_make
 
     assert state == "warning"
     assert "no index reference.fa.fai lies beside it" in message
-    assert "about a minute" in message and f"samtools faidx {path}" in message
+    assert "whether its contigs are of GRCh38 is not checked" in message and "about a minute" in message
+    assert f"samtools faidx {path}" in message
 
 
 def test_an_index_older_than_its_reference_is_no_index(tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_an_index_older_than_its_reference_is_no_index(tmp_path: Path) -> None:
     ("name", "content", "refused"),
     [
         ("GRCh38", None, "is not there, or no file"),
-        ("GRCh38", "no fasta", "the reference cannot be used: give an uncompressed FASTA file"),
+        ("GRCh38", "no fasta", "the reference reference.fa cannot be used: give an uncompressed FASTA file"),
         ("hg19", ">chr1\nACGT\n", "no model asks for an assembly hg19: name it GRCh37 or GRCh38"),
     ],
 )
@@ -127,6 +128,27 @@ def test_regions_are_counted_and_looked_for_on_the_references(tmp_path: Path) ->
 
     assert said[0] == ("ok", "2 intervals of 25 bases on 2 contigs")
     assert said[1][0] == "warning" and said[1][1].startswith("the reference of GRCh38 has no 7: what lies there")
+
+
+@pytest.mark.parametrize(("assembly", "states"), [("GRCh38", ["ok"]), ("GRCh37", ["ok", "warning"])])
+def test_the_mitochondrion_of_regions_is_found_by_another_name_where_that_is_certain(
+    tmp_path: Path, assembly: str, states: list[str]
+) -> None:
+    (bed := tmp_path / "panel.bed").write_text("chrM\t10\t20\n")
+
+    said = told(found(tmp_path, "regions", regions=bed, references={assembly: fasta(tmp_path, {"MT": 16569})}))
+
+    assert [state for state, _ in said] == states
+
+
+def test_contigs_of_regions_that_no_index_lets_compare_are_said_to_be_unchecked(tmp_path: Path) -> None:
+    (bed := tmp_path / "panel.bed").write_text("chr1\t10\t20\n")
+    references = {"GRCh38": fasta(tmp_path, {"chr1": SMALL + 1}, indexed=False)}
+
+    said = told(found(tmp_path, "regions", regions=bed, references=references))
+
+    assert said[1][0] == "warning" and "not compared with the contigs of GRCh38" in said[1][1]
+    assert "faidx --no-output" in said[1][1]
 
 
 def test_a_gene_without_a_place_is_named(tmp_path: Path) -> None:

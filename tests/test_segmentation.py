@@ -15,7 +15,7 @@ import orjson
 import pydicom
 import pytest
 
-from medflow import scoring, steps
+from medflow import answers, steps
 from medflow.config import Settings, load_settings
 from medflow.dicom import seg
 from medflow.dicom.plan import plan_volume
@@ -239,9 +239,9 @@ def test_objects_are_made_beside_the_thread_that_drives_the_device(
     local: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site, threads = site_of(local, settings), []
-    real = scoring.keep_segmentations
+    real = answers.keep_segmentations
     monkeypatch.setattr(
-        scoring, "keep_segmentations", lambda *args: (threads.append(threading.current_thread()), real(*args))[1]
+        answers, "keep_segmentations", lambda *args: (threads.append(threading.current_thread()), real(*args))[1]
     )
     for series in range(1, 6):
         take(site, tmp_path / str(series), series=series)

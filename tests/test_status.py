@@ -14,7 +14,7 @@ from medflow.metrics import exposition
 from medflow.status import FORGOTTEN_US, as_json, look, problems
 from medflow.store import Store, connections, watermarks
 from medflow.store.connections import SOURCE, TARGET, note_answered, note_failed
-from medflow.store.ledger import now_us
+from medflow.store.ledger import begin_run, finish_run, now_us
 from medflow.store.watermarks import Watermark
 
 CHART = "http://chart.example/fhir"
@@ -62,6 +62,22 @@ def test_a_source_that_fails_is_a_problem_until_it_answers(here: Store, site: Se
         "source pacs has failed for 0 s (2 times in a row): it is not available now (HTTP 503); "
         "once it is mended, the next run reads on where this one stopped"
     )
+    assert said(here, site) == []
+
+
+def scored(store: Store, broken: dict[str, str]) -> None:
+    with store.writing() as connection:
+        run_id = begin_run(connection, command="score", actor="a", owner="o", source=None, versions={})
+        finish_run(connection, run_id, status="completed", counts={"selected": 0, "broken": broken})
+
+
+def test_a_model_that_could_not_be_run_is_a_problem_until_it_can(here: Store, site: Settings) -> None:
+    scored(here, {"splice-variant": "the reference GRCh38.fa cannot be used"})
+    broken = next(item for item in problems(look(here, site)) if item.code == "broken-model")
+    scored(here, {})
+
+    assert broken.name == "splice-variant"
+    assert broken.message == "splice-variant could not be run 0 s ago: the reference GRCh38.fa cannot be used"
     assert said(here, site) == []
 
 

@@ -5,7 +5,7 @@ import traceback
 import orjson
 import pytest
 
-from medflow import replay, scoring, steps
+from medflow import answers, replay, scoring, steps
 from medflow.errors import InputNotUsable, MedflowError, PluginBroken
 from medflow.fhir.write import result_resources
 from medflow.registry import BrokenPlugin, RegisteredModel, Registry
@@ -81,6 +81,14 @@ def test_only_what_is_new_is_scored(site, tmp_path):
     take(site, tmp_path, THREE + ">d\nACACACAC\n")
 
     assert steps.score(site).done == 1
+
+
+def test_a_sequence_that_is_shorter_than_a_model_reads_is_noted_once_for_all_models(site, tmp_path):
+    take(site, tmp_path, ">short\nACGTACG\n>long\nACGTACGT\n")
+
+    scored = steps.score(use(site, registered(GcContent), registered(renamed(GcContent, "again"))))
+
+    assert (scored.done, dict(scored.notes)) == (2, {"sequences-too-short": 1})
 
 
 def test_a_case_that_fails_is_dead_and_the_others_are_done(site, tmp_path):
@@ -213,7 +221,7 @@ def test_a_result_that_fhir_cannot_carry_takes_down_its_case_only(site, tmp_path
             raise InputNotUsable("no-patient", "nobody to write it to")
         return result_resources(context, results)
 
-    monkeypatch.setattr(scoring, "result_resources", picky)
+    monkeypatch.setattr(answers, "result_resources", picky)
     take(site, tmp_path, THREE)
 
     tally = steps.score(site)

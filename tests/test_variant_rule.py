@@ -7,7 +7,7 @@ import pytest
 from medflow.errors import PluginBroken
 from medflow.plugin import Measure, UnitKind
 from medflow.registry import check_spec, dump_spec, load_spec
-from medflow.variant_rule import rule_of
+from medflow.variant_rule import VARIANT, rule_of
 from tests.models import GC, GcContent
 from tests.variant_models import EFFECTS, GcShift
 
@@ -34,6 +34,8 @@ def test_a_model_of_variants_is_admitted_and_comes_back_from_the_store_as_it_was
         (replace(SPEC, outputs=(replace(SHIFT, valid_range=(1.0, -1.0)),)), "the least, then the largest"),
         (replace(SPEC, outputs=(replace(SHIFT, report_from=2.0),)), "can be 2"),
         (replace(SPEC, outputs=(replace(SHIFT, report_from=float("nan")),)), "can be nan"),
+        (replace(SPEC, outputs=(replace(SHIFT, code=VARIANT),)), "give it a code of its own"),
+        (replace(GcContent.spec, outputs=(replace(NUMBER, code=VARIANT),)), "give it a code of its own"),
         (replace(SPEC, accepts=(replace(WINDOWS, assembly=None),)), "names its assembly"),
         (replace(SPEC, accepts=(replace(WINDOWS, length=0),)), "1 to 1000000 bases"),
         (replace(SPEC, accepts=(replace(WINDOWS, max_allele=0),)), "max_allele"),

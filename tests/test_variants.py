@@ -7,18 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import orjson
+import pysam
 import pytest
+from sqlalchemy import select
 from typer.testing import CliRunner
 
-from medflow import scoring, steps, variant_scores
+from medflow import samples, scoring, steps, variant_scores
 from medflow.cli.app import app
 from medflow.config import load_settings
-from medflow.errors import ConfigurationError
+from medflow.errors import ConfigurationError, InputNotUsable
+from medflow.genomics import sample_file
+from medflow.inference.results import results_of
 from medflow.records import Result
 from medflow.registry import Registry
 from medflow.store import genomics as stored_genomics
 from medflow.store import history
 from medflow.store.jobs import list_jobs
+from medflow.store.tables import OutboxRow
 from medflow.store.units import unit_facts
 from medflow.variant_scores import scores_file
 from tests.models import registered
@@ -41,6 +46,13 @@ def site_of(store, tmp_path: Path, **settings) -> steps.Site:
     chosen = load_settings(home=tmp_path / "home", sample_system="urn:samples", **settings)
     registry = Registry(models={"gc-shift": registered(GcShift)}, broken=())
     return steps.Site(settings=chosen, store=store, registry=registry)
+
+
+def of_others(site: steps.Site, tmp_path: Path) -> steps.Site:
+    """The same, where a sheet says that sample one is another patient's."""
+    (tmp_path / "sheet.csv").write_text("sample,system,value\none,urn:others,one\n")
+    changed = {"sample_system": None, "sample_sheet": tmp_path / "sheet.csv"}
+    return replace(site, settings=site.settings.model_copy(update=changed))
 
 
 def take(site: steps.Site, path: Path):
@@ -133,7 +145,7 @@ def test_the_same_scores_are_the_same_bytes_wherever_they_are_made(site, tmp_pat
     )[0]
     model = GcShift()
     (answer,) = model.predict([model.prepare(case())])
-    found = scoring.results_of(GcShift.spec, case(), answer)
+    found = results_of(GcShift.spec, case(), answer)
     (again,) = variant_scores.keep_variant_scores(site.store, registered(GcShift), case.take(), answer, found)
 
     assert again.scores == before.scores and again == before
@@ -153,6 +165,18 @@ def test_other_regions_make_a_new_job_and_those_of_before_take_the_old_one_up_ag
     assert (view(site, 1).superseded, view(site, 3).superseded) == (False, True)
 
 
+def test_regions_by_other_names_than_the_references_are_told_and_no_empty_result(site, tmp_path, bases):
+    take(site, vcf(tmp_path / "in.vcf", bases))
+    (tmp_path / "regions.bed").write_text("NC_000001.11\t90\t110\n")
+
+    tally = steps.score(
+        site_of(site.store, tmp_path, references=site.settings.references, regions=tmp_path / "regions.bed")
+    )
+
+    assert dict(tally.reasons) == {"no-regions": 2}
+    assert "no contig of the regions" in dead(site)["no-regions"]
+
+
 def test_another_reference_makes_a_new_job(site, tmp_path, bases):
     take(site, vcf(tmp_path / "in.vcf", bases))
     steps.score(site)
@@ -161,6 +185,28 @@ def test_another_reference_makes_a_new_job(site, tmp_path, bases):
     tally = steps.score(site_of(site.store, tmp_path, references={"GRCh38": tmp_path / "longer.fa"}))
 
     assert tally.done == 2
+
+
+@pytest.mark.parametrize("how", ["another", "half of it"])
+def test_a_reference_that_is_replaced_while_a_sample_is_read_gives_no_score(site, tmp_path, bases, monkeypatch, how):
+    path, reading = tmp_path / "genome.fa", samples.read_variants
+    whole = path.read_text()
+
+    def replaced(*args, **options):
+        found = reading(*args, **options)
+        path.write_text(whole + ">chr3\nACGT\n" if how == "another" else "no FASTA yet")
+        if how == "half of it":
+            raise InputNotUsable("reference-mismatch", "a REF differs from the reference")
+        return found
+
+    take(site, vcf(tmp_path / "in.vcf", bases, samples=("one",)))
+    with monkeypatch.context() as patched:
+        patched.setattr(samples, "read_variants", replaced)
+        tally = steps.score(site)
+
+    assert (tally.failed, tally.dead, dict(tally.reasons)) == (1, 0, {"input-changed": 1})
+    if how == "another":
+        assert steps.score(site).done == 1
 
 
 def test_without_a_reference_the_reason_is_told_until_there_is_one(site, tmp_path, bases):
@@ -217,8 +263,7 @@ def test_a_sample_that_turns_out_to_be_another_patients_is_scored_again(local, t
     path = vcf(tmp_path / "in.vcf", bases, samples=("one",))
     take(site, path)
     steps.score(site)
-    other = replace(site, settings=site.settings.model_copy(update={"sample_system": "urn:others"}))
-    take(other, path)
+    take(of_others(site, tmp_path), path)
 
     tally = steps.score(site)
 
@@ -233,11 +278,38 @@ def test_results_stand_while_a_site_is_without_its_reference_but_not_at_another_
     bare = site_of(site.store, tmp_path)
 
     without = steps.score(bare)
-    take(replace(bare, settings=bare.settings.model_copy(update={"sample_system": "urn:others"})), path)
-    moved = steps.score(bare)
+    standing = statuses(bare)
+    take(of_others(bare, tmp_path), path)
 
     assert (without.dead, dict(without.notes)) == (1, {})
-    assert (moved.dead, dict(moved.notes)) == (1, {"withdrawn": 1})
+    assert standing == {"urn:samples": {"preliminary"}}
+    assert statuses(bare) == {"urn:samples": {"entered-in-error"}}
+    assert steps.score(bare).dead == 1
+
+
+def test_whatever_was_said_of_another_patient_is_an_error_even_of_a_model_that_is_gone(site, tmp_path, bases):
+    path = vcf(tmp_path / "in.vcf", bases, samples=("one",))
+    (tmp_path / "regions.bed").write_text("chr1\t90\t110\n")
+    take(site, path)
+    steps.score(site)
+    steps.score(site_of(site.store, tmp_path, references=site.settings.references, regions=tmp_path / "regions.bed"))
+    amended = statuses(site)
+    without = replace(site, registry=Registry(models={}, broken=()))
+
+    take(of_others(without, tmp_path), path)
+
+    assert amended == {"urn:samples": {"preliminary", "amended"}}
+    assert statuses(site) == {"urn:samples": {"entered-in-error"}}
+
+
+def statuses(site: steps.Site) -> dict[str, set[str]]:
+    """The statuses of the Observations of each patient, by the system of their identifier."""
+    found: dict[str, set[str]] = {}
+    with site.store.reading() as connection:
+        for body in connection.scalars(select(OutboxRow.body).where(OutboxRow.type == "Observation")):
+            item = orjson.loads(body)
+            found.setdefault(item["subject"]["identifier"]["system"], set()).add(item["status"])
+    return found
 
 
 def test_the_model_is_given_windows_and_nothing_else(site, tmp_path, bases):
@@ -304,3 +376,21 @@ def test_a_job_without_scores_of_variants_says_so(site, tmp_path, bases):
 
     with pytest.raises(ConfigurationError, match="the job has scores of variants for: none"):
         scores_file(site.store, view(site, 1).results)
+
+
+@pytest.mark.parametrize("harm", ["missing", "replaced"])
+def test_an_index_that_is_not_what_was_stored_costs_no_variant(site, tmp_path, bases, harm, monkeypatch, caplog):
+    monkeypatch.setattr(sample_file, "_RECORDS_PER_QUERY", 0)  # so that an index is asked
+    pysam.tabix_compress(str(vcf(tmp_path / "in.vcf", bases)), str(tmp_path / "in.vcf.gz"), force=True)
+    (tmp_path / "regions.bed").write_text("chr1\t90\t110\n")
+    inside = site_of(site.store, tmp_path, references=site.settings.references, regions=tmp_path / "regions.bed")
+    take(inside, tmp_path / "in.vcf.gz")
+    with site.store.reading() as connection:
+        index = site.store.objects.path(stored_genomics.load_samples(connection, [1])[1].index)
+    index.chmod(0o600)
+    index.unlink() if harm == "missing" else index.write_bytes(index.read_bytes()[::-1])
+
+    steps.score(inside)
+
+    assert view(inside, 1).results[0].counts["scored"] == 1
+    assert "index of its file is missing or damaged" in caplog.text

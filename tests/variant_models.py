@@ -10,7 +10,6 @@ from typing import ClassVar
 import numpy as np
 
 from medflow.plugin import (
-    LOINC,
     Case,
     ClassLabel,
     Coding,
@@ -43,7 +42,7 @@ class GcShift(Model[VariantWindows]):
         outputs=(
             VariantEffect(
                 name="shift",
-                code=Coding(system=LOINC, code="69548-6", display="Genetic variant assessment"),
+                code=Coding(system="urn:test", code="gc-shift", display="Shift of GC content"),
                 effects=EFFECTS,
                 report_from=REPORT_FROM,
             ),

@@ -5,10 +5,19 @@ Exit status: 0 all well; 1 could not run; 2 usage; 3 ran, but something was reje
 
 import gc
 
-gc.disable()  # what is imported stays: searching it for garbage is a fifth of a command's start
-from medflow.cli.app import main  # noqa: E402
-
-gc.enable()
-gc.freeze()
-
 __all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line.
+
+    Its modules are imported here and not with this one, which every child process imports again to find this function.
+    """
+    gc.disable()  # what is imported stays: searching it for garbage is a fifth of a command's start
+    from medflow.cli.app import main as run
+    from medflow.garbage import end_without_search
+
+    gc.enable()
+    gc.freeze()
+    end_without_search()
+    run()

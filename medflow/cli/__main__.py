@@ -1,5 +1,5 @@
 """``python -m medflow.cli``."""
 
-from medflow.cli.app import main
+from medflow.cli import main
 
 main()

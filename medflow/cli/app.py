@@ -22,11 +22,13 @@ from medflow.cli import models as models_command
 from medflow.cli import plugins as plugin_commands
 from medflow.cli import receive as receive_command
 from medflow.cli import records as records_command
+from medflow.cli import samples as samples_command
 from medflow.cli import select as select_command
 from medflow.cli import services, watch
 from medflow.cli import show as show_command
 from medflow.cli import train as train_command
 from medflow.cli import variants as variants_command
+from medflow.cli import vcf as vcf_command
 from medflow.cli import volume as volume_command
 from medflow.cli.extensions import CommandsOfPlugins
 from medflow.cli.flows import run_nightly
@@ -56,9 +58,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 ingest_app = typer.Typer(no_args_is_help=True, help="Take files, and what servers have, into the store.")
+withdraw_app = typer.Typer(no_args_is_help=True, help="Take back what a file gave.")
 retry_app = typer.Typer(no_args_is_help=True, help="Try again what was rejected, died, or could not be delivered.")
 db_app = typer.Typer(no_args_is_help=True, help="The database.")
 app.add_typer(ingest_app, name="ingest")
+app.add_typer(withdraw_app, name="withdraw")
 app.add_typer(retry_app, name="retry")
 app.add_typer(db_app, name="db")
 app.add_typer(plugin_commands.app, name="plugin")
@@ -71,6 +75,7 @@ app.command()(services.worker)
 app.command()(show_command.show)
 app.command()(show_command.explain)
 app.command()(variants_command.scores)
+app.command()(samples_command.samples)
 app.command()(volume_command.volume)
 app.command()(receive_command.receive)
 app.command()(services.serve)
@@ -82,6 +87,7 @@ app.command()(deploy_command.deploy)
 
 ingest_app.command("dicomweb")(fetch_command.ingest_dicomweb)
 ingest_app.command("pacs")(fetch_command.ingest_pacs)
+withdraw_app.command("vcf")(vcf_command.withdraw_vcf)
 
 Paths = Annotated[list[Path], typer.Argument(help="Files and folders.", show_default=False)]
 Explain = Annotated[bool, typer.Option("--explain", help="Have models that can show what led to their answers.")]
@@ -120,15 +126,7 @@ def ingest_dicom(
 ingest_app.command("fhir")(records_command.ingest_fhir)
 
 
-@ingest_app.command("vcf")
-def ingest_vcf(
-    paths: Paths,
-    reference: Annotated[Path | None, typer.Option(help="FASTA of the assembly; checks every REF allele.")] = None,
-    samples: Annotated[Path | None, typer.Option(help="CSV sheet that says whose each sample is.")] = None,
-    as_json: Json = False,
-) -> None:
-    """VCF files, plain or compressed."""
-    _ingest("vcf", paths, as_json, reference=reference, samples=samples)
+ingest_app.command("vcf")(vcf_command.ingest_vcf)
 
 
 @ingest_app.command("fasta")

@@ -11,14 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from medflow import promotion, steps, trained
-from medflow.cli.output import PROBLEMS, err, out, show_table
+from medflow.cli.output import PROBLEMS, err, iso, out, show_table
 from medflow.cli.plugins import describe
 from medflow.cli.site import Json, here
 from medflow.config import load_settings
 from medflow.contexts import identity_of
 from medflow.errors import ConfigurationError, StoreNotReady, TransientError
 from medflow.fhir.write.catalog import card_markdown
-from medflow.records import Instant
 from medflow.registry import RegisteredModel, Registry, installed
 from medflow.steps import Site, open_site
 from medflow.store import trained as store
@@ -180,8 +179,8 @@ def _version_json(row: TrainedVersion, decisions: Sequence[Decision]) -> dict[st
         "version": row.version,
         "state": row.state,
         "base_version": row.base_version,
-        "created": _iso(row.created_us),
-        "promoted": _iso(row.promoted_us),
+        "created": iso(row.created_us),
+        "promoted": iso(row.promoted_us),
         "promoted_by": promoted[-1].actor if promoted else None,
         "figures": promotion.figures(row),
         "cohort": dict(row.cohort),
@@ -197,12 +196,6 @@ def _version_row(line: dict[str, Any]) -> list[object]:
     counts = [line["cohort"].get(name) for name in ("cases", "patients")]
     decided = [line["promoted"], line["promoted_by"]]
     return [line["version"], line["state"], line["created"], *counts, *figures, *decided]
-
-
-def _iso(at_us: int | None) -> str | None:
-    if at_us is None:
-        return None
-    return Instant(utc_us=at_us // 1_000_000 * 1_000_000).datetime().isoformat().replace("+00:00", "Z")
 
 
 def _meant(site: Site, name: str, version: str | None) -> TrainedVersion | None:

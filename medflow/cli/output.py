@@ -19,6 +19,7 @@ from rich.text import Text
 from medflow import logs
 from medflow.config import load_log_settings
 from medflow.errors import MedflowError
+from medflow.records import Instant
 
 OK, COULD_NOT_RUN, PROBLEMS = 0, 1, 3
 PARTS = ("sources", "models", "targets", "seconds")  # the same counts again, taken apart: for --json and for Prefect
@@ -83,6 +84,13 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, titl
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))  # [pH] is a unit, no markup
     out.print(table)
+
+
+def iso(at_us: int | None) -> str | None:
+    """A moment to the second, in UTC; None of one that is not known."""
+    if at_us is None:
+        return None
+    return Instant(utc_us=at_us // 1_000_000 * 1_000_000).datetime().isoformat().replace("+00:00", "Z")
 
 
 @contextmanager

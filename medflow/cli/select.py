@@ -1,9 +1,8 @@
-"""`medflow select`: jobs for what is new to a model, or why each series or study is one or is not."""
+"""`medflow select`: jobs for what is new to a model, or why each series, study or sample is one or is not."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -14,6 +13,7 @@ from medflow.cli.output import finish, out, show_table
 from medflow.cli.site import Json, Names, as_instant, here
 from medflow.errors import ConfigurationError
 from medflow.records import Instant
+from medflow.scoring import ScoreTally
 from medflow.selection import Explanation, Line
 from medflow.steps import Site
 
@@ -26,7 +26,7 @@ def select(
     limit: Annotated[int, typer.Option(min=0, help="With --explain: how many get a line; all are counted.")] = 50,
     as_json: Json = False,
 ) -> None:
-    """Make jobs of what is new to the models, or (--explain) say why each series is taken or not."""
+    """Make jobs of what is new to the models, or (--explain) say why each series, study or sample is taken or not."""
     site, moment = here(), as_instant(as_of)
     if explain:
         _explain(site, model or [], moment, limit, series, as_json)
@@ -37,9 +37,11 @@ def select(
         chosen = site.registry.choose(model or ())
         tallies = {one.name: steps.select(site, one, as_of=moment, run_id=run.id) for one in chosen}
         made = {name: tally.selected for name, tally in tallies.items()}
-        notes = sum((tally.notes for tally in tallies.values()), Counter())
+        total = ScoreTally()
+        for tally in tallies.values():
+            total.add(tally)
         broken = {} if model else {plugin.entry_point: plugin.error for plugin in site.registry.broken}
-        run.counts = {"selected": sum(made.values()), "models": made, "notes": dict(notes), "broken": broken}
+        run.counts = {"selected": sum(made.values()), "models": made, "notes": dict(total.notes), "broken": broken}
     if not as_json:
         show_table(["model", "new cases"], list(made.items()))
     finish(run.counts, as_json=as_json, title="select")

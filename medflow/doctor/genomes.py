@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from medflow.config import Settings
 from medflow.doctor.finding import FAILED, OK, WARNING, Said
-from medflow.genomics.assembly import LENGTHS, chromosomes_of, contigs_of
+from medflow.genomics.assembly import LENGTHS, belied, chromosomes_of, contigs_of
 from medflow.genomics.site import GenomeSite
 
 SMALL = 256 << 20  # bytes of a FASTA file whose index is made in seconds
@@ -30,9 +31,8 @@ def reference(assembly: str, path: Path) -> Iterator[Said]:
     if stale and path.stat().st_size > SMALL:
         yield (
             WARNING,
-            f"{stale}: each process that scores variants makes one of its own first, about a minute for a human "
-            f"genome; make it once with `samtools faidx {path}` or `faidx --no-output {path}`, and the contigs are "
-            "checked here too",
+            f"{stale}: whether its contigs are of {assembly} is not checked, and each process that scores variants "
+            f"makes an index of its own first, about a minute for a human genome; make it once: {_command(path)}",
         )
         return
     from medflow.genomics.reference import Reference  # pyfaidx is no light import
@@ -43,6 +43,12 @@ def reference(assembly: str, path: Path) -> Iterator[Said]:
     yield from _is_assembly(assembly, lengths)
     kept = "its index lies beside it" if not stale else f"{stale}, and it is small enough to do without"
     yield OK, f"{path.name}: {len(lengths)} contigs; {kept}"
+
+
+def _command(path: Path) -> str:
+    """What makes the index; the latter comes with pyfaidx, which is installed here."""
+    quoted = shlex.quote(str(path))
+    return f"`samtools faidx {quoted}` or `faidx --no-output {quoted}`"
 
 
 def unindexed(path: Path) -> str:
@@ -58,9 +64,7 @@ def _is_assembly(assembly: str, lengths: Mapping[str, int]) -> Iterator[Said]:
     if assembly not in LENGTHS:
         return
     fitting, named = contigs_of(lengths), chromosomes_of(lengths)
-    others = {
-        name: found for name, found in fitting.items() if name != assembly and set(found) - set(fitting[assembly])
-    }
+    others = belied(assembly, lengths)
     for other, found in others.items():
         yield (
             FAILED,
@@ -108,13 +112,16 @@ def regions(settings: Settings) -> Iterator[Said]:
 
 
 def _on_reference(assembly: str, path: Path, contigs: list[str]) -> Iterator[Said]:
-    """Whether a reference has the contigs of the regions; of one that is not indexed that is told elsewhere."""
-    if not path.is_file() or (unindexed(path) and path.stat().st_size > SMALL):
+    """Whether a reference has the contigs of the regions."""
+    if not path.is_file():  # which is told of the reference itself
+        return
+    if unindexed(path) and path.stat().st_size > SMALL:
+        yield WARNING, f"not compared with the contigs of {assembly}, which has no index of use: {_command(path)}"
         return
     from medflow.genomics.reference import Reference
 
     with Reference(path) as opened:
-        missing = [name for name in contigs if opened.name_of(name) is None]
+        missing = [name for name in contigs if not opened.has(name, assembly)]
     if missing:
         yield (
             WARNING,

@@ -126,6 +126,7 @@ def read_resource(resource: dict[str, Any], raw: bytes, context: Context, *, id:
             facts=tuple(reader.facts()) if kind in FACTS else (),
             names=tuple(reader.names()) if kind in NAMED else (),
             sequence=reader.sequence(its_id) if kind == "MolecularSequence" else None,
+            specimen=reader.specimen() if kind == "MolecularSequence" else None,
         ),
         notes=tuple(reader.notes),
         references=frozenset(reader.references(raw)),
@@ -364,8 +365,11 @@ class _Reader:
         )
 
     def names(self) -> Iterator[Identifier]:
-        """What a specimen, or the order of its examination, is called; system "" where it states none."""
-        if self.resource.get("status") == "entered-in-error":
+        """What a patient's specimen, or the order of its examination, is called; system "" where it states none."""
+        if self.resource.get("status") == "entered-in-error" or self.subject() is None:
+            return
+        if "modifierExtension" in self.resource:
+            self.notes.append("modifier-extension")
             return
         given = [*self.resource.get("identifier", [])]
         given += [self.resource[name] for name in NAMED[self.resource["resourceType"]] if name in self.resource]
@@ -389,6 +393,10 @@ class _Reader:
             return Sequence(name=f"MolecularSequence/{id}", bases=bases, sha256=digest)
         self.notes.append(reason)
         return None
+
+    def specimen(self) -> str | None:
+        """What tells whose a sequence is that does not say so itself."""
+        return None if "patient" in self.resource else self.target(self.resource.get("specimen"), "Specimen")
 
     def _contained(self, name: str) -> dict[str, Any] | None:
         literal = self.resource.get(name, {}).get("reference", "")

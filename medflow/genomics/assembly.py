@@ -32,6 +32,13 @@ def contigs_of(lengths: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
     }
 
 
+def belied(assembly: str, lengths: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+    """By assembly the contigs that are as long as there, and not as in the one that they are said to be of."""
+    fitting = contigs_of(lengths)
+    own = set(fitting.get(assembly, ()))
+    return {name: found for name, found in fitting.items() if name != assembly and set(found) - own}
+
+
 def chromosomes_of(lengths: Mapping[str, int]) -> tuple[str, ...]:
     """The contigs that are called as chromosomes are, whatever their lengths."""
     return tuple(name for name in lengths if name.removeprefix("chr") in LENGTHS["GRCh38"])

@@ -49,6 +49,10 @@ class Genotype:
             return "heterozygous"
         return "homozygous" if self.known else None
 
+    def phase(self, number: int, phase_set: str) -> str:
+        """The phase set, and the places of one of its alleles among its haplotypes, counted from 1."""
+        return f"{phase_set}:{','.join(str(at) for at, other in enumerate(self.alleles, 1) if other == number)}"
+
 
 def refused(record: Any, keys: Sequence[str]) -> bool:
     """Whether the sample's own filter (FT) refused the genotype."""

@@ -9,6 +9,8 @@ from collections.abc import Hashable, Iterable
 from pathlib import Path
 from threading import Lock
 
+from medflow.errors import ConfigurationError
+from medflow.genomics.assembly import belied
 from medflow.genomics.reference import Reference
 from medflow.genomics.regions import Regions, regions_of
 from medflow.genomics.site import GenomeSite
@@ -24,16 +26,22 @@ def opened_reference(site: GenomeSite, assembly: str) -> Reference | None:
     Raises
     ------
     ConfigurationError
-        It cannot be used.
+        It cannot be used, or is of another assembly by the lengths of its chromosomes.
     """
     path = site.references.get(assembly)
     if path is None:
         return None
     with _lock:
-        stamp = _stamp([path])
+        stamp = _stamp([path, path.with_name(path.name + ".fai")])
         if stamp not in _references:
             _references[stamp] = Reference(path)
-        return _references[stamp]
+        found = _references[stamp]
+    for other in belied(assembly, found.lengths):  # few variants would agree with it by chance
+        raise ConfigurationError(
+            f"the reference that is configured as {assembly} has chromosomes as long as in {other}: correct "
+            "MEDFLOW_REFERENCES (`medflow doctor` names them)"
+        )
+    return found
 
 
 def opened_regions(site: GenomeSite, *, whole: bool = False) -> Regions | None:

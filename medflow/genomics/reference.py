@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
@@ -28,6 +29,7 @@ _PROBES = 16  # places of a long contig, and the bases of each, whose letters te
 _PROBE = 500
 _AT_ONCE = 1 << 22  # letters whose places are computed at once: 32 MiB
 MITOCHONDRION = frozenset({"M", "MT", "chrM", "chrMT"})
+_REVISED_CAMBRIDGE = 16_569  # bases of the one of both assemblies; hg19's chrM has 16,571
 
 _KNOWN = np.full(256, ord("N"), dtype=np.uint8)
 for _letter in b"ACGT":
@@ -48,12 +50,9 @@ class Reference:
             _check_plain(path)
             index = str(_fresh_index(path) or Path(self._folder.name, "index.fai"))
             self._index = Faidx(str(path), indexname=index, as_raw=True, sequence_always_upper=True)
-        except (OSError, ValueError, FastaIndexingError, UnsupportedCompressionFormat, ImportError):
+        except (OSError, ValueError, FastaIndexingError, UnsupportedCompressionFormat, ImportError) as error:
             self._folder.cleanup()
-            raise ConfigurationError(
-                "the reference cannot be used: give an uncompressed FASTA file with lines of one length "
-                "(gunzip it, or samtools faidx says what is wrong)"
-            ) from None
+            raise ConfigurationError(f"the reference {path.name} cannot be used: {_why(path, error)}") from None
         self.lengths: Mapping[str, int] = {name: record.rlen for name, record in self._index.index.items()}
         self._bytes = np.memmap(path, dtype=np.uint8, mode="r")
         self._block = lru_cache(maxsize=_BLOCKS)(self._read_block)
@@ -100,6 +99,12 @@ class Reference:
             return names[0] if length is not None and len(names) == 1 else None
         other = bare if contig != bare else f"chr{contig}"
         return other if other in self.lengths else None
+
+    def has(self, contig: str, assembly: str | None) -> bool:
+        """Whether a contig of regions (BED tells no length) is one of these, if need be by another name."""
+        if self.name_of(contig) is not None:
+            return True
+        return any(contig in mitochondrion_elsewhere(name, self.lengths.get(name), assembly) for name in MITOCHONDRION)
 
     def fetch(self, contig: str, start0: int, end0: int) -> np.ndarray:
         """Letters as the file has them, in upper case: uint8 (end0 - start0,) of ASCII codes, N beyond the ends.
@@ -187,6 +192,23 @@ class Reference:
         return found
 
 
+def _why(path: Path, error: Exception) -> str:
+    """What is wrong with the file and the way out; its folder is known where it was configured."""
+    if isinstance(error, OSError) and error.errno is not None and not _opens(path):
+        return f"{os.strerror(error.errno)}; correct MEDFLOW_REFERENCES, or the path that was given"
+    if path.suffix in (".gz", ".bgz", ".zip"):
+        return "it is compressed: gunzip it, and name the uncompressed file"
+    return "give an uncompressed FASTA file with lines of one length (gunzip it, or samtools faidx says what is wrong)"
+
+
+def _opens(path: Path) -> bool:
+    try:
+        with path.open("rb"):
+            return True
+    except OSError:
+        return False
+
+
 def _check_plain(path: Path) -> None:
     with path.open("rb") as file:
         if not file.read(1) == b">":
@@ -196,6 +218,16 @@ def _check_plain(path: Path) -> None:
 def _fresh_index(path: Path) -> Path | None:
     index = path.with_name(path.name + ".fai")
     return index if index.exists() and index.stat().st_mtime >= path.stat().st_mtime else None
+
+
+def mitochondrion_elsewhere(contig: str, length: int | None, assembly: str | None) -> tuple[str, ...]:
+    """What else a file without lengths (BED) may call this contig of the reference, where that is certain.
+
+    MT is the revised Cambridge sequence; so is chrM in GRCh38, while in GRCh37 it may be hg19's.
+    """
+    if contig not in MITOCHONDRION or length != _REVISED_CAMBRIDGE:
+        return ()
+    return ("MT", "chrMT", "chrM", "M") if assembly == "GRCh38" else ("MT", "chrMT")
 
 
 def _mismatch(line: int, reason: str) -> InputRejected:

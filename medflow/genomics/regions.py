@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -50,9 +50,13 @@ class Regions:
         self._genes = {contig: _GeneMap.of(rows) for contig, rows in _grouped(genes).items()}
         self.digest = self._digest()
 
-    def named(self, contig: str) -> str | None:
-        """What the regions call a contig; None where they have nothing of it."""
-        return _found(contig, self.by_contig)
+    def named(self, *names: str) -> str | None:
+        """What the regions call the contig of these names, the first that they have; None where they have nothing."""
+        return next(filter(None, (_found(name, self.by_contig) for name in names)), None)
+
+    def genes_named(self, *names: str) -> str | None:
+        """The same of the genes."""
+        return next(filter(None, (_found(name, self._genes) for name in names)), None)
 
     def overlaps(self, contig: str, start0: int, end0: int) -> bool:
         """Whether one interval shares a base with the regions."""
@@ -81,6 +85,11 @@ class Regions:
         """The symbol of the gene at a 1-based position: of several the shortest, then the first by name."""
         name = _found(contig, self._genes)
         return None if name is None else self._genes[name].at(position - 1)
+
+    def gene_over(self, contig: str, start0: int, end0: int) -> str | None:
+        """Of the genes that hold a base of [start0, end0) the one that `gene_at` gives for the first such base."""
+        name = _found(contig, self._genes)
+        return None if name is None else self._genes[name].over(start0, end0)
 
     def _digest(self) -> str:
         """SHA-256 (hex) of what is in and which gene is where, however the files were written."""
@@ -256,6 +265,11 @@ class _GeneMap:
                 found.starts.append(place)
                 found.symbols.append(symbol)
         return found
+
+    def over(self, start0: int, end0: int) -> str | None:
+        """The first symbol there is from one place, counted from 0, to before another."""
+        first, last = bisect_right(self.starts, start0), bisect_left(self.starts, end0)
+        return next((symbol for symbol in self.symbols[max(first - 1, 0) : last] if symbol is not None), None)
 
     def at(self, place0: int) -> str | None:
         """The symbol at a place counted from 0."""

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from medflow.errors import InputNotUsable, InputRejected
+from medflow.genomics.annotation import Annotation
 from medflow.genomics.regions import Regions
 from medflow.genomics.stream import LineReader
 
-REACH = 1000  # bases right of a region that an insertion or deletion may be written at, and lie inside when aligned
 _JOIN = 1 << 14  # bases that an index cannot tell apart: nearer intervals are asked for at once
+REACH = _JOIN  # right of a region: from so far an insertion or deletion is found that lies inside when aligned
 _RECORDS_PER_QUERY = 200  # streamed in the time that one query of the index takes
 
 _CONTIG = re.compile(r"##contig=<(?:[^\"]*,)?ID=([^,>]+)")
@@ -30,16 +31,25 @@ _LENGTH = re.compile(r"[<,]length=([0-9]{1,18})[,>]")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleFile:
-    """``contigs`` are those of the header with their lengths, where they are given; ``indexed``: an index is there."""
+    """``contigs`` are those of the header with their lengths, where they are given; ``indexed``: an index is there.
+
+    ``annotation`` is None of a file in which no annotator named genes.
+    """
 
     contigs: Mapping[str, int | None]
     indexed: bool
+    annotation: Annotation | None
     _vcf: Any
 
     def records(self) -> Iterator[Any]:
         """All records as cyvcf2 gives them, with the genotype of the one sample; raises InputNotUsable."""
         with _readable():
             yield from self._vcf
+
+    def indexed_records(self) -> int:
+        """How many records the index knows of; raises InputNotUsable."""
+        with _readable():
+            return self._vcf.num_records
 
     def near(self, queries: list[tuple[str, int, int]]) -> Iterator[Any]:
         """Records that overlap intervals (contig, start0, end0), which are apart and rise by contig; each once."""
@@ -79,7 +89,8 @@ def _names(file: SampleFile, regions: Regions, contig: str) -> list[str]:
     """What the file may call a contig of the regions."""
     bare = contig.removeprefix("chr")
     names = {contig, bare, f"chr{bare}"} | ({"M", "MT", "chrM", "chrMT"} if bare in ("M", "MT") else set())
-    return sorted(name for name in names if name in file.contigs) or [contig, bare if bare != contig else f"chr{bare}"]
+    names -= regions.by_contig.keys() - {contig}  # asked for on their own
+    return sorted(name for name in names if name in file.contigs) or sorted(names)
 
 
 @contextmanager
@@ -102,7 +113,10 @@ def opened(path: Path, sample: str, index: Path | None) -> Iterator[SampleFile]:
             if sample not in vcf.samples:
                 raise InputNotUsable("sample-missing", "the file has no sample of the name that is stored for it")
             vcf.set_samples([sample])
-            yield SampleFile(contigs=_contigs(vcf.raw_header), indexed=index is not None, _vcf=vcf)
+            header = vcf.raw_header
+            yield SampleFile(
+                contigs=_contigs(header), indexed=index is not None, annotation=Annotation.of(header), _vcf=vcf
+            )
         finally:
             vcf.close()
 

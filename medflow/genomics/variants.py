@@ -7,9 +7,10 @@ score of the file means anything.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from medflow.errors import InputNotUsable
+from medflow.genomics.annotation import Annotation
 from medflow.genomics.genotype import Genotype, depths, phase_set, refused
-from medflow.genomics.reference import MITOCHONDRION, Reference
+from medflow.genomics.reference import MITOCHONDRION, Reference, mitochondrion_elsewhere
 from medflow.genomics.regions import Regions
 from medflow.genomics.sample_file import REACH, opened, queries_of, without_leading_phase
 from medflow.genomics.windows import normalised, variant_windows
@@ -26,6 +28,7 @@ from medflow.plugin.cases import VariantWindows
 from medflow.plugin.inputs import SequenceInput
 from medflow.records import CalledVariant
 
+log = logging.getLogger(__name__)
 MAX_VARIANTS = 1_000_000
 MAX_BYTES = 4 << 30  # of all windows
 
@@ -77,7 +80,8 @@ def read_variants(
     regions
         Where; None is everywhere. An allele is inside where its normal form shares a base with them.
     index
-        CSI index of a file in bgzip's format: only what is near the regions is read then.
+        CSI index of a file in bgzip's format: only what is near the regions is read then. One that is missing, damaged
+        or of another file is passed over, with a warning in the log.
     records
         How many records the file has: one that breaks off is noticed by it, and what an index spares reading is counted
         as outside-regions.
@@ -85,30 +89,52 @@ def read_variants(
     Raises
     ------
     InputNotUsable
-        reference-mismatch (REF, or the length of a contig), too-many-variants, sample-missing, or unreadable-file.
+        reference-mismatch (REF, the length of a contig, or the names of all), too-many-variants, sample-missing, or
+        unreadable-file.
     """
-    read = _Reading(wanted=wanted, reference=reference, regions=regions)
-    try:
-        read.pass_over(path, sample, index, records)
-    except InputNotUsable as error:
-        if error.code != "unreadable-file":
-            raise
-        with without_leading_phase(path, sample) as copy:
-            if copy is None:
-                raise
-            read = _Reading(wanted=wanted, reference=reference, regions=regions)
-            read.pass_over(copy, sample, None, records)
+
+    def over(source: Path, by: Path | None) -> _Reading:
+        read = _Reading(wanted=wanted, reference=reference, regions=regions)
+        read.pass_over(source, sample, by, records)
+        return read
+
+    read = _passed_over(over, path, sample, index)
     order = {name: number for number, name in enumerate(reference.lengths)}
     variants = sorted(read.variants, key=lambda found: (order[found.contig], found.position, found.ref, found.alt))
     windows = variant_windows(reference, variants, wanted.length)
     return SampleVariants(variants=variants, windows=windows, counts=+read.counts)
 
 
+def _passed_over(
+    over: Callable[[Path, Path | None], _Reading], path: Path, sample: str, index: Path | None
+) -> _Reading:
+    """By the index, which only spares reading; without it where that fails; then from a copy that htslib reads."""
+    if index is not None:
+        try:
+            return over(path, index)
+        except InputNotUsable as error:
+            if error.code != "unreadable-file":
+                raise
+    try:
+        read = over(path, None)
+    except InputNotUsable as error:
+        if error.code != "unreadable-file":
+            raise
+        with without_leading_phase(path, sample) as copy:
+            if copy is None:
+                raise
+            return over(copy, None)
+    if index is not None:
+        log.warning("the index of a VCF file is of no use, missing or damaged: the file was read from start to end")
+    return read
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Contig:
-    """A contig of the file: what the reference calls it and what the regions do."""
+    """A contig of the file: what the reference calls it, what the regions do, and what the places of genes do."""
 
     name: str | None
+    genes: str | None
     region: str | None
 
 
@@ -123,16 +149,21 @@ class _Reading:
     variants: list[CalledVariant] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     records: int = 0
+    annotation: Annotation | None = None
     _contigs: dict[str, _Contig] = field(default_factory=dict)
     _seen: set[tuple[str, int, str, str]] = field(default_factory=set)
 
     def pass_over(self, path: Path, sample: str, index: Path | None, records: int | None) -> None:
         """All of a file that is near the regions. Raises InputNotUsable."""
         with opened(path, sample, index) as file:
-            self.lengths = file.contigs
+            self.lengths, self.annotation = file.contigs, file.annotation
             queries = queries_of(file, self.regions, records) if self.regions is not None else None
+            if queries is not None and records is not None and file.indexed_records() != records:
+                raise InputNotUsable("unreadable-file", "the index is not of all records of the VCF file")
             for record in file.records() if queries is None else file.near(queries):
                 self.take(record)
+        if records or self.records:
+            self._check_contigs()
         if records is None:
             return
         if queries is not None:
@@ -155,6 +186,16 @@ class _Reading:
             self._check(contig.name, start0, ref)
             self._alleles(contig, record, ref, alts)
 
+    def _check_contigs(self) -> None:
+        """That no score were found of a file whose contigs go by other names would be read as that there is nothing."""
+        named = {**dict.fromkeys(self._contigs), **self.lengths}
+        if not any(self.reference.name_of(chrom, length) for chrom, length in named.items()):
+            raise InputNotUsable(
+                "reference-mismatch",
+                f"the reference of {self.wanted.assembly} has no contig of the file, or none that is certainly the "
+                "same: configure one whose contigs have the file's names, with or without chr",
+            )
+
     def _contig(self, chrom: str) -> _Contig:
         length, name = self.lengths.get(chrom), None
         name = self.reference.name_of(chrom, length)
@@ -166,10 +207,13 @@ class _Reading:
                     f"{self.wanted.assembly}: it was called on another assembly",
                 )
             name = None
-        region = None
+        region = genes = None
         if self.regions is not None:
-            region = self.regions.named(chrom) or (self.regions.named(name) if name is not None else None)
-        found = self._contigs[chrom] = _Contig(name=name, region=region)
+            same: tuple[str, ...] = ()
+            if name is not None:
+                same = (name, *mitochondrion_elsewhere(name, self.reference.lengths[name], self.wanted.assembly))
+            region, genes = self.regions.named(chrom, *same), self.regions.genes_named(*same)
+        found = self._contigs[chrom] = _Contig(name=name, region=region, genes=genes)
         return found
 
     def _inside(self, contig: _Contig, start0: int, ref: str, alts: Sequence[str]) -> bool:
@@ -228,9 +272,10 @@ class _Reading:
                     ref=short_ref,
                     alt=short_alt,
                     zygosity=genotype.zygosity(number),
-                    phase=phase,
+                    phase=None if phase is None else genotype.phase(number, phase),
                     depths=None if reads is None else _pair(reads[0], reads[number]),
-                    gene=self.regions.gene_at(str(contig.name), position) if self.regions is not None else None,
+                    gene=self._gene(contig, position, short_ref, short_alt)
+                    or (self.annotation.gene(record.INFO, ref, alts, number) if self.annotation else None),
                 )
             )
         if len(self.variants) > min(MAX_VARIANTS, MAX_BYTES // (2 * self.wanted.length)):
@@ -240,13 +285,21 @@ class _Reading:
                 "(MEDFLOW_REGIONS, or MEDFLOW_GENES with MEDFLOW_GENE_BED)",
             )
 
+    def _gene(self, contig: _Contig, position: int, ref: str, alt: str) -> str | None:
+        """The gene whose bases an allele changes; if there is none, that of the base which a deletion keeps."""
+        if self.regions is None or contig.genes is None:
+            return None
+        kept = int(len(ref) > len(alt) and ref[0] == alt[0])
+        changed = self.regions.gene_over(contig.genes, position - 1 + kept, position - 1 + len(ref))
+        return changed or self.regions.gene_at(contig.genes, position)
+
     def _refused(self, record: Any, keys: Sequence[str]) -> str | None:
         """Why a record with an allele that the sample carries is left out."""
         if self.wanted.passing_only and (record.FILTER is not None or refused(record, keys)):
             return "filtered"
         if self.wanted.min_quality is not None:
             quality = record.QUAL
-            if quality is None:
+            if quality is None or quality != quality:  # not a number
                 return "no-quality"
             if quality < float(np.float32(self.wanted.min_quality)):  # htslib keeps it in single precision
                 return "low-quality"

@@ -93,6 +93,10 @@ class _Lines:
         block, self._rest = self._rest, b""
         return block
 
+    def whole(self, block: bytes) -> bool:
+        """Whether all its lines have their ends, and no empty one came before them."""
+        return not self._empty and block.endswith(b"\n")
+
     def each(self, block: bytes) -> Iterator[str]:
         """The lines of what `block` gave, as `one` gives them."""
         for line in block.removesuffix(b"\n").split(b"\n"):
@@ -139,7 +143,7 @@ def _read_records(lines: _Lines, header: Header, genome: Reference | None) -> Ta
     while block := lines.block():
         if blocks is None and len(block) >= SMALL:
             blocks = BlockCheck(header, check, genome)
-        after = blocks.take(block, taken) if blocks is not None and block.endswith(b"\n") else None
+        after = blocks.take(block, taken) if blocks is not None and lines.whole(block) else None
         if after is not None:
             lines.number += after.records - taken.records
             taken = after

@@ -20,7 +20,10 @@ _FIELD = re.compile(r'([^=,<>"]+)=("(?:[^"\\]|\\.)*"|[^,<>"]*)(?:,|$)')
 _COUNT = re.compile(r"[0-9]{1,18}")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^/@\s]*@)?(?P<host>[^/:\s]+)(?::[0-9]+)?(?:[/?#]\S*)?")
 _IPV4 = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}")
-_ALT_TYPE = re.compile(r"(DEL|INS|DUP|INV|CNV|BND|TRA|CN\d+|STR\d*|CTX|ITX|NON_REF|X|\*|[RYSWKMBDHV])(:[^\s,<>]+)*")
+_ALT_TYPE = re.compile(  # those of the specification, and what callers write (GATK-SV, Sniffles, pbsv, TIDDIT)
+    r"(DEL|INS|DUP|INV|CNV|BND|TRA|CN\d+|STR\d*|CTX|ITX|NON_REF|X|\*|[RYSWKMBDHV]"
+    r"|CPX|MCNV|INVDUP|TDUP|LOH|ROH|TR|cnv|(?:DEL|INS|DUP|INV|INVDUP)(?:/(?:DEL|INS|DUP|INV|INVDUP))+)(:[^\s,<>]+)*"
+)
 _GENOME_ID = re.compile(r'[^\s:;,<>="]+')
 _TYPES = {"INFO": {"Integer", "Float", "Flag", "Character", "String"}}
 _TYPES["FORMAT"] = _TYPES["INFO"] - {"Flag"}
@@ -50,7 +53,9 @@ _FORMAT = _fields(
     "HQ 2 Integer,MQ 1 Integer,PL G Integer,PQ 1 Integer,PS 1 Integer"
 )
 _PER_ALLELE = _fields("AD R Integer,ADF R Integer,ADR R Integer")  # reserved since 4.3
-_MAY_BE = {("FORMAT", "GQ"): "Float", ("INFO", "MQ"): "Integer"}  # types that callers write, and that lose nothing
+# types that callers write, and that lose nothing
+_MAY_BE = {("FORMAT", "GQ"): "Float", ("INFO", "MQ"): "Integer", ("FORMAT", "PS"): "String"}
+_COUNTED = frozenset({("FORMAT", "GT"), ("INFO", "AA")})  # reserved keys whose Number may not be left open
 NOT_NEGATIVE = frozenset({"AC", "AF", "AN", "DP", "END", "MQ0", "NS"})
 
 
@@ -92,6 +97,8 @@ def bad_header(line: int, reason: str) -> InputRejected:
 def first_line(text: str) -> Header:
     """Section 1.2.1: the version. Raises InputRejected for anything but VCF 4.1 to 4.5."""
     found = _FILEFORMAT.fullmatch(text)
+    if text.startswith("\ufeff"):
+        raise bad_header(1, "the file begins with a byte order mark, which VCF does not allow: save it without")
     if not found:
         raise bad_header(1, "the first line must be ##fileformat=VCFv4.1, 4.2, 4.3, 4.4 or 4.5, and nothing else")
     return Header(minor=int(found[1]))
@@ -192,9 +199,19 @@ def _info_or_format(header: Header, line: int, key: str, parts: dict[str, str]) 
     if standard is not None:
         if found.type != standard.type and found.type != _MAY_BE.get((key, name)):
             raise bad_header(line, f"{key} {name} is reserved: its Type must be {standard.type}")
-        if found.number != standard.number:
+        if found.number != standard.number and not _may_be_counted(key, name, found.number, standard.number):
             raise bad_header(line, f"{key} {name} is reserved: its Number must be {standard.number}")
     (header.info if key == "INFO" else header.format)[name] = found
+
+
+def _may_be_counted(key: str, name: str, number: str, standard: str) -> bool:
+    """Whether callers declare that Number of a reserved list, and nothing is lost by it.
+
+    A dot says only that it is not counted (GATK's FT; AC, AD, GL and PL of many); 3 is what a G comes to mostly
+    (Minimac's GP).
+    """
+    left_open = number == "." and (key == "FORMAT" or not standard.isdigit())
+    return (key, name) not in _COUNTED and (left_open or (number == "3" and standard == "G"))
 
 
 def _filter(header: Header, line: int, key: str, parts: dict[str, str]) -> None:

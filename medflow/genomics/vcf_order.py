@@ -18,6 +18,7 @@ class Order:
     position: int = 0
     reach: int = -1
     recent: dict[Variant, None] = field(default_factory=dict)
+    swept: int = 0  # the position that nothing of ``recent`` lies left of
 
     def copy(self) -> Order:
         """Another one, that goes its own way from here."""
@@ -27,6 +28,7 @@ class Order:
             position=self.position,
             reach=self.reach,
             recent=dict(self.recent),
+            swept=self.swept,
         )
 
     def check(self, line: int, site: Site) -> None:
@@ -45,13 +47,14 @@ class Order:
         if contig in self.contigs:
             _refuse(line, "the records of one CHROM must stand together")
         self.contigs[contig] = None
-        self.contig, self.position, self.reach, self.recent = contig, 0, -1, {}
+        self.contig, self.position, self.reach, self.recent, self.swept = contig, 0, -1, {}, 0
 
     def alleles(self, line: int, site: Site) -> None:
         """Raises InputRejected for an allele that was given before, at this site or at one to the left."""
         # trimming moves an allele to the right only, so those left of this record cannot come again
-        if any(seen.position < site.position for seen in self.recent):
+        if site.position != self.swept:
             self.recent = {seen: None for seen in self.recent if seen.position >= site.position}
+            self.swept = site.position
         for variant in site.variants():
             if variant in self.recent:
                 _refuse(line, "an allele of this record was already given, here or by an earlier record")

@@ -19,7 +19,7 @@ from math import comb
 import re2
 
 from medflow.genomics.vcf_header import NOT_NEGATIVE, Field, Header, reserved
-from medflow.genomics.vcf_record import LOCAL
+from medflow.genomics.vcf_record import LOCAL, is_free_text
 
 _MAX_ALTS = 6  # alleles beyond the reference, INFO keys, FORMATs and counts beyond which lines are checked one by one
 _MAX_KEYS = 100
@@ -155,11 +155,11 @@ class LinePattern:
     def _sample(self, keys: Sequence[str], alts: int) -> list[str]:
         """One form for each ploidy; fields at the end may be left out."""
         if keys[0] != "GT":
-            return [_nested([_sample_value(self._format.get(key), alts, (1, 2)) for key in keys])]
+            return [_nested([_sample_value(key, self._format.get(key), alts, (1, 2)) for key in keys])]
         allele = rf"[0-{max(alts, 1)}.]"
         forms = []
         for genotype, ploidies in ((r"\.", (1, 2)), (allele, (1,)), (f"{allele}[/|]{allele}", (2,))):
-            later = [_sample_value(self._format.get(key), alts, ploidies) for key in keys[1:]]
+            later = [_sample_value(key, self._format.get(key), alts, ploidies) for key in keys[1:]]
             forms.append(_nested([genotype, *later]))
         return forms
 
@@ -205,10 +205,14 @@ def _repeated(item: str, allowed: set[int] | None) -> str:
     return _any_of([*forms, r"\."])
 
 
-def _sample_value(field: Field | None, alts: int, ploidies: tuple[int, ...]) -> str:
-    if field is None:
+def _sample_value(key: str, field: Field | None, alts: int, ploidies: tuple[int, ...]) -> str:
+    if field is None or (is_free_text(key, field) and field.number == "1"):
         return "[ -9;-~]+"
-    return _repeated(_item(field.type, r"[ -+\--9;-~]"), counts(field.number, alts, ploidies))
+    letter, allowed = r"[ -+\--9;-~]", counts(field.number, alts, ploidies)
+    values = _repeated(_item(field.type, letter), allowed)
+    if field.type != "Character" or not field.number.isdigit() or not 1 < int(field.number) <= _MAX_COUNT:
+        return values
+    return _any_of([values, f"{letter}{{{int(field.number)}}}"])
 
 
 def _info(key: str, field: Field | None, alts: int) -> str:
@@ -217,7 +221,7 @@ def _info(key: str, field: Field | None, alts: int) -> str:
         return f"{name}(?:=[ -:<-~]*)?"
     if field.type == "Flag":
         return f"{name}(?:=[01])?"
-    allowed = counts(field.number, alts, ())
+    allowed = None if is_free_text(key, field) else counts(field.number, alts, ())
     if key == "CIGAR":
         return f"{name}={_repeated(_CIGAR, allowed)}"
     # a String in quotes is one value whatever is in it: left to the check of single lines where it could be several

@@ -7,7 +7,9 @@ Section numbers are those of VCF 4.3 (1.6 data lines, 5 structural variants and 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import comb
 
 from medflow.errors import InputRejected, RejectCode
@@ -17,6 +19,8 @@ from medflow.records import Variant
 MAX_POSITION = 2**31 - 1
 LOCAL = frozenset({"LA", "LR", "LG"})  # a Number that counts local alleles: those that LAA names (4.5)
 _MEMO = 100_000  # sample texts remembered as right: most columns of a cohort repeat a few
+_SAID = 1_000_000  # genotypes of many alleles and a high ploidy are numbers of thousands of digits
+_MEMO_TEXT = 256  # characters of a text that is remembered
 
 _CHROM_OLD = re.compile(r"<[^\s:,<>]+>|[^\s:,<>]+")  # 4.1 and 4.2: no colon
 _CHROM = re.compile(r"<[^\s,<>]+>|[0-9A-Za-z!#$%&+./:;?@^_|~-][0-9A-Za-z!#$%&*+./:;=?@^_|~-]*")
@@ -37,6 +41,9 @@ _ALLELE = re.compile(r"\.|[0-9]+")
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _FLOAT = re.compile(r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|inf|infinity|nan)", re.IGNORECASE)
 _CIGAR = re.compile(r"(?:[0-9]+[MIDNSHPX=])+")
+
+
+_DEFINED = frozenset(reserved("INFO", 2)) | frozenset(reserved("FORMAT", 2))
 
 
 def bad_record(line: int, reason: str) -> InputRejected:
@@ -62,10 +69,13 @@ class Site:
 def trimmed(position: int, ref: str, alt: str) -> tuple[int, str, str]:
     """POS, REF and ALT of plain bases in upper case, without what the alleles share; each keeps one base."""
     ref, alt = ref.upper(), alt.upper()
-    while len(ref) > 1 and len(alt) > 1 and ref[-1] == alt[-1]:
-        ref, alt = ref[:-1], alt[:-1]
-    while len(ref) > 1 and len(alt) > 1 and ref[0] == alt[0]:
-        ref, alt, position = ref[1:], alt[1:], position + 1
+    if len(ref) > 1 and len(alt) > 1:  # cut once: alleles may be megabases
+        most = min(len(ref), len(alt)) - 1
+        last = next((n for n in range(most) if ref[-1 - n] != alt[-1 - n]), most)
+        ref, alt = ref[: len(ref) - last], alt[: len(alt) - last]
+        most -= last
+        first = next((n for n in range(most) if ref[n] != alt[n]), most)
+        ref, alt, position = ref[first:], alt[first:], position + first
     return position, ref, alt
 
 
@@ -75,6 +85,7 @@ class RecordCheck:
     def __init__(self, header: Header) -> None:
         self._header = header
         self._chrom = _CHROM_OLD if header.minor < 3 else _CHROM
+        self._declared = {name for name in header.contigs if _CHROM.fullmatch(name)}  # HLA-A*01:01 in a file of 4.2
         self._info = {**reserved("INFO", header.minor), **header.info}
         self._format = {**reserved("FORMAT", header.minor), **header.format}
         self._columns = 9 + len(header.samples) if header.samples else 8
@@ -83,9 +94,10 @@ class RecordCheck:
 
     def check(self, line: int, text: str) -> Site:
         """The site of one data line; raises InputRejected."""
+        found = text.count("\t") + 1
+        if found != self._columns:
+            raise bad_record(line, f"{found} columns separated by tabs, the header has {self._columns}")
         columns = text.split("\t")
-        if len(columns) != self._columns:
-            raise bad_record(line, f"{len(columns)} columns separated by tabs, the header has {self._columns}")
         site = self._site(line, columns)
         self._quality(line, columns[5])
         self._filters(line, columns[6])
@@ -96,7 +108,7 @@ class RecordCheck:
 
     def _site(self, line: int, columns: list[str]) -> Site:
         chrom, pos, identifier, ref, alt = columns[:5]
-        if not self._chrom.fullmatch(chrom):
+        if not self._chrom.fullmatch(chrom) and chrom not in self._declared:
             raise bad_record(line, "CHROM has a character that VCF does not allow there")
         if not _POSITION.fullmatch(pos) or int(pos) > MAX_POSITION:
             raise bad_record(line, f"POS must be a whole number from 0 to {MAX_POSITION}")
@@ -148,10 +160,10 @@ class RecordCheck:
             raise bad_record(line, f"INFO {key} must have a value")
         if value == ".":
             return
-        quoted = field.type == "String" and len(value) > 1 and value[0] == value[-1] == '"'
-        values = [value] if quoted else value.split(",")
-        if not _fits(field.number, len(values), alts, no_alt, ()):
-            raise bad_record(line, f"INFO {key} has {len(values)} values, its Number is {field.number}")
+        values = [value] if _is_quoted(field, value) else value.split(",")
+        right = None if is_free_text(key, field) else _counts(field.number, alts, no_alt, (), None)
+        if right is not None and len(values) not in right:
+            raise bad_record(line, f"INFO {key} {_miscounted(field.number, len(values), right)}")
         if not all(_is_a(field.type, item) for item in values):
             raise bad_record(line, f"INFO {key} must be of Type {field.type}")
         if key in NOT_NEGATIVE and any(item.startswith("-") for item in values):
@@ -168,6 +180,8 @@ class RecordCheck:
             if memo in self._seen:
                 continue
             self._sample(line, number, keys, sample, alts, no_alt)
+            if len(sample) > _MEMO_TEXT:
+                continue
             if len(self._seen) >= _MEMO:
                 self._seen.clear()
             self._seen.add(memo)
@@ -199,12 +213,13 @@ class RecordCheck:
             if key == "GT":
                 ploidies = _ploidies(line, where, value, alts)
             elif field is not None and value != ".":
-                items = value.split(",")
-                count = len(items)
-                if not _fits(field.number, count, alts, no_alt, ploidies) or not _fits_local(
-                    field.number, count, ploidies, local
-                ):
-                    raise bad_record(line, f"{where}: {key} has {len(items)} values, its Number is {field.number}")
+                if is_free_text(key, field) and field.number == "1":
+                    items = [value]
+                else:
+                    items = list(value) if _are_letters(field, value) else value.split(",")
+                right = _counts(field.number, alts, no_alt, ploidies, local)
+                if right is not None and len(items) not in right:
+                    raise bad_record(line, f"{where}: {key} {_miscounted(field.number, len(items), right)}")
                 if not all(_is_a(field.type, item) for item in items):
                     raise bad_record(line, f"{where}: {key} must be of Type {field.type}")
 
@@ -223,15 +238,58 @@ class RecordCheck:
         return len(indices)
 
 
-def _fits_local(number: str, count: int, ploidies: tuple[int, ...], local: int | None) -> bool:
-    """Whether ``count`` agrees with a Number per local allele (4.5), or per allele of the genotype (4.4)."""
+def is_free_text(key: str, field: Field) -> bool:
+    """Whether commas in a value need not part several: a String that the specification does not define itself.
+
+    Callers write texts with commas whatever Number they declare (AS_FilterStatus of GATK, DP4 of VarScan); none of
+    them is read by its count.
+    """
+    return field.type == "String" and key not in _DEFINED
+
+
+def _is_quoted(field: Field, value: str) -> bool:
+    return field.type == "String" and len(value) > 1 and value[0] == value[-1] == '"'
+
+
+def _are_letters(field: Field, value: str) -> bool:
+    """Whether Characters stand one after the other, without commas, as htslib writes them (RNC of GLnexus)."""
+    return field.type == "Character" and "," not in value and field.number == str(len(value))
+
+
+@lru_cache(maxsize=4096)
+def _counts(
+    number: str, alts: int, no_alt: bool, ploidies: tuple[int, ...], local: int | None
+) -> frozenset[int] | None:
+    """How many values a Number allows for this many ALT alleles; None where any.
+
+    Without an ALT both readings of "per allele" are allowed. ``ploidies`` are those that the genotype may have, none in
+    INFO; ``local`` is how many of the alleles the sample's LAA names (LA, LR and LG of 4.5), P is of 4.4.
+    """
+    if number.isdigit():
+        return frozenset({int(number)})
     if number == "P":
-        return len(ploidies) > 1 or count in ploidies
-    if local is None or number not in LOCAL:
-        return True
-    if number == "LG":
-        return any(count == comb(local + ploidy, ploidy) for ploidy in ploidies)
-    return count == local + (number == "LR")
+        return frozenset(ploidies) if len(ploidies) == 1 else None
+    if number in LOCAL:
+        return None if local is None else _per_allele(number[1], (local,), ploidies)
+    return _per_allele(number, (alts, 0) if no_alt else (alts,), ploidies, least=1)
+
+
+def _per_allele(
+    number: str, alternates: Iterable[int], ploidies: tuple[int, ...], *, least: int = 0
+) -> frozenset[int] | None:
+    if number == "A":
+        return frozenset(max(count, least) for count in alternates)
+    if number == "R":
+        return frozenset(count + 1 for count in alternates)
+    if number == "G" and ploidies:
+        return frozenset(comb(count + ploidy, ploidy) for count in alternates for ploidy in ploidies)
+    return None
+
+
+def _miscounted(number: str, found: int, right: frozenset[int]) -> str:
+    values = "1 value" if found == 1 else f"{found} values"
+    wanted = (str(count) if count <= _SAID else f"more than {_SAID}" for count in sorted(right))
+    return f"has {values} instead of {' or '.join(dict.fromkeys(wanted))} (its Number is {number})"
 
 
 def _is_allele(text: str) -> bool:
@@ -252,22 +310,6 @@ def _ploidies(line: int, where: str, genotype: str, alts: int) -> tuple[int, ...
     if any(allele != "." and int(allele) > alts for allele in alleles):
         raise bad_record(line, f"{where}: GT names an allele that the record does not have")
     return (1, 2) if genotype == "." else (len(alleles),)
-
-
-def _fits(number: str, count: int, alts: int, no_alt: bool, ploidies: tuple[int, ...]) -> bool:
-    """Whether ``count`` values agree with a Number. Without an ALT, both readings of "per allele" are taken."""
-    for each in (alts, 0) if no_alt else (alts,):
-        if number == "A":
-            fits = count == max(each, 1)
-        elif number == "R":
-            fits = count == each + 1
-        elif number == "G" and ploidies:
-            fits = any(count == comb(each + ploidy, ploidy) for ploidy in ploidies)
-        else:
-            fits = not number.isdigit() or count == int(number)
-        if fits:
-            return True
-    return False
 
 
 def _is_a(kind: str, text: str) -> bool:

@@ -18,6 +18,7 @@ _STEP = 64  # bases looked at to the left at first
 _MOST = 1 << 16
 _AT_ONCE = 1 << 26  # bases cut out at once
 
+_TO_N = str.maketrans("RYSWKMBDHV", "NNNNNNNNNN")
 _COMPLEMENT = np.full(256, ord("N"), dtype=np.uint8)
 _COMPLEMENT[list(b"ACGT")] = list(b"TGCA")
 
@@ -34,11 +35,11 @@ def normalised(reference: Reference, contig: str, position: int, ref: str, alt: 
     """Position (1-based), ref and alt of one allele, trimmed and aligned to the left, in upper case.
 
     An insertion or deletion keeps the base before it, at the start of a contig the base after it. ``ref`` must agree
-    with the reference and differ from ``alt``; where it has N the reference's letter is taken. Raises KeyError.
+    with the reference and differ from ``alt``; where it has N the reference's base is taken. Raises KeyError.
     """
     ref, alt = ref.upper(), alt.upper()
     if "N" in ref:
-        found = reference.text(contig, position - 1, position - 1 + len(ref))
+        found = _written(reference.text(contig, position - 1, position - 1 + len(ref)))
         ref = "".join(base if base != "N" else known for base, known in zip(ref, found, strict=True))
     if len(ref) == len(alt) == 1:
         return position, ref, alt
@@ -49,10 +50,15 @@ def normalised(reference: Reference, contig: str, position: int, ref: str, alt: 
     place0, letters = _leftmost(reference, contig, place0, ref or alt)
     ref, alt = (letters, "") if ref else ("", letters)
     if place0 > 0:
-        anchor = reference.text(contig, place0 - 1, place0)
+        anchor = _written(reference.text(contig, place0 - 1, place0))
         return place0, anchor + ref, anchor + alt
-    anchor = reference.text(contig, len(ref), len(ref) + 1)
+    anchor = _written(reference.text(contig, len(ref), len(ref) + 1))
     return 1, ref + anchor, alt + anchor
+
+
+def _written(letters: str) -> str:
+    """As an allele may have them: VCF knows no letter for several bases but N."""
+    return letters.translate(_TO_N)
 
 
 def _trimmed(ref: str, alt: str) -> tuple[str, str, int]:

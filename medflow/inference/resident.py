@@ -21,6 +21,7 @@ from typing import Protocol
 
 from medflow.config import Settings
 from medflow.errors import DeviceExhausted, MedflowError, PluginBroken, TransientError
+from medflow.garbage import seldom_collected
 from medflow.inference.devices import as_medflow_error, free_cache, is_out_of_memory, resolve_device
 from medflow.inference.lane import Lane
 from medflow.inference.loaded import LoadedModel
@@ -72,13 +73,15 @@ class LoadedModels:
     """The models that this process has loaded, each once, on one device.
 
     Looking for the device imports torch, which takes as long as selecting thousands of cases: it is done in a thread,
-    and waited for when the device is first needed.
+    from `look` on, and waited for when the device is first needed.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._looking = _in_background(partial(_Place.of, settings))
+        self._settings = settings
+        self._looking: Future[_Place] | None = None
+        self._one_looks = threading.Lock()
         if settings.device not in ("auto", "cpu"):
-            self._looking.result()  # one that was asked for by name may not be there
+            self.look().result()  # one that was asked for by name may not be there
         self._chunk_size = settings.chunk_size
         self._patience_s = settings.lease_seconds  # a chunk that waits for longer has lost its lease
         self._resident: OrderedDict[str, LoadedModel] = OrderedDict()  # by digest, the one used longest ago first
@@ -86,6 +89,13 @@ class LoadedModels:
         self._changed = threading.Condition()  # guards the two above, and tells of a model that fell idle
         self._one_loads = threading.Lock()
         self._crowded = False  # somebody waits for memory: models in use get no new users, or they would never go
+
+    def look(self) -> Future[_Place]:
+        """Look for the device from now on, as there will be work for it; and go on without waiting."""
+        with self._one_looks:
+            if self._looking is None:
+                self._looking = _in_background(partial(_Place.of, self._settings))
+            return self._looking
 
     @property
     def device(self) -> str:
@@ -96,15 +106,15 @@ class LoadedModels:
         ConfigurationError
             It is not there.
         """
-        return self._looking.result().device
+        return self.look().result().device
 
     @property
     def _memory(self) -> DeviceMemory:
-        return self._looking.result().memory
+        return self.look().result().memory
 
     @property
     def _lane(self) -> Lane:
-        return self._looking.result().lane
+        return self.look().result().lane
 
     @contextmanager
     def using(self, model: Loadable) -> Iterator[LoadedModel]:
@@ -246,8 +256,12 @@ class LoadedModels:
 
 
 def _in_background(work: Callable[[], _Place]) -> Future[_Place]:
+    def looking() -> _Place:
+        with seldom_collected():  # torch is imported, which makes objects by the hundred thousand
+            return work()
+
     pool = ThreadPoolExecutor(1, "device")
-    future = pool.submit(work)
+    future = pool.submit(looking)
     pool.shutdown(wait=False)
     return future
 

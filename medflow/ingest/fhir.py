@@ -23,15 +23,16 @@ from medflow.config import Settings
 from medflow.errors import InputRejected, MedflowError
 from medflow.fhir.check import Checker
 from medflow.fhir.read import Context, read_resource
-from medflow.garbage import collect_seldom, seldom_collected
+from medflow.garbage import collect_seldom, end_without_search, seldom_collected
 from medflow.ingest.fhir_inputs import Deletion, Input, Piece, inputs, parse
 from medflow.ingest.offers import Offer, offers
 from medflow.ingest.tally import Progress, Refused, Tally
 from medflow.processes import follow_parent
 from medflow.store import Store
-from medflow.store.clinical import ClinicalWriter, Outcome, absent_resources, has_resources, known_contents
+from medflow.store.clinical import ClinicalWriter
 from medflow.store.ledger import Reject, record_rejects
 from medflow.store.packed import Packed, pack
+from medflow.store.versions import Outcome, absent_resources, has_resources, known_contents
 
 CHUNK = 2000  # inputs in one transaction
 CHUNK_BYTES = 4 << 20
@@ -304,6 +305,7 @@ def _by_context(work: Iterable[tuple[bytes, Context, str | None]]) -> Work:
 def _start_process(timezone: str | None) -> None:
     follow_parent()
     collect_seldom()
+    end_without_search()
     _of_this_process[:] = [Checker(ZoneInfo(timezone) if timezone else None)]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TypedDict
 
 from medflow.config import Settings
 from medflow.errors import InputRejected
@@ -28,6 +29,16 @@ BATCH = 1000  # FASTA records in one transaction
 BATCH_BYTES = 32 << 20
 
 
+class VcfTerms(TypedDict, total=False):
+    """How VCF files are taken in; see `ingest_vcf`."""
+
+    reference: Path | None
+    samples: Path | None
+    restore: bool
+    run_id: int | None
+    progress: Progress | None
+
+
 def ingest_vcf(
     store: Store,
     settings: Settings,
@@ -35,13 +46,15 @@ def ingest_vcf(
     *,
     reference: Path | None = None,
     samples: Path | None = None,
+    restore: bool = False,
     run_id: int | None = None,
     progress: Progress | None = None,
 ) -> Tally:
     """Take in VCF files; ``reference`` is the uncompressed FASTA that their REF alleles must agree with.
 
     With a reference every file is read again, even one that is stored: it may have been taken without. ``samples`` is
-    the sheet that says whose each sample is; it goes before the configured one. A sample that cannot be given to its
+    the sheet that says whose each sample is; it goes before the configured one. With ``restore`` a file that was
+    withdrawn is taken in again; else it is unchanged, and stays withdrawn. A sample that cannot be given to its
     patient counts as one input more, refused; its file and the other samples are taken.
 
     Raises
@@ -52,7 +65,9 @@ def ingest_vcf(
     ledger = Ledger(kind="vcf", store=store, settings=settings, run_id=run_id, progress=progress)
     patients = SamplePatients.of(settings, samples)
     with Reference(reference) if reference is not None else nullcontext() as genome:
-        intake = VcfIntake(store=store, settings=settings, ledger=ledger, patients=patients, genome=genome)
+        intake = VcfIntake(
+            store=store, settings=settings, ledger=ledger, patients=patients, genome=genome, restore=restore
+        )
         for item in offers(paths):
             if isinstance(item, Refused):
                 ledger.refuse(item.origin, item.error, item)

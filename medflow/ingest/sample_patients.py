@@ -6,7 +6,7 @@ refused, and so is one that none of them knows. Nobody is guessed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +15,12 @@ from medflow.errors import InputRejected, RejectCode
 from medflow.genomics.sample_sheet import read_sample_sheet
 from medflow.records import Identifier, Patient
 from medflow.store import Connection
+from medflow.store.genomics import Held
 from medflow.store.patients import known_patients, resolve_patients
 from medflow.store.specimens import Named, has_names, named
 
 SHEET, SPECIMENS, NAME = "the sample sheet", "specimens or orders", "MEDFLOW_SAMPLE_SYSTEM"
+BEFORE = "what gave it to its patient before"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,9 +38,14 @@ class _Asked:
     patients: Mapping[str, frozenset[int]]
     new: Mapping[str, Identifier]
     specimens: Sequence[Named]
+    listed: bool
 
     def known(self) -> set[int]:
         return {patient for patients in self.patients.values() for patient in patients}
+
+    def names(self, specimen: tuple[str, str]) -> bool:
+        """Whether this Specimen still has the sample's name, and says that it is somebody's."""
+        return any((item.reference, item.source) == specimen and item.patient_id for item in self.specimens)
 
 
 class SamplePatients:
@@ -55,11 +62,19 @@ class SamplePatients:
         return cls(sheet=read, system=settings.sample_system)
 
     def owners(
-        self, connection: Connection, names: Sequence[str], held: Mapping[str, int | None], *, expected: bool = False
+        self,
+        connection: Connection,
+        names: Sequence[str],
+        held: Mapping[str, Held],
+        *,
+        contested: Collection[str] = (),
+        expected: bool = False,
     ) -> list[Owner | InputRejected]:
         """Whose the samples of these names are, in order; patients that nobody knew are made.
 
-        ``held`` has whose those are that are stored already: what has a patient keeps it where no way knows better.
+        ``held`` has whose those are that are stored already: one keeps its patient where no way knows better, and only
+        a sheet, or the Specimen that it was made of, gives it to another. ``contested`` are those that a sheet gave to
+        another patient than the other ways: leaving the sheet out does not settle it.
         Where no way is configured samples are nobody's, unless a patient is ``expected``.
         """
         asked = self._ask(connection, names)
@@ -67,19 +82,22 @@ class SamplePatients:
         outcomes: list[Owner | InputRejected] = []
         claims: dict[int, Identifier] = {}
         for number, (name, answer) in enumerate(zip(names, asked, strict=True)):
+            before = held.get(name, Held(patient_id=None))
             patients = answer.known()
-            if len(patients) + len(set(answer.new.values())) > 1:
-                outcomes.append(_ambiguous([*answer.patients, *answer.new], sorted(patients)))
+            if error := _contradiction(answer, before, contested=name in contested):
+                outcomes.append(error)
             elif patients:
                 (patient_id,) = patients
                 outcomes.append(Owner(patient_id=patient_id, specimen=_specimen(answer.specimens, patient_id)))
             elif answer.new:
                 claims[number] = next(iter(answer.new.values()))
                 outcomes.append(Owner())
-            elif self._system is not None:
+            elif before.specimen is not None and not answer.names(before.specimen):
+                outcomes.append(_withdrawn())
+            elif before.patient_id is None and self._system is not None:
                 claims[number] = Identifier(system=self._system, value=name)
                 outcomes.append(Owner())
-            elif not expected or held.get(name) is not None:
+            elif not expected or before.patient_id is not None:
                 outcomes.append(Owner())
             else:
                 outcomes.append(self._unknown())
@@ -101,7 +119,7 @@ class SamplePatients:
             }
             new = {SHEET: listed[name]} if name in listed and not answers[SHEET] else {}
             told = {way: answer for way, answer in answers.items() if answer}
-            asked.append(_Asked(patients=told, new=new, specimens=found))
+            asked.append(_Asked(patients=told, new=new, specimens=found, listed=name in listed))
         return asked
 
     def _claim(
@@ -123,6 +141,31 @@ class SamplePatients:
 def _one(patients: Mapping[Identifier, int], identifier: Identifier | None) -> frozenset[int]:
     found = patients.get(identifier) if identifier is not None else None
     return frozenset({found}) if found is not None else frozenset()
+
+
+def _contradiction(answer: _Asked, before: Held, *, contested: bool) -> InputRejected | None:
+    """Why the ways, and what is held of the sample, do not come to one patient."""
+    patients = answer.known()
+    if len(patients) + len(set(answer.new.values())) > 1:
+        return _ambiguous([*answer.patients, *answer.new], sorted(patients))
+    if answer.listed:
+        return None
+    if contested:
+        reason = f"{SHEET} gave it to another patient than {SPECIMENS} or its name: list it in the sheet that is used"
+        ids = {before.patient_id} if before.patient_id is not None else set()
+        return InputRejected(RejectCode.SAMPLE_AMBIGUOUS, reason, patient_ids=sorted(patients | ids))
+    moved = before.patient_id is not None and bool(patients - {before.patient_id})
+    if moved and before.specimen is None:
+        return _ambiguous([BEFORE, *answer.patients], sorted(patients | {before.patient_id or 0}))
+    return None
+
+
+def _withdrawn() -> InputRejected:
+    return InputRejected(
+        RejectCode.SAMPLE_UNKNOWN,
+        "the Specimen that gave it to its patient was withdrawn or changed: say whose it is, then "
+        "`medflow retry rejects`",
+    )
 
 
 def _ambiguous(ways: Iterable[str], patient_ids: list[int]) -> InputRejected:

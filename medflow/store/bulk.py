@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import orjson
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     Connection,
     Float,
     LargeBinary,
+    Select,
     String,
     any_,
     bindparam,
@@ -38,6 +40,18 @@ def among(connection: Connection, column: InstrumentedAttribute[Any], values: Se
         given = func.json_each(bindparam(None, json.dumps(values), type_=String, unique=True)).table_valued("value")
         return column.in_(select(given.c.value))
     return column == any_(bindparam(None, list(values), type_=ARRAY(String), unique=True))
+
+
+def rows_at_once(connection: Connection, query: Select[Any]) -> Sequence[Sequence[Any]]:
+    """The rows of a query for numbers and text, of no particular order on SQLite.
+
+    Its driver lets go of the interpreter and takes it again for every row. Beside a thread that computes, each time is
+    a wait for that: a thousand rows that take a tenth of a second take one. So they come as one.
+    """
+    if connection.dialect.name != "sqlite":
+        return connection.execute(query).all()
+    each = query.subquery()
+    return orjson.loads(connection.execute(select(func.json_group_array(func.json_array(*each.c)))).scalar_one())
 
 
 def insert_rows(connection: Connection, row: Any, columns: str, values: Sequence[tuple[Any, ...]]) -> None:

@@ -5,28 +5,26 @@ measurements that were known before (`medflow.store.corrections`); an older vers
 deleted resource loses its content and its rows, and leaves a tombstone so that what was deleted does not come back with
 the next load of old files.
 
-`medflow.store.packed` does per resource what needs no database, in any process; `ClinicalWriter` does the rest in the
-process that writes.
+`medflow.store.packed` does per resource what needs no database, in any process; `medflow.store.versions` says which
+version of one stands; `ClinicalWriter` does the rest in the process that writes.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import BigInteger, Connection, bindparam, delete, func, insert, select, text, update
 
-from medflow.errors import InputRejected, RejectCode
+from medflow.errors import InputRejected
 from medflow.records import Coding, Patient, fhir_identifier
 from medflow.store.bulk import Growth, among, insert_rows
-from medflow.store.corrections import Newer, Place, places_of, retire
+from medflow.store.corrections import Newer, Place, retire
 from medflow.store.packed import Code, Packed
 from medflow.store.patients import resolve_patients
-from medflow.store.resource_sequences import replace_sequences
-from medflow.store.specimens import NAMED, replace_names
+from medflow.store.resource_sequences import Held, follow_specimens, owners_of, replace_sequences
+from medflow.store.specimens import NAMED, former_owners, release_samples_of, replace_names
 from medflow.store.tables import (
     CodedFactRow,
     ConceptRow,
@@ -35,59 +33,20 @@ from medflow.store.tables import (
     MeasurementRow,
     PatientRow,
 )
+from medflow.store.versions import (
+    Outcome,
+    Stored,
+    by_type,
+    chunks_of,
+    content_of,
+    decide,
+    existing_resources,
+    late_versions,
+    settle_tombstones,
+    without_repeats,
+)
 
-CHUNK = 2000  # parameters in one IN list
 WRITER_LOCK = 0x6D656467  # advisory lock of PostgreSQL: one writer of records at a time
-
-
-class Outcome(StrEnum):
-    """What became of one resource; a rejected one has its `InputRejected` instead."""
-
-    STORED = "stored"
-    UNCHANGED = "unchanged"
-    OLDER = "older-version"  # unchanged: a newer version, or its deletion, is known
-
-
-def known_contents(
-    connection: Connection, source: str, keys: Sequence[tuple[str, str]]
-) -> dict[tuple[str, str], tuple[int, str]]:
-    """Surrogate id and SHA-256 of the content known of these (type, id) of a source; what is not known is absent."""
-    found = {}
-    for kind, chunk in _by_type(keys):
-        query = select(FhirResourceRow.fhir_id, FhirResourceRow.id, FhirResourceRow.sha256).where(
-            FhirResourceRow.source == source,
-            FhirResourceRow.type == kind,
-            among(connection, FhirResourceRow.fhir_id, chunk),
-        )
-        found.update({(kind, fhir_id): (key, digest) for fhir_id, key, digest in connection.execute(query)})
-    return found
-
-
-def has_resources(connection: Connection, source: str) -> bool:
-    """Whether anything of this source is stored."""
-    query = select(FhirResourceRow.id).where(FhirResourceRow.source == source).limit(1)
-    return connection.scalar(query) is not None
-
-
-def absent_resources(connection: Connection, source: str, references: Iterable[str]) -> Counter[str]:
-    """How many of these references are to resources that the source has not sent, by type ("" where unknown).
-
-    ``Type/id`` may be known; an absolute URL or a urn is not.
-    """
-    keys = [(kind, fhir_id) for kind, _, fhir_id in (item.rpartition("/") for item in references)]
-    known = known_contents(connection, source, [key for key in keys if key[0] and "/" not in key[0]])
-    return Counter(kind.rpartition("/")[2] for kind, fhir_id in keys if (kind, fhir_id) not in known)
-
-
-@dataclass(slots=True)
-class _Stored:
-    """A row of fhir_resource that exists, as far as deciding needs it."""
-
-    id: int
-    sha256: str
-    version: str | None
-    last_updated_us: int | None
-    deleted: bool
 
 
 @dataclass(slots=True)
@@ -98,7 +57,7 @@ class _Chunk:
     """
 
     chosen: list[Packed]
-    existing: dict[tuple[str, str], _Stored]
+    existing: dict[tuple[str, str], Stored]
     late: list[tuple[Packed, Place]] = field(default_factory=list)
     ids: dict[tuple[str, str], int] = field(default_factory=dict)
     patients: dict[str, int] = field(default_factory=dict)
@@ -147,31 +106,33 @@ class ClinicalWriter:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": WRITER_LOCK})
         outcomes: list[Outcome | InputRejected] = []
-        for part in _without_repeats(resources):
+        for part in without_repeats(resources):
             outcomes.extend(self._write(connection, part))
         return outcomes
 
     def _write(self, connection: Connection, resources: Sequence[Packed]) -> list[Outcome | InputRejected]:
-        existing = _existing(connection, self._source, [(item.type, item.id) for item in resources])
+        existing = existing_resources(connection, self._source, [(item.type, item.id) for item in resources])
         outcomes: list[Outcome | InputRejected] = []
         for item in resources:
             stored = existing.get((item.type, item.id))
-            outcomes.append(_decide(item, stored, met=stored is not None and stored.id in self._met))
+            outcomes.append(decide(item, stored, met=stored is not None and stored.id in self._met))
             if stored is not None and not isinstance(outcomes[-1], InputRejected):
                 self._met.add(stored.id)
-        _settle_tombstones(connection, resources, existing)
-        late = _late(connection, resources, outcomes, existing)
+        settle_tombstones(connection, resources, existing)
+        late = late_versions(connection, resources, outcomes, existing)
         patients = self._resolve(connection, resources, outcomes, [item for item, _ in late])
         chosen = [item for item, outcome in zip(resources, outcomes, strict=True) if outcome is Outcome.STORED]
         if chosen or late:
             chunk = _Chunk(chosen=chosen, existing=existing, patients=patients, late=late)
             self._drop_rows(connection, chunk)
             self._encounters(connection, chunk)
+            named = [existing.get((item.type, item.id)) for item in chosen if item.type in NAMED]
+            former = former_owners(connection, [stored.id for stored in named if stored is not None])
             self._resources(connection, chunk)
             self._intern(connection, chunk)
             self._measurements(connection, chunk)
             self._facts(connection, chunk)
-            self._genomics(connection, chunk)
+            self._genomics(connection, chunk, former)
             _bump(connection, PatientRow, chunk.touched_patients)
             _raise_latest(connection, chunk.latest_us)
             _bump(connection, EncounterRow, chunk.touched_encounters)
@@ -218,7 +179,7 @@ class ClinicalWriter:
                 )
         for patient_id, encounter_id in retire(connection, newer):
             chunk.touch(patient_id, encounter_id)
-        for ids in _chunks(list(newer)):
+        for ids in chunks_of(list(newer)):
             query = select(CodedFactRow.patient_id, CodedFactRow.encounter_id).where(CodedFactRow.resource_id.in_(ids))
             for patient_id, encounter_id in connection.execute(query.distinct()):
                 chunk.touch(patient_id, encounter_id)
@@ -273,7 +234,7 @@ class ClinicalWriter:
 
     def _known_encounters(self, connection: Connection, names: Sequence[str]) -> dict[str, int]:
         found: dict[str, int] = {}
-        for part in _chunks(names):
+        for part in chunks_of(names):
             query = select(EncounterRow.fhir_id, EncounterRow.id).where(
                 EncounterRow.source == self._source, among(connection, EncounterRow.fhir_id, part)
             )
@@ -287,7 +248,7 @@ class ClinicalWriter:
             chunk.ids[item.type, item.id] = key
             self._met.add(key)
             patient_id = chunk.patients.get(item.subject or "")
-            rows.append((key, self._source, *_content(item, None), item.deleted, patient_id, item.type, item.id))
+            rows.append((key, self._source, *content_of(item, None), item.deleted, patient_id, item.type, item.id))
         columns = "id source version last_updated_us sha256 raw deleted patient_id type fhir_id"
         insert_rows(connection, FhirResourceRow, columns, rows)
         changed = []
@@ -296,7 +257,7 @@ class ClinicalWriter:
             if stored is not None:
                 chunk.ids[item.type, item.id] = stored.id
                 names = ("new_version", "new_last_updated_us", "new_sha256", "new_raw")
-                content = dict(zip(names, _content(item, stored), strict=True))
+                content = dict(zip(names, content_of(item, stored), strict=True))
                 patient_id = chunk.patients.get(item.subject or "")
                 changed.append({"key": stored.id, **content, "new_deleted": item.deleted, "new_patient_id": patient_id})
         if changed:
@@ -367,19 +328,26 @@ class ClinicalWriter:
         columns = "resource_id ordinal kind patient_id encounter_id concept_id start_us end_us recorded_us status"
         insert_rows(connection, CodedFactRow, columns, rows)
 
-    def _genomics(self, connection: Connection, chunk: _Chunk) -> None:
-        """What specimens and orders are called, and the sequences that came as resources."""
+    def _genomics(self, connection: Connection, chunk: _Chunk, former: set[tuple[str, int]]) -> None:
+        """What specimens and orders are called, and were (``former``), and the sequences that came as resources."""
         replace_names(
             connection, {chunk.ids[item.type, item.id]: item.names for item in chunk.chosen if item.type in NAMED}
         )
+        release_samples_of(connection, self._source, former)
+        sequences = [item for item in chunk.chosen if item.type == "MolecularSequence"]
+        owners = owners_of(connection, self._source, (item.specimen for item in sequences if item.specimen))
         replace_sequences(
             connection,
             {
-                chunk.ids[item.type, item.id]: (item.sequence, chunk.patients.get(item.subject or ""))
-                for item in chunk.chosen
-                if item.type == "MolecularSequence"
+                chunk.ids[item.type, item.id]: Held(
+                    sequence=item.sequence,
+                    patient_id=owners.get(item.specimen) if item.specimen else chunk.patients.get(item.subject or ""),
+                    specimen=item.specimen,
+                )
+                for item in sequences
             },
         )
+        follow_specimens(connection, self._source, [item.id for item in chunk.chosen if item.type == "Specimen"])
 
 
 def _measurement_rows(
@@ -412,39 +380,6 @@ def _measurement_rows(
         )
 
 
-# --- deciding ----------------------------------------------------------------------------------------------------
-
-
-def _decide(offered: Packed, stored: _Stored | None, *, met: bool = False) -> Outcome | InputRejected:
-    if stored is None:
-        return Outcome.STORED
-    if offered.deleted and stored.deleted:
-        return Outcome.UNCHANGED
-    if not offered.deleted and stored.sha256 == offered.sha256:
-        return Outcome.UNCHANGED  # a tombstone remembers what was deleted
-    age = _compare(offered, stored)
-    if age < 0:
-        return Outcome.OLDER
-    if age == 0 and not offered.deleted:
-        if stored.deleted and not stored.sha256:
-            return Outcome.OLDER  # deleted before it was ever seen
-        if met and not stored.deleted:
-            reason = "another content with this type and id came in the same ingest, and nothing says which is newer"
-            return InputRejected(RejectCode.IDENTITY_CONFLICT, reason, resource_id=stored.id)
-    return Outcome.STORED
-
-
-def _compare(one: Packed, other: _Stored) -> int:
-    """Negative: ``one`` is older; by meta.versionId if both are numbers, else by meta.lastUpdated; 0 if unknown."""
-    if one.version and other.version and one.version.isdecimal() and other.version.isdecimal():
-        difference = int(one.version) - int(other.version)
-        if difference:
-            return difference
-    if one.last_updated_us is None or other.last_updated_us is None:
-        return 0
-    return one.last_updated_us - other.last_updated_us
-
-
 class _Bits:
     """A set of whole numbers that are dense: one bit each."""
 
@@ -460,50 +395,6 @@ class _Bits:
     def __contains__(self, number: int) -> bool:
         place = number >> 3
         return place < len(self._bits) and bool(self._bits[place] & (1 << (number & 7)))
-
-
-def _settle_tombstones(
-    connection: Connection, resources: Sequence[Packed], existing: dict[tuple[str, str], _Stored]
-) -> None:
-    """A deletion that came before its resource learns what was deleted, so that only that stays away."""
-    learned = [
-        {"key": stored.id, "new_sha256": item.sha256}
-        for item in resources
-        if (stored := existing.get((item.type, item.id))) is not None
-        and stored.deleted
-        and not stored.sha256
-        and not item.deleted
-        and _decide(item, stored) is Outcome.OLDER
-    ]
-    if learned:
-        statement = update(FhirResourceRow).where(FhirResourceRow.id == bindparam("key"))
-        connection.execute(statement.values(sha256=bindparam("new_sha256")), learned)
-
-
-def _late(
-    connection: Connection,
-    resources: Sequence[Packed],
-    outcomes: Sequence[Outcome | InputRejected],
-    existing: dict[tuple[str, str], _Stored],
-) -> list[tuple[Packed, Place]]:
-    """Older versions that came after newer ones, and where their measurements belong."""
-    older = {
-        existing[item.type, item.id].id: item
-        for item, outcome in zip(resources, outcomes, strict=True)
-        if outcome is Outcome.OLDER and item.measurements
-    }
-    if not older:
-        return []
-    places = places_of(connection, {key: item.measurements[0].available_us for key, item in older.items()})
-    return [(older[key], place) for key, place in places.items()]
-
-
-def _content(item: Packed, stored: _Stored | None) -> tuple[str | None, int | None, str, bytes]:
-    """Version, last update, SHA-256 and bytes of a row; a tombstone keeps the first three of what it was."""
-    if item.deleted and stored is not None:
-        updated = item.last_updated_us if item.last_updated_us is not None else stored.last_updated_us
-        return item.version or stored.version, updated, stored.sha256, b""
-    return item.version, item.last_updated_us, item.sha256, item.raw
 
 
 def _subjects(item: Packed) -> Iterator[str]:
@@ -538,21 +429,9 @@ def _lines(codings: Sequence[Coding]) -> str | None:
 # --- SQL ---------------------------------------------------------------------------------------------------------
 
 
-def _existing(connection: Connection, source: str, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], _Stored]:
-    table = FhirResourceRow
-    found: dict[tuple[str, str], _Stored] = {}
-    for kind, part in _by_type(keys):
-        query = select(
-            table.fhir_id, table.id, table.sha256, table.version, table.last_updated_us, table.deleted
-        ).where(table.source == source, table.type == kind, among(connection, table.fhir_id, part))
-        for fhir_id, *row in connection.execute(query):
-            found[kind, fhir_id] = _Stored(*row)
-    return found
-
-
 def _find_concepts(connection: Connection, codes: Sequence[Code]) -> dict[Code, int]:
     found: dict[Code, int] = {}
-    for system, part in _by_type(codes):
+    for system, part in by_type(codes):
         query = select(ConceptRow.code, ConceptRow.id).where(ConceptRow.system == system, ConceptRow.code.in_(part))
         found.update({(system, code): key for code, key in connection.execute(query)})
     return found
@@ -571,7 +450,7 @@ def _new_ids(connection: Connection, count: int) -> Sequence[int]:
 
 
 def _bump(connection: Connection, row: Any, ids: set[int]) -> None:
-    for part in _chunks(sorted(ids)):
+    for part in chunks_of(sorted(ids)):
         connection.execute(update(row).where(row.id.in_(part)).values(revision=row.revision + 1))
 
 
@@ -585,29 +464,3 @@ def _raise_latest(connection: Connection, latest_us: dict[int, int]) -> None:
             .values(latest_us=new),
             [{"key": key, "new_latest_us": latest} for key, latest in latest_us.items()],
         )
-
-
-def _without_repeats(resources: Sequence[Packed]) -> Iterator[Sequence[Packed]]:
-    """Parts in order, none of which has two versions of one resource."""
-    start, seen = 0, set()
-    for index, item in enumerate(resources):
-        if (item.type, item.id) in seen:
-            yield resources[start:index]
-            start, seen = index, set()
-        seen.add((item.type, item.id))
-    if start < len(resources):
-        yield resources[start:]
-
-
-def _by_type(keys: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Sequence[str]]]:
-    groups: dict[str, list[str]] = {}
-    for kind, name in keys:
-        groups.setdefault(kind, []).append(name)
-    for kind, names in groups.items():
-        for part in _chunks(names):
-            yield kind, part
-
-
-def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), CHUNK):
-        yield items[start : start + CHUNK]

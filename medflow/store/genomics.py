@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, bindparam, func, insert, select, text, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, func, insert, select, text, update
 
 from medflow.plugin import SequenceInput
 from medflow.records import DueUnit, Instant, Unit, UnitKind, VariantFile, digest_of
@@ -14,10 +15,12 @@ from medflow.records import Sequence as Bases
 from medflow.store.due import not_yet_seen
 from medflow.store.ledger import now_us, upsert
 from medflow.store.tables import JobRow, SampleRow, SequenceRow, VariantFileRow
+from medflow.store.withdrawal import take_from_patients
 
 Stored = Literal["stored", "unchanged"]
 CHUNK = 5000  # parameters in one IN list
 WHOLE_RECORDS = 20_000  # a variant file with more is never scored whole unasked
+UNKNOWN_ASSEMBLY, OTHER_ASSEMBLY = "assembly-unknown", "another-assembly"  # why a model is not given a sample
 SEQUENCE_LOCK = 0x6D656473  # advisory lock of PostgreSQL: one writer at a time decides what is new
 
 
@@ -60,16 +63,50 @@ def has_variant_file(connection: Connection, size: int) -> bool:
 
 def is_described(connection: Connection, sha256: str) -> bool:
     """Whether the file is stored with all that is kept of one today; an older version of medflow kept less."""
-    query = select(VariantFileRow.id).where(VariantFileRow.sha256 == sha256, VariantFileRow.received_us > 0)
+    query = select(VariantFileRow.id).where(VariantFileRow.sha256 == sha256, VariantFileRow.received_us != 0)
     return connection.scalar(query) is not None
 
 
-def held_samples(connection: Connection, sha256: str) -> dict[str, int | None]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Held:
+    """Whose a stored sample is, and the Specimen (reference and source) that says so too, where one does."""
+
+    patient_id: int | None
+    specimen: tuple[str, str] | None = None
+
+
+def held_samples(connection: Connection, sha256: str) -> dict[str, Held]:
     """The stored samples of a file, by name, and whose each is."""
-    query = select(SampleRow.name, SampleRow.patient_id).join(
-        VariantFileRow, VariantFileRow.id == SampleRow.variant_file_id
-    )
-    return {row.name: row.patient_id for row in connection.execute(query.where(VariantFileRow.sha256 == sha256))}
+    columns = (SampleRow.name, SampleRow.patient_id, SampleRow.specimen, SampleRow.specimen_source)
+    query = select(*columns).join(VariantFileRow, VariantFileRow.id == SampleRow.variant_file_id)
+    return {
+        row.name: Held(
+            patient_id=row.patient_id, specimen=(row.specimen, row.specimen_source) if row.specimen else None
+        )
+        for row in connection.execute(query.where(VariantFileRow.sha256 == sha256))
+    }
+
+
+def release_samples(connection: Connection, sha256: str, names: Sequence[str]) -> None:
+    """Let these samples of a file be nobody's: what gave them to their patients no longer does.
+
+    What was said of those patients is taken back.
+    """
+    query = select(SampleRow.id).join(VariantFileRow, VariantFileRow.id == SampleRow.variant_file_id)
+    for part in _chunks(names):
+        ids = connection.scalars(query.where(VariantFileRow.sha256 == sha256, SampleRow.name.in_(part))).all()
+        release(connection, ids)
+
+
+def release(connection: Connection, sample_ids: Sequence[int]) -> None:
+    """As `release_samples`, of samples by their surrogate ids."""
+    for part in _chunks(sample_ids):
+        connection.execute(
+            update(SampleRow)
+            .where(SampleRow.id.in_(part))
+            .values(patient_id=None, specimen=None, specimen_source=None, revision=SampleRow.revision + 1)
+        )
+    take_from_patients(connection, UnitKind.SAMPLE, sample_ids)
 
 
 def store_variant_file(
@@ -114,10 +151,14 @@ def store_variant_file(
 
 
 def _give_samples(connection: Connection, file_id: int, samples: Sequence[dict[str, Any]]) -> bool:
-    """Add the samples that are not there, and change those whose patient or Specimen is another; whether any was."""
+    """Add the samples that are not there, and change those whose patient or Specimen is another; whether any was.
+
+    Results of a sample that was another patient's are taken back at once, whether or not their model is still there.
+    """
     columns = (SampleRow.id, SampleRow.name, SampleRow.patient_id, SampleRow.specimen, SampleRow.specimen_source)
     query = select(*columns).where(SampleRow.variant_file_id == file_id)
     known = {row.name: row for row in connection.execute(query)}
+    had_patient = {row.id: row.patient_id is not None for row in known.values()}
     new = [sample | {"variant_file_id": file_id, "revision": 0} for sample in samples if sample["name"] not in known]
     if new:
         connection.execute(insert(SampleRow), new)
@@ -146,6 +187,8 @@ def _give_samples(connection: Connection, file_id: int, samples: Sequence[dict[s
             ),
             changed,
         )
+    moved = [item["key"] for item in changed if item["more"] and had_patient[item["key"]]]
+    take_from_patients(connection, UnitKind.SAMPLE, moved)
     return bool(new or changed)
 
 
@@ -237,6 +280,12 @@ def due_sequences(connection: Connection, spec: SequenceInput, *, as_of: Instant
     ]
 
 
+def sequences_too_short(connection: Connection, spec: SequenceInput, *, as_of: Instant) -> int:
+    """How many sequences a model is not given because they have fewer bases than it reads."""
+    short = and_(SequenceRow.length < spec.length, SequenceRow.received_us <= as_of.utc_us)
+    return connection.execute(select(func.count(SequenceRow.id)).where(short)).scalar_one()
+
+
 # --- which samples are new to a model ----------------------------------------------------------------------------
 
 
@@ -268,6 +317,7 @@ class StoredSample:
     """A sample of a variant file, and where that lies: in place under ``path``, else in the object store.
 
     ``build`` is the file's assembly and ``index`` the SHA-256 of its CSI index, both None where there is none.
+    ``withdrawn_us`` is when the file was withdrawn, None of one that stands.
     """
 
     id: int
@@ -280,19 +330,20 @@ class StoredSample:
     path: str | None
     revision: int
     received_us: int
+    withdrawn_us: int | None
 
 
 def due_samples(
     connection: Connection, spec: SequenceInput, scope: SampleScope, *, as_of: Instant, model_id: int
 ) -> Iterator[DueUnit]:
-    """Samples of files on the model's assembly that it was not given yet as they would be read now.
+    """Samples of standing files on the model's assembly that it was not given yet as they would be read now.
 
     The prediction time is when the file was received. Of one that was taken in before that was kept it is ``as_of``.
     """
     seen = select(JobRow.unit_id, JobRow.unit_revision, JobRow.input_key)
     seen = seen.where(JobRow.model_id == model_id, JobRow.unit_kind == str(UnitKind.SAMPLE), ~JobRow.superseded)
     known = {tuple(row) for row in connection.execute(seen)}
-    query = _samples().where(VariantFileRow.build == spec.assembly, VariantFileRow.received_us <= as_of.utc_us)
+    query = samples_query().where(VariantFileRow.build == spec.assembly, _stood(as_of))
     for row in connection.execute(query.order_by(SampleRow.id)):
         sample = StoredSample(**row._mapping)
         key = scope.key(sample)
@@ -305,38 +356,48 @@ def due_samples(
             )
 
 
-def samples_elsewhere(
-    connection: Connection, spec: SequenceInput, *, as_of: Instant, served: Collection[str] = ()
-) -> tuple[int, int]:
-    """How many samples a model is not given: those whose file does not tell its assembly, those on another one.
-
-    Assemblies that are ``served`` are other models': their samples are not counted.
-    """
+def samples_elsewhere(connection: Connection, assemblies: Collection[str | None], *, as_of: Instant) -> tuple[int, int]:
+    """How many samples no model of these assemblies is given: those of files that do not tell theirs, or another."""
     query = (
         select(VariantFileRow.build, func.count(SampleRow.id))
         .join(SampleRow, SampleRow.variant_file_id == VariantFileRow.id)
-        .where(VariantFileRow.received_us <= as_of.utc_us)
+        .where(_stood(as_of))
         .group_by(VariantFileRow.build)
     )
-    counted = {build: count for build, count in connection.execute(query)}
-    others = sum(count for build, count in counted.items() if build not in (None, spec.assembly, *served))
-    return counted.get(None, 0), others
+    counted: Counter[str] = Counter()
+    for build, count in connection.execute(query):
+        if why := elsewhere(build, assemblies):
+            counted[why] += count
+    return counted[UNKNOWN_ASSEMBLY], counted[OTHER_ASSEMBLY]
+
+
+def elsewhere(build: str | None, assemblies: Collection[str | None]) -> str | None:
+    """Why samples of a file of this assembly are not given to models of these; None where they may be."""
+    if build is None:
+        return UNKNOWN_ASSEMBLY
+    return None if build in assemblies else OTHER_ASSEMBLY
+
+
+def _stood(as_of: Instant) -> ColumnElement[bool]:
+    """Files that had been received and are not withdrawn: what was never right is not given for any moment."""
+    return and_(VariantFileRow.withdrawn_us.is_(None), VariantFileRow.received_us <= as_of.utc_us)
 
 
 def load_samples(connection: Connection, ids: Sequence[int]) -> dict[int, StoredSample]:
     """These samples, by id; one that is gone is left out."""
     found: dict[int, StoredSample] = {}
     for chunk in _chunks(sorted(set(ids))):
-        for row in connection.execute(_samples().where(SampleRow.id.in_(chunk))):
+        for row in connection.execute(samples_query().where(SampleRow.id.in_(chunk))):
             found[row.id] = StoredSample(**row._mapping)
     return found
 
 
-def _samples() -> Any:
+def samples_query() -> Any:
+    """Every sample as a `StoredSample`, by column."""
     file = (VariantFileRow.sha256, VariantFileRow.records, VariantFileRow.build, VariantFileRow.index)
     return (
         select(SampleRow.id, SampleRow.name, SampleRow.patient_id, SampleRow.revision)
-        .add_columns(*file, VariantFileRow.path, VariantFileRow.received_us)
+        .add_columns(*file, VariantFileRow.path, VariantFileRow.received_us, VariantFileRow.withdrawn_us)
         .join(VariantFileRow, VariantFileRow.id == SampleRow.variant_file_id)
     )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, Connection, and_, case, func, literal, or_, select, true, tuple_, update
+from sqlalchemy import ColumnElement, Connection, and_, case, func, literal, or_, select, true, update
 
 from medflow.records import DueUnit, Instant, Result, Unit, UnitKind
 from medflow.store.ledger import now_us, upsert
@@ -88,8 +88,14 @@ def register_model(
         name=name, version=version, digest=digest, distribution=distribution, spec=spec, registered_us=now_us()
     )
     connection.execute(statement.on_conflict_do_nothing(index_elements=["name", "digest"]))
-    query = select(ModelRow.id).where(ModelRow.name == name, ModelRow.digest == digest)
-    return connection.execute(query).scalar_one()
+    found = known_model(connection, name=name, digest=digest)
+    assert found is not None  # noqa: S101 - it was put there a moment ago
+    return found
+
+
+def known_model(connection: Connection, *, name: str, digest: str) -> int | None:
+    """The id of this model at this digest; None where it was never seen here."""
+    return connection.scalar(select(ModelRow.id).where(ModelRow.name == name, ModelRow.digest == digest))
 
 
 def stored_model(connection: Connection, model_id: int) -> StoredModel:
@@ -135,8 +141,7 @@ def enqueue(connection: Connection, model_id: int, due: Sequence[DueUnit]) -> in
         set_={"unit_revision": revision, **moment},
     )
     connection.execute(statement, rows)
-    for part in _parts(due, IN_LIST // 6):
-        _supersede_waiting(connection, model_id, part, now)
+    _supersede_waiting(connection, model_id, due, now)
     return _made(connection, model_id, now)
 
 
@@ -146,20 +151,35 @@ def _made(connection: Connection, model_id: int, created_us: int) -> int:
 
 
 def _supersede_waiting(connection: Connection, model_id: int, due: Sequence[DueUnit], now: int) -> None:
-    units = [(str(item.unit.kind), item.unit.id) for item in due]
-    inputs = [(str(item.unit.kind), item.unit.id, item.input_key) for item in due]
-    unit, unit_input = (JobRow.unit_kind, JobRow.unit_id), (JobRow.unit_kind, JobRow.unit_id, JobRow.input_key)
-    connection.execute(
-        update(JobRow)
-        .where(JobRow.model_id == model_id, tuple_(*unit).in_(units), tuple_(*unit_input).not_in(inputs))
-        .where(JobRow.state != "done", ~JobRow.superseded)
-        .values(superseded=True)
-    )
-    connection.execute(
-        update(JobRow)
-        .where(JobRow.model_id == model_id, tuple_(*unit_input).in_(inputs), JobRow.superseded)
-        .values(superseded=False, state="ready", attempts=0, not_before_us=0, created_us=now)
-    )
+    wanted = {(str(item.unit.kind), item.unit.id, item.input_key) for item in due}
+    older, again = [], []
+    for kind, unit_ids in _ids_by_kind(due).items():
+        for part in _parts(unit_ids, IN_LIST):
+            query = select(JobRow.id, JobRow.unit_id, JobRow.input_key, JobRow.superseded)
+            query = query.where(JobRow.model_id == model_id, JobRow.unit_kind == kind, JobRow.unit_id.in_(part))
+            query = query.where(or_(JobRow.state != "done", JobRow.superseded), JobRow.created_us != now)
+            for job_id, unit_id, input_key, superseded in connection.execute(query):
+                if superseded == ((kind, unit_id, input_key) in wanted):
+                    (again if superseded else older).append(job_id)
+    for part in _parts(older, IN_LIST):
+        connection.execute(
+            update(JobRow)
+            .where(JobRow.id.in_(part), JobRow.state != "done", ~JobRow.superseded)
+            .values(superseded=True)
+        )
+    for part in _parts(again, IN_LIST):
+        connection.execute(
+            update(JobRow)
+            .where(JobRow.id.in_(part), JobRow.superseded)
+            .values(superseded=False, state="ready", attempts=0, not_before_us=0, created_us=now)
+        )
+
+
+def _ids_by_kind(due: Sequence[DueUnit]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for item in due:
+        found.setdefault(str(item.unit.kind), []).append(item.unit.id)
+    return found
 
 
 def lease(
@@ -297,7 +317,8 @@ def held(connection: Connection, owner: str, job_ids: Sequence[int]) -> set[int]
     found: set[int] = set()
     for part in _parts(job_ids, IN_LIST):
         query = select(JobRow.id).where(JobRow.id.in_(part), JobRow.lease_owner == owner, JobRow.state == "leased")
-        found.update(connection.execute(query.where(~JobRow.superseded).with_for_update()).scalars())
+        query = query.where(~JobRow.superseded).order_by(JobRow.id)  # locked in one order by whoever locks several
+        found.update(connection.execute(query.with_for_update()).scalars())
     return found
 
 

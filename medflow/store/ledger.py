@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from medflow.store.tables import AuditRow, RejectRow, RunRow
 
 IN_LIST = 5000
+SET_ASIDE = "withdrawn"  # the state of rejects about a file that was withdrawn
 
 
 def now_us() -> int:
@@ -95,6 +96,7 @@ def settle_rejects(connection: Connection, ids: Sequence[int], *, before_us: int
     settled = 0
     for start in range(0, len(ids), IN_LIST):
         unseen = RejectRow.id.in_(ids[start : start + IN_LIST]) & (RejectRow.last_us < before_us)
+        unseen &= RejectRow.state != SET_ASIDE
         settled += connection.execute(update(RejectRow).where(unseen).values(state="resolved")).rowcount
     return settled
 
@@ -115,10 +117,32 @@ def settle_origins(connection: Connection, source: str, code: str, origins: Sequ
     return settled
 
 
+def open_entries(connection: Connection, kind: str, sha256: str, code: str) -> list[tuple[str, str]]:
+    """Origin and reason of the open rejects of this code that stand for parts of one file (by its bytes)."""
+    query = select(RejectRow.origin, RejectRow.reason).where(RejectRow.state == "open", RejectRow.code == code)
+    query = query.where(RejectRow.kind == kind, RejectRow.sha256 == sha256)
+    return [(row.origin, row.reason) for row in connection.execute(query)]
+
+
 def settle_entries(connection: Connection, kind: str, sha256: str, codes: Sequence[str]) -> int:
     """Mark the open rejects of these codes that stand for parts of one file (by its bytes) as resolved; how many."""
     wanted = (RejectRow.state == "open", RejectRow.code.in_(codes), RejectRow.kind == kind, RejectRow.sha256 == sha256)
     return connection.execute(update(RejectRow).where(*wanted).values(state="resolved")).rowcount
+
+
+def set_aside(connection: Connection, kind: str, sha256: str) -> None:
+    """Let nobody be asked about what is open of a file (by its bytes), which is withdrawn; `take_up` asks again."""
+    _move(connection, kind, sha256, "open", SET_ASIDE)
+
+
+def take_up(connection: Connection, kind: str, sha256: str) -> None:
+    """What was open of a file when it was set aside is open again."""
+    _move(connection, kind, sha256, SET_ASIDE, "open")
+
+
+def _move(connection: Connection, kind: str, sha256: str, before: str, after: str) -> None:
+    which = RejectRow.state == before, RejectRow.kind == kind, RejectRow.sha256 == sha256
+    connection.execute(update(RejectRow).where(*which).values(state=after))
 
 
 def count_rejects(connection: Connection) -> dict[str, int]:

@@ -6,12 +6,16 @@ known (``available_us``) until a correction took its place (``until_us``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
-from sqlalchemy import BigInteger, ColumnElement, Connection, Integer, and_, column, or_, select, tuple_, values
+from sqlalchemy import BigInteger, ColumnElement, Connection, and_, or_, select, text, tuple_
+from sqlalchemy import column as sql_column
 
 from medflow.garbage import seldom_collected
 from medflow.plugin import Channel, Coding, TimeSeriesInput
@@ -21,6 +25,7 @@ from medflow.store.tables import ConceptRow, EncounterRow, MeasurementRow
 from medflow.timeseries import Concept, Readings
 
 CHUNK = 1000  # concepts in one statement
+BLOCK = 1000  # rows
 VOID_MEASUREMENT = ("entered-in-error", "cancelled")  # FHIR ObservationStatus
 
 
@@ -123,46 +128,59 @@ def readings(
         .join(MeasurementRow, visible(wanted, after=after, until=windows.c.until_us))
     )
     extra = [MeasurementRow.value_concept_id] * wanted.coded + [MeasurementRow.resource_id] * resources
-    query = query.add_columns(*extra)
-    case, concept, unit, value, offset_us, known_us, *more = _columns(connection, query, 6 + len(extra))
-    answer = more[0] if wanted.coded else ()
-    names = list(set(unit))
-    number = {name: index for index, name in enumerate(names)}
-    place = {key: index for index, key in enumerate(wanted.answers)}
-    unlisted = len(place)
+    names: defaultdict[str | None, int] = defaultdict(count().__next__)
+    place = {key: index for index, key in enumerate(wanted.answers)} | {None: -1}
+    makes = [_WHOLE, _WHOLE, _numbered(names.__getitem__), partial(np.array, dtype=np.float64), _WHOLE, _WHOLE]
+    makes += [_numbered(lambda key: place.get(key, len(wanted.answers)))] * wanted.coded + [_WHOLE] * resources
+    case, concept, unit, value, offset_us, known_us, *more = _columns(connection, query.add_columns(*extra), makes)
     return Readings(
         codes=list(wanted.concepts.values()),
-        units=names,
-        case=np.array(case, dtype=np.int64),
-        code=np.searchsorted(np.array(list(wanted.concepts), dtype=np.int64), np.array(concept, dtype=np.int64)),
-        unit=np.fromiter(map(number.__getitem__, unit), dtype=np.int64, count=len(unit)),
-        offset_us=np.array(offset_us, dtype=np.int64),
-        known_us=np.array(known_us, dtype=np.int64),
-        value=np.array(value, dtype=np.float64),
+        units=list(names),
+        case=case,
+        code=np.searchsorted(np.array(list(wanted.concepts), dtype=np.int64), concept),
+        unit=unit,
+        offset_us=offset_us,
+        known_us=known_us,
+        value=value,
         answers=[*wanted.answers.values(), frozenset()],
-        answer=np.array([-1 if key is None else place.get(key, unlisted) for key in answer], dtype=np.int64)
-        if wanted.coded
-        else None,
-        resource=np.array(more[-1], dtype=np.int64) if resources else None,
+        answer=more[0] if wanted.coded else None,
+        resource=more[-1] if resources else None,
     )
 
 
-def _columns(connection: Connection, query: Any, count: int) -> list[tuple[Any, ...]]:
-    """The ``count`` columns of what a query finds."""
+_Make = Callable[[Sequence[Any]], np.ndarray]
+_WHOLE: _Make = partial(np.array, dtype=np.int64)
+
+
+def _numbered(number: Callable[[Any], int]) -> _Make:
+    return lambda items: np.fromiter(map(number, items), dtype=np.int64, count=len(items))
+
+
+def _columns(connection: Connection, query: Any, makes: Sequence[_Make]) -> list[np.ndarray]:
+    """What a query finds, as an array of each column.
+
+    Rows become columns a block at a time, while the processor's cache still has them: of all of them at once it takes
+    twice as long.
+    """
+    columns: list[list[np.ndarray]] = [[make(())] for make in makes]
     with seldom_collected(), connection.execute(query) as result:
         assert result.cursor is not None  # noqa: S101 - a SELECT has one
-        rows = result.cursor.fetchall()  # plain tuples: there may be a million, and columns are all that is wanted
-        return list(zip(*rows, strict=True)) if rows else [()] * count
+        while rows := result.cursor.fetchmany(BLOCK):  # plain tuples: there may be a million
+            for column, make, items in zip(columns, makes, zip(*rows, strict=True), strict=True):
+                column.append(make(items))
+    return list(map(np.concatenate, columns))
 
 
 def _windows(units: Sequence[tuple[int, Instant]], window_us: int) -> Any:
-    columns = column("position", Integer), column("encounter_id", BigInteger)
-    times = column("after_us", BigInteger), column("until_us", BigInteger)
-    rows = [
-        (position, encounter_id, moment.utc_us - window_us, moment.utc_us)
+    """A table of these units, written out: thousands of parameters take longer to bind than their rows to read."""
+    rows = ",".join(
+        f"({position},{encounter_id},{moment.utc_us - window_us},{moment.utc_us})"
         for position, (encounter_id, moment) in enumerate(units)
-    ]
-    return values(*columns, *times, name="windows").data(rows).cte("windows")
+    )
+    names = ("position", "encounter_id", "after_us", "until_us")
+    columns = ", ".join(f"column{number} AS {name}" for number, name in enumerate(names, start=1))
+    query = text(f"SELECT {columns} FROM (VALUES {rows}) AS written")  # noqa: S608 - whole numbers only
+    return query.columns(*(sql_column(name, BigInteger) for name in names)).cte("windows")
 
 
 def _concepts(connection: Connection, codes: Iterable[Coding]) -> dict[int, Concept]:

@@ -43,6 +43,7 @@ from medflow.store.tables import DeliveryRow, OutboxRow, TargetRow
 SECOND_US = 1_000_000
 IN_LIST = 5000
 QUEUE_LOCK = 0x6D65_6466_6C6F_7701  # PostgreSQL advisory lock: queueing (shared) against enrolling (exclusive)
+TURN_LOCK = 0x6D65_6466_6C6F_7702  # and of who changes what results of several jobs are derived from
 STATES = ("pending", "delivered", "failed", "dead", "withheld")
 DICOM = "DICOM"  # the type of a row that stands for a DICOM object; no FHIR resource type is written so
 WITHDRAWN = "WITHDRAWN"  # of a row whose object no longer holds: kept, as a target's `enrolled` relies on growing ids
@@ -134,6 +135,16 @@ def queue_many(connection: Connection, outgoing: Mapping[int | None, Sequence[Ou
         _reopen(connection, connection.scalars(changed.where(OutboxRow.job_id.in_(part))).all())
     if None in outgoing:
         _reopen(connection, connection.scalars(changed.where(OutboxRow.job_id.is_(None))).all())
+
+
+def take_turn(connection: Connection) -> None:
+    """Wait until no other transaction that called this is open (PostgreSQL; writers of SQLite take turns anyway).
+
+    For those that queue what models share, a variant of a sample: each comes to the shared rows in an order of its own,
+    and two of them could wait for one another for good. To be called before anything is locked.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(TURN_LOCK)))
 
 
 def ids_of(connection: Connection, job_id: int) -> set[tuple[str, str]]:

@@ -68,6 +68,7 @@ class Packed(NamedTuple):
     displays: tuple[tuple[str, str, str], ...]  # system, code, display
     names: tuple[Identifier, ...]
     sequence: Bases | None
+    specimen: str | None
 
 
 def pack(resource: FhirResource) -> Packed:
@@ -91,6 +92,7 @@ def pack(resource: FhirResource) -> Packed:
         tuple([(item.system, item.code, item.display) for item in codings if item.display]),
         resource.names,
         resource.sequence,
+        resource.specimen,
     )
 
 

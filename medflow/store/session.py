@@ -19,8 +19,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, Operati
 
 from medflow.config import Settings
 from medflow.errors import ConfigurationError, StoreNotReady, StoreUnavailable, unforeseen
+from medflow.store.beside import Beside
 from medflow.store.objects import object_store
-from medflow.store.readers import Readers
 
 log = logging.getLogger(__name__)
 BUSY_TIMEOUT_S = 60
@@ -36,11 +36,11 @@ class Store:
 
     def __init__(self, settings: Settings) -> None:
         self.objects = object_store(settings)
-        self.readers = Readers(settings)
+        self.beside = Beside(settings)
         self._embedded = settings.embedded
         self._home = settings.home
         self._engine = _engine(settings)
-        weakref.finalize(self, self.readers.close)  # a pool that is merely dropped may fail as Python ends
+        weakref.finalize(self, self.beside.close)  # a pool that is merely dropped may fail as Python ends
         weakref.finalize(self, self._engine.dispose)  # at exit too: SQLite's last connection folds its journal in
         self.owner = f"{socket.gethostname()}:{getpid()}:{uuid4().hex[:8]}"
 
@@ -109,7 +109,7 @@ class Store:
 
     def close(self) -> None:
         """Give every connection back."""
-        self.readers.close()
+        self.beside.close()
         self._engine.dispose()
         self.objects.close()
 

@@ -241,7 +241,8 @@ class VariantFileRow(Base):
     counts: Mapped[dict[str, Any]] = mapped_column(default=dict)
     index: Mapped[str | None]  # sha256 of the CSI index in the object store
     path: Mapped[str | None]
-    received_us: Mapped[int] = mapped_column(default=0)
+    received_us: Mapped[int] = mapped_column(default=0)  # 0: before that was kept
+    withdrawn_us: Mapped[int | None]
 
 
 class SampleRow(Base):
@@ -283,6 +284,7 @@ class SequenceRow(Base):
     resource_id: Mapped[int | None] = mapped_column(
         Id, ForeignKey("fhir_resource.id", ondelete="CASCADE"), index=True
     )  # the MolecularSequence that it came in
+    specimen: Mapped[str | None] = mapped_column(index=True)  # FHIR id of the Specimen that says whose it is
     revision: Mapped[int] = mapped_column(default=0)
     received_us: Mapped[int]
     __table_args__ = (Index("ix_sequence_content", "sha256", "name"),)
@@ -523,7 +525,7 @@ class RejectRow(Base):
     code: Mapped[str]
     reason: Mapped[str]
     payload: Mapped[bool] = mapped_column(default=False)  # whether its bytes are kept in the object store
-    state: Mapped[str] = mapped_column(default="open")  # open | resolved
+    state: Mapped[str] = mapped_column(default="open")  # open | resolved | withdrawn
     seen: Mapped[int] = mapped_column(default=1)
     first_us: Mapped[int]
     last_us: Mapped[int]

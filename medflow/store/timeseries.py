@@ -6,7 +6,7 @@ what was selected.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, or_, 
 from medflow.errors import InputNotUsable
 from medflow.plugin import Channel, TimeSeries, TimeSeriesInput
 from medflow.records import DueUnit, Instant, Unit, UnitKind, digest_of
+from medflow.store.bulk import rows_at_once
 from medflow.store.due import not_yet_seen
 from medflow.store.ledger import now_us
 from medflow.store.measurements import (
@@ -71,7 +72,12 @@ class _Stay:
 
 
 def due_encounters(
-    connection: Connection, spec: TimeSeriesInput, *, as_of: Instant, model_id: int
+    connection: Connection,
+    spec: TimeSeriesInput,
+    *,
+    as_of: Instant,
+    model_id: int,
+    expect: Callable[[int], None] = lambda _count: None,
 ) -> Iterator[DueUnit]:
     """The encounters whose input may be new to this model, in the order of their ids, a thousand read at a time.
 
@@ -79,15 +85,16 @@ def due_encounters(
     those open at ``as_of``, if anything became known since the model last looked, and it has not looked at a later
     moment already. An encounter without a single measurement that the model reads is not due. The input_key covers the
     measurements up to the prediction time and the statics, whatever their order, so that a moving window alone scores
-    nothing anew.
+    nothing anew. ``expect`` is told at the very first how many may be due.
     """
     wanted = wanted_of(connection, spec)
     fixed = wanted_of(connection, spec, static=True) if static_channels(spec) else None
     candidates = _candidates(connection, spec, [one for one in (wanted, fixed) if one], as_of, model_id)
+    expect(len(candidates))
     admission = spec.anchor == "admission"
     window_us = _us(spec.window)
     for start in range(0, len(candidates), CHUNK):
-        chunk = {stay.id: stay for stay in candidates[start : start + CHUNK]}
+        chunk = {row.id: _stay(spec, row) for row in candidates[start : start + CHUNK]}
         for encounter_id, key in _keys(connection, spec, wanted, fixed, chunk, as_of).items():
             stay = chunk[encounter_id]
             moment = Instant(utc_us=stay.start.utc_us + window_us, offset_min=stay.start.offset_min)
@@ -132,8 +139,9 @@ def _keys(
     marks = _marks(connection, stays, visible(wanted, after=after, until=until))
     more = _marks(connection, marks, visible(fixed, after=None, until=until)) if fixed else {}
     return {
-        key: digest_of(stays[key].start.utc_us, *mark, *stays[key].statics, *more.get(key, ()))
-        for key, mark in marks.items()
+        key: digest_of(stay.start.utc_us, *marks[key], *stay.statics, *more.get(key, ()))
+        for key, stay in stays.items()
+        if key in marks
     }
 
 
@@ -230,7 +238,7 @@ def _also(cells: Grid, place: int) -> str:
 
 def _candidates(
     connection: Connection, spec: TimeSeriesInput, read: Sequence[Wanted], as_of: Instant, model_id: int
-) -> list[_Stay]:
+) -> Sequence[Row[Any]]:
     query = _stays().where(EncounterRow.status.not_in(VOID_ENCOUNTER)).order_by(EncounterRow.id)
     if spec.anchor == "admission":
         query = query.where(
@@ -246,7 +254,7 @@ def _candidates(
             ~_seen_all(model_id, read, as_of),
             ~_looked_later(model_id, as_of),
         )
-    return [_stay(spec, row) for row in connection.execute(query)]
+    return connection.execute(query).all()
 
 
 def _seen_all(model_id: int, read: Sequence[Wanted], as_of: Instant) -> ColumnElement[bool]:
@@ -319,7 +327,7 @@ def _stay(spec: TimeSeriesInput, row: Row[Any]) -> _Stay:
 def _marks(
     connection: Connection, encounters: Mapping[int, Any], seen: ColumnElement[bool]
 ) -> dict[int, tuple[int, int, int]]:
-    """What identifies the measurements of each encounter that are seen; in the order of their ids."""
+    """What identifies the measurements of each encounter that are seen."""
     sums = func.count(), func.sum(MeasurementRow.mark_1), func.sum(MeasurementRow.mark_2)
     if connection.dialect.name == "postgresql":
         # encounter by encounter: left to join them, it reads the measurements of everybody where a window has no start
@@ -328,9 +336,9 @@ def _marks(
         query = select(EncounterRow.id, *marks.c).join(marks, marks.c.mark_0 > 0)
     else:
         query = select(EncounterRow.id, *sums).join(MeasurementRow, seen).group_by(EncounterRow.id)
-    query = query.where(EncounterRow.id.in_(list(encounters))).order_by(EncounterRow.id)
+    query = query.where(EncounterRow.id.in_(list(encounters)))
     # PostgreSQL's sum of bigint is numeric: a Decimal, which would print otherwise than SQLite's
-    return {key: (count, int(one), int(other)) for key, count, one, other in connection.execute(query)}
+    return {key: (count, int(one), int(other)) for key, count, one, other in rows_at_once(connection, query)}
 
 
 def _us(span: timedelta) -> int:

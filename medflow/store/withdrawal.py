@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, case, exists, func, or_, select, update
+from sqlalchemy import Connection, Row, Select, and_, case, exists, func, or_, select, update
 
 from medflow.plugin import TimeSeriesInput
 from medflow.records import Instant, Outgoing, UnitKind
@@ -27,6 +27,7 @@ from medflow.store.timeseries import REVISION, VOID_ENCOUNTER, input_keys
 
 PENDING = ("ready", "leased", "failed")
 STATUS = "entered-in-error"
+TAKEN_AT_ONCE = 20  # units of which all that was said is held in memory: of a sample it may be thousands of resources
 _UNITS = select(JobRow.id, JobRow.unit_kind, JobRow.unit_id)
 _ENVELOPES = select(OutboxRow.job_id, OutboxRow.envelope).distinct()
 
@@ -48,8 +49,12 @@ def _misfiled(connection: Connection, older: Sequence[int], done: Mapping[int, S
     return {
         row.job_id
         for row in _rows(connection, _ENVELOPES, OutboxRow.job_id, older)
-        if row.envelope.startswith("patient/") and row.envelope != filed[unit_of[row.job_id]]
+        if _of_patient(row) and row.envelope != filed[unit_of[row.job_id]]
     }
+
+
+def _of_patient(row: Row[Any]) -> bool:
+    return row.envelope.startswith("patient/")
 
 
 def _rows(connection: Connection, query: Select[Any], column: Any, ids: Sequence[int]) -> Iterator[Any]:
@@ -69,6 +74,51 @@ def withdraw(connection: Connection, job_ids: Sequence[int], run_id: int | None)
         for job_id in withdrawn:
             record_audit(connection, run_id, "withdraw", f"job {job_id}")
         count += len(withdrawn)
+    return count
+
+
+def take_from_patients(connection: Connection, kind: UnitKind, unit_ids: Sequence[int]) -> None:
+    """Take back whatever was said of these units' patients, by any model: they turned out to be other patients'.
+
+    As `take_back`, apart from what was said of nobody.
+    """
+    for ids in _parts(unit_ids):
+        _let_go(connection, kind, ids)
+        done = _done(connection, kind, ids)
+        filed = {row.job_id for row in _rows(connection, _ENVELOPES, OutboxRow.job_id, done) if _of_patient(row)}
+        _never_right(connection, sorted(filed), None)
+
+
+def take_back(connection: Connection, kind: UnitKind, unit_ids: Sequence[int], run_id: int | None) -> tuple[int, int]:
+    """Take back whatever was said of these units, by any model: they should never have been scored.
+
+    What was amended meanwhile is entered in error too: it would still be read as having been right at its time. Jobs
+    that wait are let go of, so that what is being scored now is not committed any more.
+    Returns how many results stood, and how many jobs were let go of.
+    """
+    let_go = sum(_let_go(connection, kind, ids) for ids in _parts(unit_ids))
+    parts = (unit_ids[start : start + TAKEN_AT_ONCE] for start in range(0, len(unit_ids), TAKEN_AT_ONCE))
+    results = sum(_never_right(connection, _done(connection, kind, ids), run_id) for ids in parts)
+    return results, let_go
+
+
+def _let_go(connection: Connection, kind: UnitKind, ids: Sequence[int]) -> int:
+    """First of all: it waits for what another process is just committing, which is among the results then."""
+    waiting = JobRow.unit_kind == str(kind), JobRow.unit_id.in_(ids), JobRow.state != "done", ~JobRow.superseded
+    connection.execute(select(JobRow.id).where(*waiting).order_by(JobRow.id).with_for_update())  # as `jobs.held` does
+    return connection.execute(update(JobRow).where(*waiting).values(superseded=True)).rowcount
+
+
+def _done(connection: Connection, kind: UnitKind, ids: Sequence[int]) -> Sequence[int]:
+    mine = JobRow.unit_kind == str(kind), JobRow.unit_id.in_(ids)
+    return connection.scalars(select(JobRow.id).where(*mine, JobRow.state == "done").order_by(JobRow.id)).all()
+
+
+def _never_right(connection: Connection, job_ids: Sequence[int], run_id: int | None) -> int:
+    """Take back the results of these jobs, those of before that were amended as well; returns how many stood."""
+    count = withdraw(connection, job_ids, run_id)
+    for some in _parts(job_ids):
+        outbox.supersede(connection, some, STATUS)
     return count
 
 

@@ -19,10 +19,10 @@ from medflow.inference.loaded import LoadedModel
 from medflow.inference.results import results_of
 from medflow.inference.runner import Runner
 from medflow.inference.weights import read_weights
-from medflow.plugin import Case, Explanation, Model, Prediction, SequenceAttribution, SeriesAttribution
+from medflow.plugin import Case, Explanation, Model, Prediction, SequenceAttribution, SequenceInput, SeriesAttribution
 from medflow.registry import check_spec
 from medflow.testing.cases import sample_cases
-from medflow.testing.variants import chosen, reverse_complement, substitutions, with_windows
+from medflow.testing.variants import chosen, indels_of_both_strands, reverse_complement, substitutions, with_windows
 from medflow.variant_rule import variants_of
 
 HEAVY = ("torch", "monai", "tensorflow", "jax", "onnxruntime", "transformers")
@@ -212,6 +212,11 @@ def _strands(model: Model, cases: Sequence[Case]) -> None:
     turned = [with_windows(case, reverse_complement(case.variants)) for case in parts]
     forward, backward = (_predict(model, _ready(model, part)) for part in (parts, turned))
     _compare(model, forward, backward, "read from the other strand")
+    (wanted,) = (item for item in model.spec.accepts if isinstance(item, SequenceInput))
+    pairs = indels_of_both_strands(wanted, np.random.default_rng(0))
+    made = [[with_windows(cases[0], pair[strand]) for pair in pairs] for strand in (0, 1)]
+    forward, backward = (_predict(model, _ready(model, part)) for part in made)
+    _compare(model, forward, backward, "insertions and deletions are read from the other strand")
 
 
 def _explains(model: Model, cases: Sequence[Case], device: str) -> None:

@@ -10,6 +10,7 @@ from medflow.plugin import Case, SequenceInput, VariantWindows
 
 VARIANTS = 24  # of a case
 EVERY_N = 6  # one variant in so many lies near a stretch of which nothing is known
+INDELS = 6  # of each kind that are read from both strands
 BASES = np.frombuffer(b"ACGT", np.uint8)
 COMPLEMENT = np.arange(256, dtype=np.uint8)
 COMPLEMENT[np.frombuffer(b"ACGTRYKMBDHV", np.uint8)] = np.frombuffer(b"TGCAYRMKVHDB", np.uint8)
@@ -65,17 +66,75 @@ def substitutions(windows: VariantWindows) -> np.ndarray:
 def reverse_complement(windows: VariantWindows) -> VariantWindows:
     """The same substitutions as the other strand has them.
 
-    Of an insertion or deletion the other strand has no such windows: what it takes from the flank, it takes from the
-    other one, and the base that it keeps is the one after it.
+    Those of insertions and deletions are not told by their windows alone: `indels_of_both_strands` makes some.
     """
     if not substitutions(windows).all():
         raise ValueError("windows of substitutions only have a reverse complement")
     return replace(
         windows,
-        ref=np.ascontiguousarray(COMPLEMENT[windows.ref][:, ::-1]),
-        alt=np.ascontiguousarray(COMPLEMENT[windows.alt][:, ::-1]),
+        ref=_turned(windows.ref),
+        alt=_turned(windows.alt),
         at=windows.ref.shape[1] - 1 - windows.at,
     )
+
+
+def indels_of_both_strands(
+    spec: SequenceInput, rng: np.random.Generator
+) -> list[tuple[VariantWindows, VariantWindows]]:
+    """Insertions and deletions, each as one strand has them and as the other one does; none for a very short window.
+
+    The other strand keeps the base after the allele, aligns what could stand in several places to its own left, and
+    makes up for the length at its own right end, where the first one has its left. There both are the same bases here
+    (of the two ends each is the reverse complement of the other), so that they make no difference. Each pair is of one
+    kind, in no repeat or in one: the place of the allele on the other strand depends on it.
+    """
+    count = min(spec.max_allele - 1, 3, spec.length // 4 - 3)
+    if count < 1:
+        return []
+    return [_indels(spec, count, rng, removed=removed, shift=shift) for removed in (0, count) for shift in (0, count)]
+
+
+def _indels(
+    spec: SequenceInput, count: int, rng: np.random.Generator, *, removed: int, shift: int
+) -> tuple[VariantWindows, VariantWindows]:
+    """Of ``count`` bases, that are ``removed`` (else inserted), and can stand ``shift`` bases further right as well."""
+    length, at = spec.length, spec.length // 2
+    some = [_one_indel(length, count, rng, removed=removed, shift=shift) for _ in range(INDELS)]
+    shorter, longer = (np.stack(items) for items in zip(*some, strict=True))
+    begin, begin_there = count, 2 * (count - removed)  # where the window of the alternate begins on either strand
+    here, there = slice(begin, begin + length), slice(begin_there, begin_there + length)
+    ref, alt = (longer, shorter) if removed else (shorter, longer)
+    lengths = {
+        "ref_length": np.full(len(some), 1 + removed, np.int32),
+        "alt_length": np.full(len(some), 1 + count - removed, np.int32),
+    }
+    turned = length - 2 - at - shift - removed  # of the base after the allele
+    return (
+        VariantWindows(ref=ref[:, here].copy(), alt=alt[:, here].copy(), at=at, **lengths),
+        VariantWindows(ref=_turned(ref[:, here]), alt=_turned(alt[:, there]), at=turned, **lengths),
+    )
+
+
+def _one_indel(
+    length: int, count: int, rng: np.random.Generator, *, removed: int, shift: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bases without the allele and with it, as many more than a window at both ends as the allele has."""
+    around = rng.choice(BASES, size=length + 2 * count)
+    after = count + length // 2 + 1
+    letters = np.append(rng.choice(BASES, size=count - 1), _other_than(around[after - 1], rng)).astype(np.uint8)
+    around[after : after + shift] = letters[:shift]
+    around[after + shift] = _other_than(letters[0], rng)
+    left, end, mirrored = count - removed, count + length, length // 4
+    around[left : left + mirrored] = COMPLEMENT[around[end - mirrored : end]][::-1]
+    return around, np.concatenate([around[:after], letters, around[after:]])
+
+
+def _other_than(base: np.uint8, rng: np.random.Generator) -> np.uint8:
+    return rng.choice(BASES[base != BASES])
+
+
+def _turned(windows: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(COMPLEMENT[windows][:, ::-1])
 
 
 def with_windows(case: Case, windows: VariantWindows) -> Case:

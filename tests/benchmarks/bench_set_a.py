@@ -102,6 +102,7 @@ class Place:
         if self.database is not None:
             environment["MEDFLOW_DATABASE_URL"] = self.database
         command = [sys.executable, "-I", "-c", LAUNCH, sys.executable, *arguments]
+        os.sync()  # what the command before has written is on disk, and not still on its way there
         started = time.monotonic()
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
         taken_s = time.monotonic() - started
@@ -163,8 +164,10 @@ def run(set_a: Path, loinc: Path, work: Path, *, limit: int | None, database: st
     ingest = place.run("ingest", "fhir", str(fhir))
     alone_per_s = (before_per_s + validation_rate(fhir)[0]) / 2  # a shared machine is not as fast at every moment
     again = place.run("ingest", "fhir", str(fhir))
+    bare = BareModel(set_a, loinc, limit)
+    own, before_s = bare.forward()
     score = place.run("score", "--model", MODEL)
-    own, forward_s, prepare_s = bare_model(set_a, loinc, limit)
+    forward_s = (before_s + bare.forward()[1]) / 2
     idle = place.run("score", "--model", MODEL)
     array = place.process("-c", ARRAY, MODEL)
     delivery = place.run("deliver", "--to", str(target))
@@ -206,7 +209,7 @@ def run(set_a: Path, loinc: Path, work: Path, *, limit: int | None, database: st
         "score_stays_per_s": len(own) / score.seconds,
         "score_stays_per_s_after_start_up": len(own) / scored_s,
         "bare_forward_stays_per_s": len(own) / forward_s,
-        "bare_prepare_stays_per_s": len(own) / prepare_s,
+        "bare_prepare_stays_per_s": len(own) / bare.prepare_s,
         "score_share_of_bare_forward": forward_s / score.seconds,
         "score_share_of_bare_forward_after_start_up": forward_s / scored_s,
         "score_cpu_ms": score.cpu_s / len(own) * 1e3,
@@ -276,23 +279,32 @@ def _validate(lines: list[bytes]) -> tuple[int, float]:
     return len(lines), time.process_time() - started
 
 
-def bare_model(set_a: Path, loinc: Path, limit: int | None) -> tuple[dict[int, float], float, float]:
-    """The plugin without medflow: the risk by RecordID, seconds of forward passes alone, and of preparing alone."""
-    import torch
+class BareModel:
+    """The plugin without medflow: its cases prepared beforehand, and torch warmed up by the first batch."""
 
-    from medflow_risk.data import read_cohort
-    from medflow_risk.evaluate import cases_of, predicted
-    from medflow_risk.mortality import IcuMortality
+    def __init__(self, set_a: Path, loinc: Path, limit: int | None) -> None:
+        from medflow_risk.data import read_cohort
+        from medflow_risk.evaluate import cases_of, predicted
+        from medflow_risk.mortality import IcuMortality
 
-    cohort = read_cohort(set_a, loinc, limit=limit)
-    model = IcuMortality()
-    model.load("cpu")
-    cases = cases_of(cohort)
-    ready, prepare_s = _timed(lambda: [model.prepare(case) for case in cases])
-    with torch.inference_mode():  # as medflow calls it
-        predicted(model, ready[: model.spec.batch_size])  # the first batch also warms torch up
-        risks, forward_s = _timed(lambda: predicted(model, ready))
-    return dict(zip(cohort.records.tolist(), risks.tolist(), strict=True)), forward_s, prepare_s
+        cohort = read_cohort(set_a, loinc, limit=limit)
+        self.records = cohort.records.tolist()
+        self._model, self._predicted = IcuMortality(), predicted
+        self._model.load("cpu")
+        cases = cases_of(cohort)
+        self._ready, self.prepare_s = _timed(lambda: [self._model.prepare(case) for case in cases])
+        self._forward(self._ready[: self._model.spec.batch_size])
+
+    def forward(self) -> tuple[dict[int, float], float]:
+        """The risk by RecordID, and the seconds of forward passes alone."""
+        risks, forward_s = _timed(lambda: self._forward(self._ready))
+        return dict(zip(self.records, risks.tolist(), strict=True)), forward_s
+
+    def _forward(self, ready: Any) -> Any:
+        import torch
+
+        with torch.inference_mode():  # as medflow calls it
+            return self._predicted(self._model, ready)
 
 
 def _timed(work: Callable[[], Any]) -> tuple[Any, float]:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from pydicom import dcmread
-from pynetdicom import AE
 
 from medflow.sample import write_sample
 from tests.deploy.bare_machine import BareMachine, wait_for
 from tests.services import free_port
+from tests.services.dcmtk import run
 
 pytestmark = pytest.mark.slow
 SERVICES = [
@@ -99,25 +99,13 @@ def test_the_pages_ask_for_the_password_and_the_health_check_for_none(machine):
         urllib.request.urlopen(f"{address}/admin/version", timeout=10)
 
 
-def send(machine: BareMachine, files: list[Path]) -> list[int]:
-    """C-STORE, as a modality does."""
-    sets = [dcmread(path) for path in files]
-    sender = AE(ae_title="CT1")
-    for dataset in sets[:1]:
-        sender.add_requested_context(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID)
-    association = sender.associate("127.0.0.1", int(machine.ports["receive"]), ae_title="MEDFLOW")
-    assert association.is_established
-    statuses = [association.send_c_store(dataset).Status for dataset in sets]
-    association.release()
-    return statuses
-
-
 def test_a_night_takes_what_was_received_scores_it_on_the_worker_and_delivers(machine):
     files = slices(machine.sample.dicom)
     home = machine.root / "var/lib/medflow"
 
     wait_for("the receiver", lambda: listening(int(machine.ports["receive"])))
-    assert send(machine, files) == [0] * len(files)
+    sent = run("storescu", "-aec", "MEDFLOW", "127.0.0.1", machine.ports["receive"], *files)
+    assert sent.returncode == 0, sent.stderr + logs(machine)
     spooled = [path for path in (home / "home/received").rglob("*.dcm")]
     assert len(spooled) == len(files)
 

@@ -310,6 +310,21 @@ def test_dna_of_a_molecular_sequence_can_be_read():
 
 
 @pytest.mark.parametrize(
+    ("elements", "specimen"),
+    [
+        ({"specimen": {"reference": "Specimen/x1"}}, "x1"),
+        ({"specimen": {"reference": "Specimen/x1"}, "patient": {"reference": "Patient/p1"}}, None),
+        ({"specimen": {"reference": "Specimen/x1"}, "patient": {"display": "somebody"}}, None),
+        ({"specimen": {"reference": "Substance/x1"}}, None),
+        ({"specimen": {"display": "tube"}}, None),
+        ({}, None),
+    ],
+)
+def test_a_molecular_sequence_names_its_specimen_where_it_names_no_patient(elements, specimen):
+    assert read(molecular(observedSeq="ACGT", **elements)).resource.specimen == specimen
+
+
+@pytest.mark.parametrize(
     ("elements", "note"),
     [
         ({"type": "aa", "observedSeq": "ACGT"}, "sequence-not-dna"),

@@ -42,7 +42,7 @@ def test_a_variant_says_where_it_is_and_how_the_sample_carries_it() -> None:
     assert answer(found["53034-5"]) == "LA6706-1"
     assert (found["82121-5"]["valueQuantity"]["value"], found["82121-5"]["valueQuantity"]["code"]) == (17, "1")
     assert found["48018-6"]["valueCodeableConcept"] == {"text": "CFTR"}
-    assert found["82120-7"]["valueCodeableConcept"] == {"text": "phase set 117559590"}
+    assert found["82120-7"]["valueCodeableConcept"] == {"text": "phase set 117559590, haplotype 2"}
 
 
 def test_a_variant_is_the_laboratorys_and_its_score_the_models() -> None:

@@ -96,17 +96,36 @@ def test_a_second_night_finds_nothing_to_do(night):
     assert (counts["ingest"]["stored"], counts["score"]["selected"], counts["deliver"]["delivered"]) == (0, 0, 0)
 
 
-def test_a_target_that_is_away_fails_the_night_but_not_its_scoring(night):
+@pytest.fixture(scope="module")
+def failing(night):
+    """A night whose target is away and whose reference genome is not there: its status, and its account."""
     env, _, _, root = night
-    away = env | {"MEDFLOW_HOME": str(root / "away"), "MEDFLOW_DELIVER_TO": "http://127.0.0.1:1/fhir"}
+    away = env | {
+        "MEDFLOW_HOME": str(root / "away"),
+        "MEDFLOW_DELIVER_TO": "http://127.0.0.1:1/fhir",
+        "MEDFLOW_REFERENCES": json.dumps({"GRCh38": str(root / "absent.fa")}),
+    }
+    models = ("--model", "splice-variant", "--model", "gc-content")
+    done = medflow(away, "nightly", "--source", "sequences", *models, "--json", timeout=400)
+    return done.returncode, json.loads(done.stdout)
 
-    done = medflow(away, "nightly", "--source", "sequences", "--model", "gc-content", "--json", timeout=400)
 
-    counts = json.loads(done.stdout)
-    assert done.returncode == 3
+def test_a_target_that_is_away_fails_the_night_but_not_its_scoring(failing):
+    status, counts = failing
+
+    assert status == 3
     assert counts["score"]["done"] > 0
     assert counts["deliver"]["failed"] == 1
     assert "cannot be reached" in next(iter(counts["deliver"]["errors"]))
+
+
+def test_a_reference_that_is_not_there_stops_the_models_that_need_it_and_no_other(failing):
+    _, counts = failing
+
+    [why] = counts["score"]["broken"].values()
+    assert why.startswith("the reference absent.fa cannot be used: No such file")
+    assert counts["score"]["models"]["splice-variant@1.0.0"]["broken"] == {"splice-variant": why}
+    assert [model["done"] > 0 for name, model in counts["score"]["models"].items() if "gc-" in name] == [True]
 
 
 def test_a_target_that_refuses_us_fails_the_delivery_and_leaves_the_night_its_account():

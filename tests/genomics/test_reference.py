@@ -121,9 +121,31 @@ def test_a_file_that_cannot_be_read_at_random_is_refused(data: bytes, tmp_path: 
         Reference(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("absent.fa", "absent.fa cannot be used: No such file.*MEDFLOW_REFERENCES"), ("genome.fa.gz", "gunzip it")],
+)
+def test_what_is_missing_or_compressed_is_said_of_the_file_by_its_name(name: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "genome.fa.gz").write_bytes(b"\x1f\x8b\x08\x00")
+
+    with pytest.raises(ConfigurationError, match=why):
+        Reference(tmp_path / name)
+
+
 def test_an_index_of_another_file_is_noticed(tmp_path: Path) -> None:
     path = fasta(tmp_path, {"1": "ACGT" * 10})
     (tmp_path / "genome.fa.fai").write_text("1\t4000\t13\t60\t61\n")
 
     with Reference(path) as reference, pytest.raises(ConfigurationError, match="fai"):
         reference.fetch("1", 0, 4000)
+
+
+@pytest.mark.parametrize(
+    ("contig", "assembly", "here"),
+    [("1", "GRCh37", True), ("2", "GRCh37", False), ("chrM", "GRCh38", True), ("chrM", "GRCh37", False)],
+)
+def test_says_whether_it_has_a_contig_of_regions(contig: str, assembly: str, here: bool, tmp_path: Path) -> None:
+    (tmp_path / "genome.fa").write_text(f">chr1\nACGT\n>MT\n{'A' * 16569}\n")
+
+    with Reference(tmp_path / "genome.fa") as genome:
+        assert genome.has(contig, assembly) is here

@@ -173,6 +173,19 @@ def test_names_the_gene_of_a_place_and_of_two_the_shorter_one(tmp_path: Path) ->
     assert regions.gene_at("chr2", 1) == "BRCA1" and regions.gene_at("3", 1) is None
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "gene"),
+    [(90, 100, None), (90, 101, "BRCA1"), (149, 150, "BRCA1"), (155, 900, "INNER"), (199, 300, "BRCA1"),
+     (200, 300, None), (200, 301, "TP53"), (0, 1, None)],
+)  # fmt: skip
+def test_names_the_first_gene_that_holds_some_of_an_interval(
+    start: int, end: int, gene: str | None, tmp_path: Path
+) -> None:
+    regions = regions_of(GenomeSite(regions="all", gene_bed=bed(tmp_path, GENES)))
+
+    assert regions is not None and regions.gene_over("1", start, end) == gene
+
+
 def test_a_site_that_says_nothing_has_no_regions_and_everything_when_a_file_goes_whole(tmp_path: Path) -> None:
     site = GenomeSite(gene_bed=bed(tmp_path, GENES))
 

@@ -2,6 +2,7 @@ import gzip
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from time import process_time
 
 import pytest
 from cyvcf2 import VCF, Writer
@@ -109,6 +110,36 @@ def test_takes_what_the_specification_allows(record: dict[str, str]) -> None:
     assert read_vcf(vcf(record)).records == 1
 
 
+LENIENT = (  # as callers write it: a declaration in the header, and a record that goes by it
+    ("INFO=<ID=AS_SB_TABLE,Number=1,Type=String", {"INFO": "AS_SB_TABLE=10,12|3,0"}),  # Mutect2
+    ("INFO=<ID=AS_FilterStatus,Number=A,Type=String", {"INFO": "AS_FilterStatus=weak_evidence,strand_bias"}),
+    ("FORMAT=<ID=FT,Number=.,Type=String", {"FORMAT": "GT:FT", "one": "0/1:PASS", "two": "0/1"}),  # GATK
+    ("FORMAT=<ID=DP4,Number=1,Type=String", {"FORMAT": "GT:DP4", "one": "0/1:3,4,2,1", "two": "."}),  # VarScan
+    ("FORMAT=<ID=PS,Number=1,Type=String", {"FORMAT": "GT:PS", "one": "0|1:PATMAT", "two": "."}),  # GIAB
+    ("FORMAT=<ID=PL,Number=.,Type=Integer", {"FORMAT": "GT:PL", "one": "0|1:1,2,3", "two": "."}),  # old samtools
+    ("FORMAT=<ID=GP,Number=3,Type=Float", {"FORMAT": "GT:GP", "one": "0|1:0,1,0", "two": "."}),  # Minimac
+    ("FORMAT=<ID=RNC,Number=2,Type=Character", {"FORMAT": "GT:RNC", "one": "0|1:..", "two": "./.:MM"}),  # GLnexus
+    ("ALT=<ID=CPX", {"ALT": "<CPX>"}),  # GATK-SV
+    ("ALT=<ID=DUP/INS", {"ALT": "<DUP/INS>"}),  # Sniffles
+    ("contig=<ID=HLA-A*01:01:01:01,length=3503", {"CHROM": "HLA-A*01:01:01:01"}),  # GATK on GRCh38
+)
+
+
+@pytest.mark.parametrize(("declared", "record"), LENIENT, ids=lambda item: str(item).partition(",")[0])
+def test_takes_what_callers_write_and_nobody_can_misread(declared: str, record: dict[str, str]) -> None:
+    line = f'##{declared},Description="">\n#CHROM'
+
+    assert read_vcf(vcf(record, header=HEADER.replace("#CHROM", line))).records == 1
+
+
+def test_an_allele_of_a_megabase_takes_no_longer_than_reading_it() -> None:
+    long = "ACGT" * 250_000
+
+    began = process_time()
+    assert read_vcf(vcf({"POS": "1", "REF": long, "ALT": f"C{long[1:]}"})).records == 1
+    assert process_time() - began < 5  # many minutes, where it is cut a base at a time
+
+
 NEWEST = HEADER.replace("VCFv4.2", "VCFv4.5").replace(
     "##contig=<ID=1,length=1000>",
     '##FORMAT=<ID=LAA,Number=.,Type=Integer,Description="">\n##FORMAT=<ID=LAD,Number=LR,Type=Integer,Description="">\n'
@@ -123,11 +154,11 @@ NEWEST = HEADER.replace("VCFv4.2", "VCFv4.5").replace(
         ("0/2:1,3:7,8,9:0,1,2,3,4,5:a,b", None),
         ("0/2", None),
         (".:.:7:0:.", None),
-        ("0/2:2:7,8,9:0,1,2:.", "LAD has 3 values"),
-        ("0/2:2:7,8:0,1:.", "LPL has 2 values"),
+        ("0/2:2:7,8,9:0,1,2:.", "LAD has 3 values instead of 2 (its Number is LR)"),
+        ("0/2:2:7,8:0,1:.", "LPL has 2 values instead of 3 (its Number is LG)"),
         ("0/2:4:7,8:0,1,2:.", "LAA must be"),
         ("0/2:2,2:7,8,9:.:.", "LAA must be"),
-        ("0/2:2:7,8:0,1,2:a", "PSL has 1 values"),
+        ("0/2:2:7,8:0,1,2:a", "PSL has 1 value instead of 2 (its Number is P)"),
     ],
 )
 def test_values_by_local_allele_agree_with_the_alleles_that_the_sample_names(sample: str, reason: str | None) -> None:
@@ -161,13 +192,17 @@ def test_takes_the_last_line_without_its_end_and_lines_that_end_as_on_windows() 
         ({"FILTER": "PASS;"}, "FILTER"),
         ({"INFO": "DP=3.5"}, "INFO DP must be of Type Integer"),
         ({"INFO": "DP=3,4"}, "INFO DP has 2 values"),
-        ({"INFO": "AC=1,2"}, "INFO AC has 2 values"),
+        ({"INFO": "AC=1,2"}, "INFO AC has 2 values instead of 1 (its Number is A)"),
         ({"INFO": "DP=1;DP=2"}, "same key twice"),
         ({"one": "0/2"}, "sample column 1: GT names an allele"),
         ({"two": "0/"}, "sample column 2: GT must be"),
         ({"two": "0/1:3"}, "sample column 2 has more fields"),
         ({"FORMAT": "DP:GT", "one": "3:0/1", "two": "3:0/1"}, "GT must be the first"),
-        ({"FORMAT": "GT:PL", "one": "0/1:1,2", "two": "."}, "PL has 2 values"),
+        ({"FORMAT": "GT:PL", "one": "0/1:1,2", "two": "."}, "PL has 2 values instead of 3 (its Number is G)"),
+        (
+            {"ALT": ",".join(f"<A{n}>" for n in range(30)), "FORMAT": "GT:PL", "one": "0/" * 29 + "1:1", "two": "."},
+            "PL has 1 value instead of more than 1000000 (its Number is G)",
+        ),
         ({"two": "0/1\t0/1"}, "12 columns"),
     ],
 )

@@ -32,6 +32,8 @@ META = (
     '##FORMAT=<ID=LAA,Number=.,Type=Integer,Description="">',
     '##FORMAT=<ID=PX,Number=1,Type=Integer,Description="">',
     '##FORMAT=<ID=FT,Number=1,Type=String,Description="">',
+    '##FORMAT=<ID=RNC,Number=2,Type=Character,Description="">',
+    '##FORMAT=<ID=BIAS,Number=1,Type=String,Description="">',
 )
 COLUMNS = "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"
 RIGHT = (
@@ -41,6 +43,7 @@ RIGHT = (
     "1\t{}\t.\tATG\tATC,A\t.5\tPASS\tANY=anything, even this;NEW=1=2\tGP:FT\t0.1,1,.,.,.,.:q\t.:PASS",
     "1\t{}\t.\tA\t.\t0\tPASS\t.\tGT:AD\t0/0:3\t0/0:3,0",
     "1\t{}\t.\tA\t<DEL>\t0\tPASS\tSIGN=x\tGT:AD\t0/0:3,4\t0/0:3,0",
+    "1\t{}\t.\tA\tC\t.\t.\tANY=a,,b\tGT:BIAS:RNC\t0/1:a,b:..\t./.:.:I,M",
     "1\t{}\t.\tA\tC,G\t.\t.\t.\tGT:LAA:PX\t0/1:1:7\t0/2:2,1:9",
     "1\t{}\t.\tA\tA[2:20[\t0\tPASS\tDB=1;\tGT:AD\t0/0:3,4\t0/0:3,0",
 )
@@ -207,3 +210,13 @@ def test_what_only_other_lines_or_the_header_tell_is_seen_in_a_block(line: str, 
 
         assert refusal == read(data, at_once=False)
         assert isinstance(refusal, tuple) and reason in refusal[1]
+
+
+def test_an_empty_line_is_seen_though_blocks_of_right_lines_follow() -> None:
+    lines = [RIGHT[0].format(number) for number in range(1, 301)]
+    lines.insert(20, "")
+
+    refusal = read(text(lines, 2), at_once=True)
+
+    assert refusal == read(text(lines, 2), at_once=False)
+    assert refusal == ("bad-vcf-record", f"line {len(META) + 3 + 21}: an empty line")

@@ -194,6 +194,10 @@ def test_nothing_further_left_and_nothing_shorter_says_the_same(reference: Refer
         ("ACGT", (4, "T", "TA"), (4, "T", "TA")),
         ("ACNNNNGT", (6, "NG", "G"), (2, "CN", "C")),  # N equals N, as for bcftools norm
         ("acgtacgt", (2, "cgta", "ctta"), (3, "G", "T")),
+        ("ACRTACGT", (4, "TA", "T"), (4, "TA", "T")),
+        ("ACRTACGT", (3, "ATA", "AA"), (3, "NT", "N")),  # no letter for several bases stands in a VCF
+        ("RCGTACGT", (1, "NC", "N"), (1, "NC", "N")),
+        ("CRGTACGT", (1, "CA", "A"), (1, "CN", "N")),
     ],
 )
 def test_known_alleles(

@@ -52,6 +52,23 @@ def test_a_vcf_file_is_kept_as_received_and_taken_once(store: Store, settings: S
     assert store.objects.put(packed.read_bytes()) in store.objects
 
 
+def test_a_file_that_no_model_will_be_given_says_so_when_it_is_taken(
+    store: Store, settings: Settings, tmp_path: Path
+) -> None:
+    sites = "\n".join("\t".join(line.split("\t")[:8]) for line in VCF.splitlines()) + "\n"
+    paths = [
+        write(tmp_path / "unknown.vcf", VCF),
+        write(tmp_path / "sites.vcf", sites),
+        write(tmp_path / "known.vcf", VCF.replace("#CHROM", "##reference=GRCh38.fa\n#CHROM")),
+    ]
+
+    first = ingest_vcf(store, settings, paths)
+    again = ingest_vcf(store, settings, paths)
+
+    assert dict(first.notes) == {"assembly-unknown": 2, "without-samples": 1}
+    assert dict(again.notes) == {}
+
+
 def test_every_vcf_that_is_not_taken_is_a_reject_with_its_bytes(
     store: Store, settings: Settings, tmp_path: Path
 ) -> None:

@@ -265,6 +265,116 @@ def test_a_sample_keeps_its_patient_where_nothing_knows_better(store, settings, 
     assert [found[0] for found in samples(store).values()] == ["1", "2"]
 
 
+@ON_SQLITE
+def test_a_sample_keeps_the_patient_of_a_sheet_that_is_left_out_whatever_else_has_its_name(
+    store, settings, vcf, tmp_path
+) -> None:
+    ingest_vcf(store, settings, [vcf], samples=write(tmp_path / "sheet.csv", SHEET))
+    fhir(store, settings, tmp_path / "r.ndjson", specimen("S1", "p9"))
+    named = settings.model_copy(update={"sample_system": "urn:other"})
+
+    tally = ingest_vcf(store, named, [vcf])
+
+    assert (counts(tally), tally.reasons) == ((2, 0, 1, 1), {"sample-ambiguous": 1})
+    assert [found[0] for found in samples(store).values()] == ["1", "2"]
+
+
+@ON_SQLITE
+def test_leaving_the_sheet_out_does_not_settle_what_it_contradicts(store, settings, vcf, tmp_path) -> None:
+    fhir(store, settings, tmp_path / "r.ndjson", patient("p1", "1"), specimen("S1", "p9"), specimen("S2", "p2", "x2"))
+    sheet = write(tmp_path / "sheet.csv", "sample,system,value\nS1,urn:mrn,1\n")
+    ingest_vcf(store, settings, [vcf], samples=sheet)
+
+    without = [ingest_vcf(store, settings, [vcf]), retry(store, settings), ingest_vcf(store, settings, [vcf])]
+
+    assert [counts(tally) for tally in without] == [(2, 0, 1, 1)] * 3
+    assert list(samples(store)) == ["S2"]
+    fhir(store, settings, tmp_path / "more.ndjson", specimen("S1", "p1"))
+    assert counts(retry(store, settings, samples=sheet)) == (1, 1, 0, 0)
+    assert samples(store)["S1"][:2] == ("p1", "Specimen/x1")
+    assert rejects(store) == []
+
+
+@ON_SQLITE
+def test_another_sheet_moves_a_sample_to_another_patient(store, settings, vcf, tmp_path) -> None:
+    ingest_vcf(store, settings, [vcf], samples=write(tmp_path / "sheet.csv", SHEET))
+
+    tally = ingest_vcf(store, settings, [vcf], samples=write(tmp_path / "other.csv", SHEET.replace("mrn,1", "mrn,3")))
+
+    assert counts(tally) == (1, 1, 0, 0)
+    assert [found[0] for found in samples(store).values()] == ["3", "2"]
+
+
+@ON_SQLITE
+def test_a_sample_whose_patient_nothing_speaks_for_any_more_is_nobodys(store, settings, vcf, tmp_path) -> None:
+    ingest_vcf(store, settings, [vcf], samples=write(tmp_path / "sheet.csv", SHEET))
+    fhir(store, settings, tmp_path / "r.ndjson", specimen("S1", "p9"))
+
+    tally = ingest_vcf(store, settings, [vcf], samples=write(tmp_path / "other.csv", SHEET.replace("mrn,1", "mrn,3")))
+
+    assert (counts(tally), tally.reasons) == ((2, 0, 1, 1), {"sample-ambiguous": 1})
+    assert [found[0] for found in samples(store).values()] == [None, "2"]
+
+
+@ON_SQLITE
+def test_a_sample_whose_specimen_changed_waits_for_a_sheet_where_sources_have_them(
+    store, settings, vcf, tmp_path
+) -> None:
+    fhir(store, settings, tmp_path / "r.ndjson", patient("p1", "1"), specimen("S1"), specimen("S2", "p2", "x2"))
+    sheet = write(tmp_path / "sheet.csv", "sample,system,value\nS1,urn:mrn,1\n")
+    source = Files(kind="vcf", paths=(vcf,), samples=sheet)
+    ingest_vcf(store, settings, [vcf], samples=sheet)
+    fhir(store, settings, tmp_path / "more.ndjson", specimen("S1", "p5"))
+    settings = settings.model_copy(update={"sources": {"laboratory": source}})
+
+    without, given = retry(store, settings), retry(store, settings, samples=sheet)
+
+    assert (counts(without), dict(without.notes)) == ((0, 0, 0, 0), {"left-without-sheet": 1})
+    assert given.reasons == {"sample-ambiguous": 1}
+    assert samples(store)["S1"][0] is None
+
+
+@ON_SQLITE
+def test_an_order_that_is_given_to_another_patient_takes_its_sample_along_unless_another_tells_the_same(
+    store, settings, vcf, tmp_path
+) -> None:
+    orders = [specimen("S1", id="o1", kind="ServiceRequest"), specimen("S2", "p2", "o2", kind="ServiceRequest")]
+    fhir(store, settings, tmp_path / "r.ndjson", *orders, specimen("S2", "p2", "x2"))
+    ingest_vcf(store, settings, [vcf])
+
+    moved = [specimen("S1", "p5", "o1", kind="ServiceRequest"), specimen("S2", "p5", "o2", kind="ServiceRequest")]
+    fhir(store, settings, tmp_path / "more.ndjson", *moved)
+
+    assert [found[0] for found in samples(store).values()] == [None, "p2"]
+    retry(store, settings)
+    assert [found[0] for found in samples(store).values()] == ["p5", "p2"]
+    assert [code for _, code in rejects(store)] == ["sample-ambiguous"]
+
+
+@pytest.mark.parametrize(
+    ("now", "then"),
+    [
+        (specimen("S1", "p5"), "p5"),
+        (specimen("other"), None),
+        (specimen("S1", status="entered-in-error"), None),
+        ({"resourceType": "Specimen", "id": "x1", "identifier": [{"value": "S1"}]}, None),
+    ],
+)
+def test_a_specimen_that_is_withdrawn_or_changed_takes_its_sample_from_the_patient(
+    store, settings, vcf, tmp_path, now, then
+) -> None:
+    fhir(store, settings, tmp_path / "r.ndjson", specimen("S1"), specimen("S2", "p2", "x2"))
+    ingest_vcf(store, settings, [vcf])
+    vcf.unlink()
+
+    fhir(store, settings, tmp_path / "more.ndjson", now)
+
+    assert [found for found in samples(store).values()] == [(None, None, 1), ("p2", "Specimen/x2", 0)]
+    assert [code for _, code in rejects(store)] == ["sample-unknown"]
+    tally = retry(store, settings)
+    assert (samples(store)["S1"][0], tally.rejected, len(rejects(store))) == (then, then is None, then is None)
+
+
 # --- what is kept of a file --------------------------------------------------------------------------------------
 
 

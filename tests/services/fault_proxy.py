@@ -134,6 +134,7 @@ class FaultProxy:
         self._switching = threading.Lock()
         self._closing = threading.Event()
         self._listener = self._listen()
+        self._listening = True
         self._thread = threading.Thread(target=self._accept, name="fault-proxy", daemon=True)
         self._thread.start()
 
@@ -155,10 +156,12 @@ class FaultProxy:
     def leave(self, fault: Fault) -> None:
         """Listen no more, as a server that ended: the port stays ours, and the system refuses who connects."""
         with self._switching:
-            if fault is not self._fault:  # it is over by now
+            # It is over by now, or another connection met it first: Linux shuts whatever is accepted later where a
+            # listener is shut down twice
+            if fault is not self._fault or not self._listening:
                 return
-            with suppress(OSError):
-                self._listener.shutdown(socket.SHUT_RDWR)
+            self._listening = False
+            self._listener.shutdown(socket.SHUT_RDWR)
             self._hang_up()
 
     def end(self) -> None:
@@ -167,8 +170,9 @@ class FaultProxy:
             fault, self._fault = self._fault, None
             if fault is not None:
                 fault.over.set()
-                if fault.kind == "refuse":
+                if not self._listening:
                     self._listener.listen(128)
+                    self._listening = True
 
     @contextmanager
     def failing(self, fault: Fault) -> Iterator[Fault]:

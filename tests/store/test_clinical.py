@@ -17,7 +17,7 @@ from medflow.records import (
     Patient,
     fhir_identifier,
 )
-from medflow.store.clinical import ClinicalWriter, Outcome, absent_resources, known_contents
+from medflow.store.clinical import ClinicalWriter
 from medflow.store.packed import pack
 from medflow.store.tables import (
     Base,
@@ -28,6 +28,7 @@ from medflow.store.tables import (
     MeasurementRow,
     PatientRow,
 )
+from medflow.store.versions import Outcome, absent_resources, known_contents
 
 HEART_RATE = Coding(system="http://loinc.org", code="8867-4", display="Heart rate")
 DIABETES = Coding(system="http://snomed.info/sct", code="73211009")

@@ -23,12 +23,13 @@ from medflow.fhir.read import Context, read_resource
 from medflow.plugin import LOINC, Channel, CodedValue, Coding, TimeSeries, TimeSeriesInput
 from medflow.records import FhirResource, Identifier, Instant, Patient
 from medflow.store import Store
-from medflow.store.clinical import ClinicalWriter, Outcome
+from medflow.store.clinical import ClinicalWriter
 from medflow.store.jobs import enqueue, register_model
 from medflow.store.packed import pack
 from medflow.store.patients import resolve_patients
 from medflow.store.tables import EncounterRow, MeasurementRow, PatientRow
 from medflow.store.timeseries import due_encounters, load_series
+from medflow.store.versions import Outcome
 
 UCUM = "http://unitsofmeasure.org"
 ADMITTED = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -1,3 +1,4 @@
+import json
 from hashlib import sha256
 
 import pytest
@@ -12,7 +13,7 @@ from medflow.store.ledger import now_us
 from medflow.store.packed import pack
 from medflow.store.patients import resolve_patients
 from medflow.store.specimens import has_names, named
-from medflow.store.tables import JobRow, PatientRow
+from medflow.store.tables import JobRow, PatientIdentifierRow, PatientRow, SequenceRow
 from medflow.store.units import unit_facts
 
 
@@ -32,6 +33,11 @@ def specimen(*names: str, subject: str | None = "p1", type: str = "Specimen", id
 def resource(type: str, id: str, content: str, **rest) -> FhirResource:
     digest = sha256(content.encode()).hexdigest()
     return FhirResource(source="local", type=type, id=id, raw=content.encode(), sha256=digest, **rest)
+
+
+def tube(subject: str | None = "p1", status: str = "available") -> FhirResource:
+    content = json.dumps({"resourceType": "Specimen", "id": "x1", "status": status, "subject": subject})
+    return resource("Specimen", "x1", content, subject=subject)
 
 
 def deletion(type: str, id: str) -> FhirResource:
@@ -147,3 +153,78 @@ def test_a_specimen_follows_its_patient_where_two_turn_out_to_be_one(store):
     with store.reading() as connection:
         (owner,) = connection.scalars(select(PatientRow.id))
         assert [item.patient_id for item in named(connection, ["A"])["A"]] == [owner]
+
+
+# --- sequences of specimens --------------------------------------------------------------------------------------
+
+
+def owner(store) -> str | None:
+    """The id of the Patient whose the one sequence is."""
+    query = select(PatientIdentifierRow.value).join(
+        SequenceRow, SequenceRow.patient_id == PatientIdentifierRow.patient_id
+    )
+    with store.reading() as connection:
+        return connection.scalar(query)
+
+
+OF_TUBE = molecular(subject=None, specimen="x1")
+
+
+@pytest.mark.parametrize("order", [(tube(), OF_TUBE), (OF_TUBE, tube())], ids=["specimen first", "sequence first"])
+def test_a_sequence_without_a_patient_is_its_specimens_patients(store, order):
+    write(store, *order)
+
+    assert owner(store) == "p1"
+    (unit,) = due(store)
+    with store.reading() as connection:
+        assert unit_facts(connection, UnitKind.SEQUENCE, [unit.unit.id])[unit.unit.id].patient_id is not None
+
+
+def test_a_specimen_in_the_same_batch_is_asked_too(store):
+    with store.writing() as connection:
+        ClinicalWriter("local").write(connection, [pack(OF_TUBE), pack(tube())])
+
+    assert owner(store) == "p1"
+
+
+@pytest.mark.parametrize(
+    ("later", "whose"),
+    [
+        (tube("p2"), "p2"),
+        (tube(None), "p1"),  # a version without subject is about whom it was
+        (tube(status="entered-in-error"), None),
+        (deletion("Specimen", "x1"), None),
+        (molecular(subject="p3"), "p3"),
+        (molecular("CCCC", subject=None), None),
+    ],
+)
+def test_a_sequence_follows_its_specimen_and_is_new_to_models(store, later, whose):
+    write(store, tube(), OF_TUBE)
+    before = due(store)
+
+    write(store, later)
+
+    assert owner(store) == whose
+    if whose != "p1":
+        assert [unit.revision for unit in due(store)] == [unit.revision + 1 for unit in before]
+
+
+def test_what_was_said_of_the_specimens_former_patient_is_not_committed_any_more(store):
+    write(store, tube(), OF_TUBE)
+    units = due(store)
+    with store.writing() as connection:
+        model = jobs.register_model(connection, name="m", version="1", digest="d", distribution="m 1", spec={})
+        jobs.enqueue(connection, model, units)
+
+    write(store, tube("p2"))
+
+    with store.reading() as connection:
+        assert connection.scalar(select(JobRow.superseded)) is True
+
+
+def test_specimens_of_another_source_are_not_asked(store):
+    write(store, OF_TUBE)
+    with store.writing() as connection:
+        ClinicalWriter("elsewhere").write(connection, [pack(tube())])
+
+    assert owner(store) is None

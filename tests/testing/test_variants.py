@@ -7,7 +7,7 @@ import pytest
 
 from medflow.plugin import Prediction
 from medflow.testing import check_model, sample_cases
-from medflow.testing.variants import chosen, reverse_complement, substitutions
+from medflow.testing.variants import COMPLEMENT, chosen, indels_of_both_strands, reverse_complement, substitutions
 from tests.variant_models import GcShift
 
 STRANDS = "both strands give the same effects"
@@ -28,6 +28,22 @@ class OneStrand(GcShift):
 
 class OneStrandAsDeclared(OneStrand):
     spec = replace(GcShift.spec, accepts=(replace(GcShift.spec.accepts[0], strand="forward"),))
+
+
+class OneStrandOfIndels(GcShift):
+    """Adds what the base before an insertion or deletion is, which the other strand has after it."""
+
+    def effects(self, windows):
+        kept = np.isin(windows.ref[:, windows.at], list(b"GC")) & (windows.ref_length != windows.alt_length)
+        return super().effects(windows) + kept[:, None].astype(np.float32) / 9
+
+
+class AsWritten(GcShift):
+    """Adds to the effects of what is removed where it is written, of several places that it may be in."""
+
+    def effects(self, windows):
+        where = (windows.ref_length > windows.alt_length) * (windows.at - windows.ref.shape[1] / 2)
+        return super().effects(windows) + where[:, None].astype(np.float32) / 100
 
 
 class Comparing(GcShift):
@@ -58,6 +74,8 @@ def test_a_good_model_of_variants_keeps_every_clause(check_model):
     ("model", "clauses"),
     [
         (OneStrand, [STRANDS]),
+        (OneStrandOfIndels, [STRANDS]),
+        (AsWritten, [STRANDS]),
         (OneStrandAsDeclared, []),
         (Comparing, [OTHERS]),
         (OfTheBatch, [BATCH]),
@@ -91,3 +109,29 @@ def test_the_other_strand_twice_is_the_first():
     assert (again.ref == single.ref).all() and again.at == single.at
     changed = turned.ref != turned.alt
     assert (changed.nonzero()[1] == turned.at).all() and changed.any(axis=1).all()
+
+
+@pytest.mark.parametrize("length", [16, 60, 61])
+def test_indels_of_the_other_strand_are_the_same_haplotypes_in_its_own_normal_form(length):
+    wanted = replace(GcShift.spec.accepts[0], length=length)
+
+    pairs = indels_of_both_strands(wanted, np.random.default_rng(3))
+
+    assert len(pairs) == 4
+    for first, other in pairs:
+        count = int(abs(first.ref_length[0] - first.alt_length[0]))
+        assert (reverse(other.ref) == first.ref).all()
+        one, two = (first.alt, reverse(other.alt)) if first.ref_length[0] > 1 else (reverse(other.alt), first.alt)
+        assert (one[:, : length - count] == two[:, count:]).all()
+        for windows in (first, other):
+            at, longer = windows.at, windows.ref if windows.ref_length[0] > 1 else windows.alt
+            assert (windows.ref[:, : at + 1] == windows.alt[:, : at + 1]).all()
+            assert (longer[:, at + count] != longer[:, at]).all()  # cannot be written further left
+
+
+def reverse(windows: np.ndarray) -> np.ndarray:
+    return COMPLEMENT[windows][:, ::-1]
+
+
+def test_a_window_too_short_for_an_indel_is_asked_of_substitutions_alone():
+    assert indels_of_both_strands(replace(GcShift.spec.accepts[0], length=15), np.random.default_rng(3)) == []

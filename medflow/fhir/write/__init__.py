@@ -8,6 +8,13 @@ result always has the same id, wherever and however often it is computed, and th
 from medflow.fhir.write.catalog import card_markdown, catalog_resources
 from medflow.fhir.write.elements import ModelIdentity
 from medflow.fhir.write.observations import ResultContext
-from medflow.fhir.write.results import result_resources
+from medflow.fhir.write.results import resources_of_many, result_resources
 
-__all__ = ["ModelIdentity", "ResultContext", "card_markdown", "catalog_resources", "result_resources"]
+__all__ = [
+    "ModelIdentity",
+    "ResultContext",
+    "card_markdown",
+    "catalog_resources",
+    "resources_of_many",
+    "result_resources",
+]

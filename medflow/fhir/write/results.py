@@ -57,6 +57,20 @@ def result_resources(context: ResultContext, results: Sequence[Result]) -> list[
         raise PredictionInvalid("invalid-resource", f"the result is not valid FHIR: {error.message}") from None
 
 
+def resources_of_many(
+    contexts: Sequence[ResultContext], results: Sequence[Sequence[Result]]
+) -> list[list[Outgoing] | None]:
+    """As `result_resources` for many jobs; None for one that it raises an error of."""
+    return [_or_none(context, its) for context, its in zip(contexts, results, strict=True)]
+
+
+def _or_none(context: ResultContext, results: Sequence[Result]) -> list[Outgoing] | None:
+    try:
+        return result_resources(context, results)
+    except (InputNotUsable, PredictionInvalid):
+        return None
+
+
 def _referring(context: ResultContext, result: Result) -> Result:
     """A result that refers to measurements only where those, and the encounter, are of the system it goes to."""
     if not context.elsewhere:

@@ -24,10 +24,10 @@ from medflow.fhir.write.genome import ASSEMBLIES, CHROMOSOMES, MITOCHONDRION, NU
 from medflow.fhir.write.observations import CATEGORY, ResultContext, absent, identified, observation, whose
 from medflow.plugin import VariantEffect
 from medflow.records import CalledVariant, Coding, Result, VariantScore
+from medflow.variant_rule import VARIANT
 
 SECTION = "http://terminology.hl7.org/CodeSystem/v2-0074"  # diagnostic service sections: GE is genetics
 KIND = "urn:medflow:observation"  # codes of Observations that no terminology has
-VARIANT = ("69548-6", "Genetic variant assessment")
 CHROMOSOME = "Chromosome [Identifier] in Blood or Tissue by Molecular genetics method"
 PRESENT = ("LA9633-4", "Present")
 ONE_BASED = ("LA30102-0", "1-based character counting")
@@ -65,7 +65,7 @@ def _variant(context: ResultContext, variant: CalledVariant, build: str | None) 
             **identified(key, "Observation"),
             "status": context.status,
             "category": [coded(CATEGORY, "laboratory"), coded(SECTION, "GE")],
-            "code": loinc(*VARIANT),
+            "code": loinc(VARIANT.code, VARIANT.display or ""),
             "subject": subject_element(context.subject),
             "encounter": {"reference": context.encounter} if context.encounter else None,
             "effectiveDateTime": time(context.effective),
@@ -118,8 +118,14 @@ def _call(variant: CalledVariant, build: str | None) -> list[Json]:
     if variant.gene is not None:  # its symbol; HGNC's id, which would be the code, is not in the annotation
         found.append(_coded("48018-6", "Gene studied [ID]", {"text": variant.gene}))
     if variant.phase is not None:
-        found.append(_coded("82120-7", "Allelic phase", {"text": f"phase set {variant.phase}"}))
+        found.append(_coded("82120-7", "Allelic phase", {"text": _phase(variant.phase)}))
     return found
+
+
+def _phase(phase: str) -> str:
+    """A set alone would read as if all in it lay in cis."""
+    name, _, place = phase.partition(":")
+    return f"phase set {name}, haplotype {place}" if place else f"phase set {name}"
 
 
 def _score(context: ResultContext, output: VariantEffect, item: VariantScore, variant_id: str) -> Json:

@@ -3,7 +3,7 @@
 The data have sites and no variants: what can be asked of them is what single substitutions in a held-out window do to
 the boundary in its middle. Each fold is asked of an ensemble that saw none of it. Beside it stands how often the
 released model speaks up in random bases, where there is nothing to find. Prints the figures as JSON; with
-``--random-only`` those of random bases, which need no data.
+``--random-only`` those of random bases, which need no data; with ``--from 0.5`` as if reported from there on.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from medflow_genomics.network import trained
 from medflow_genomics.scan import delta_scores
 from medflow_genomics.splice import WEIGHTS
 from medflow_genomics.train import FOLDS, SEED, fit, probabilities, read_data, stratified_folds
-from medflow_genomics.variants import WINDOW
+from medflow_genomics.variants import REPORT_FROM, WINDOW
 
 HALF = LENGTH // 2
-REPORTED = 0.5
 MOTIFS = {"EI": (HALF, "GT"), "IE": (HALF - 2, "AG")}  # where the two bases of a site stand
 
 
@@ -69,12 +68,12 @@ def _has(bases: np.ndarray, place: int, motif: str) -> np.ndarray:
     return (bases[:, place : place + len(motif)] == wanted).all(1)
 
 
-def figures(windows: list[Mutated]) -> dict[str, dict[str, object]]:
-    """What the substitutions do, for each kind of site, and where there is none."""
-    return {kind: _of_sites(windows, kind) for kind in MOTIFS} | {"N": _of_none(windows)}
+def figures(windows: list[Mutated], least: float = REPORT_FROM) -> dict[str, dict[str, object]]:
+    """What the substitutions do, for each kind of site, and where there is none; reported from ``least`` on."""
+    return {kind: _of_sites(windows, kind, least) for kind in MOTIFS} | {"N": _of_none(windows, least)}
 
 
-def _of_sites(windows: list[Mutated], kind: str) -> dict[str, object]:
+def _of_sites(windows: list[Mutated], kind: str, least: float) -> dict[str, object]:
     sites = [window for window in windows if window.label == kind]
     usual = [window for window in sites if window.has[kind][0]]
     first = MOTIFS[kind][0]
@@ -82,7 +81,7 @@ def _of_sites(windows: list[Mutated], kind: str) -> dict[str, object]:
     losses = [window.score(kind)[0] - window.score(kind)[1:] for window in usual]
     left = [window.answers[1:, CLASSES.index(kind)][at] for window, at in zip(usual, inside, strict=True)]
     by_place = {
-        place - HALF + (place >= HALF): np.mean([(loss[window.place == place] >= REPORTED).mean()
+        place - HALF + (place >= HALF): np.mean([(loss[window.place == place] >= least).mean()
         for loss, window in zip(losses, usual, strict=True)])
         for place in range(LENGTH)
     }  # fmt: skip
@@ -90,22 +89,22 @@ def _of_sites(windows: list[Mutated], kind: str) -> dict[str, object]:
     return {
         "sites": len(sites),
         "with_the_two_bases": len(usual),
-        "two_bases_changed_loss_reported": _share([loss[at] for loss, at in zip(losses, inside, strict=True)]),
+        "two_bases_changed_loss_reported": _share([loss[at] for loss, at in zip(losses, inside, strict=True)], least),
         "two_bases_changed_median_loss": _median([loss[at] for loss, at in zip(losses, inside, strict=True)]),
         "two_bases_changed_median_probability_without_the_rule": _median(left),
-        "other_base_changed_loss_reported": _share([loss[~at] for loss, at in zip(losses, inside, strict=True)]),
+        "other_base_changed_loss_reported": _share([loss[~at] for loss, at in zip(losses, inside, strict=True)], least),
         "loss_reported_by_place_from_the_boundary": {str(place): round(float(share), 3) for place, share in most},
     }
 
 
-def _of_none(windows: list[Mutated]) -> dict[str, object]:
+def _of_none(windows: list[Mutated], least: float) -> dict[str, object]:
     none = [window for window in windows if window.label == "N"]
     gains = [window.score(kind)[1:] - window.score(kind)[0] for window in none for kind in MOTIFS]
-    return {"windows": len(none), "any_base_changed_gain_reported": _share(gains)}
+    return {"windows": len(none), "any_base_changed_gain_reported": _share(gains, least)}
 
 
-def _share(values: list[np.ndarray]) -> float:
-    return round(float((np.concatenate(values) >= REPORTED).mean()), 5)
+def _share(values: list[np.ndarray], least: float) -> float:
+    return round(float((np.concatenate(values) >= least).mean()), 5)
 
 
 def _median(values: list[np.ndarray]) -> float:
@@ -131,6 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what substitutions do to held-out splice sites.")
     parser.add_argument("--data", type=Path, help="CSV with the columns label and sequence")
     parser.add_argument("--random-only", action="store_true", help="no cross-validation, and no data")
+    parser.add_argument("--from", type=float, default=REPORT_FROM, dest="least", help="reported from this effect on")
     parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args()
     report: dict[str, object] = {"random_bases": of_random_bases(options.seed)}
@@ -140,7 +140,7 @@ def main() -> None:
         bases, labels, _ = read_data(options.data)
         windows = held_out(bases, labels, options.seed)
         right = np.mean([CLASSES[window.answers[0].argmax()] == window.label for window in windows])
-        report |= {"accuracy_over_all": round(float(right), 4)} | figures(windows)
+        report |= {"accuracy_over_all": round(float(right), 4)} | figures(windows, options.least)
     print(json.dumps(report, indent=2))  # noqa: T201 - the command's result
 
 

@@ -1,22 +1,22 @@
-"""Processes that read time series, so that the one that feeds the device has its interpreter to itself.
+"""Processes beside the one that feeds the device, so that it has its interpreter to itself.
 
-A driver makes a Python object of every value of every row, hundreds for each stay, and holds the interpreter while it
-does: read by a thread, a device that needs Python between its operations waits for it. What comes back from a process
-is the dense array alone.
+They read time series: a driver makes a Python object of every value of every row, hundreds for each stay, and holds the
+interpreter while it does, so that a device that needs Python between its operations would wait for a thread that reads.
+What comes back from a process is the dense array alone. And they make of answers what is to be sent.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from medflow.config import Settings
-from medflow.garbage import collect_seldom
+from medflow.garbage import collect_seldom, end_without_search
 from medflow.plugin import TimeSeriesInput
 from medflow.processes import follow_parent
 from medflow.records import Instant
@@ -26,11 +26,16 @@ if TYPE_CHECKING:
     from medflow.store.timeseries import SeriesBlock
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 FROM = 500  # cases: as long as a process takes to start, reading here has them ready
 
 
-class Readers:
-    """The reading processes of one `Store`: one fewer than ``settings.threads``, started at the first call for many."""
+class Beside:
+    """The processes beside this one, of one `Store`: one fewer than ``settings.threads``, started when many cases come.
+
+    What is asked of them is None while none is ready, and its future raises `BrokenProcessPool` when one died in the
+    middle: it is done right here then.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -44,8 +49,8 @@ class Readers:
         """How many batches to ask for at once, so that no process waits for the next."""
         return self._settings.threads
 
-    def start(self, cases: int) -> None:
-        """Start the processes if so many cases are worth it, and go on without waiting for them."""
+    def start(self, cases: int) -> bool:
+        """Start the processes if so many cases are worth it, and go on without waiting; whether there are any."""
         count = self._settings.threads - 1
         with self._lock:
             if cases >= FROM and count > 0 and self._pool is None and not self._broken:
@@ -53,19 +58,24 @@ class Readers:
                     count, mp_context=get_context("spawn"), initializer=_start, initargs=(self._settings,)
                 )
                 self._ready = self._pool.submit(_ready)
+            return self._pool is not None
 
-    def load(self, wanted: TimeSeriesInput, units: Sequence[tuple[int, Instant]]) -> Future[SeriesBlock] | None:
-        """As `medflow.store.timeseries.load_series`, soon; None while no process is ready: read it here.
+    def load(
+        self, wanted: TimeSeriesInput, units: Sequence[tuple[int, Instant]], *, starting: bool = False
+    ) -> Future[SeriesBlock] | None:
+        """As `medflow.store.timeseries.load_series`, soon; by one that is ``starting`` still, if so."""
+        return self.ask(_load, wanted, list(units), starting=starting)
 
-        A process that died in the middle gives `BrokenProcessPool`: read it here as well.
-        """
+    def ask(self, function: Callable[..., T], *arguments: Any, starting: bool = False) -> Future[T] | None:
+        """Call a function of a module there, soon; arguments and what it returns travel."""
         with self._lock:
             pool, ready = self._pool, self._ready
-        if pool is None or ready is None or not ready.done():
+        if pool is None or ready is None or not (ready.done() or starting):
             return None
         try:
-            ready.result()
-            return pool.submit(_load, wanted, list(units))
+            if ready.done():
+                ready.result()
+            return pool.submit(function, *arguments)
         except BrokenProcessPool:
             self._give_up()
             return None
@@ -83,12 +93,12 @@ class Readers:
                 return
             self._broken = True
         log.warning(
-            "a process that reads records died, perhaps for want of memory: this process reads them from now on"
+            "a process that reads records died, perhaps for want of memory: this process does its work from now on"
         )
         self.close()
 
 
-# --- in a reading process ----------------------------------------------------------------------------------------
+# --- in such a process -------------------------------------------------------------------------------------------
 
 _store_of_this_process: list[Store] = []
 
@@ -98,6 +108,7 @@ def _start(settings: Settings) -> None:
 
     follow_parent()
     collect_seldom()
+    end_without_search()
     _store_of_this_process[:] = [Store(settings)]
 
 

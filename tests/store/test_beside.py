@@ -1,4 +1,4 @@
-"""Processes that read time series: the same arrays, and nothing lost when one dies."""
+"""Processes beside this one: what they do is what this one would, and nothing is lost when one dies."""
 
 import os
 import signal
@@ -14,40 +14,43 @@ import numpy as np
 import pytest
 
 from medflow.config import Settings
+from medflow.fhir.write import resources_of_many, result_resources
 from medflow.store import Store
-from medflow.store.readers import FROM, Readers
+from medflow.store.beside import FROM, Beside
 from medflow.store.timeseries import load_series
+from tests.every_kind import KINDS
 from tests.store.test_timeseries import END, SPEC, Value, admit, measure
 
 
 @pytest.fixture
-def readers(store: Store, settings: Settings):
-    opened = Readers(settings.model_copy(update={"workers": 2}))
+def beside(store: Store, settings: Settings):
+    opened = Beside(settings.model_copy(update={"workers": 2}))
     yield opened
     opened.close()
 
 
-def until_ready(readers: Readers, wanted, units):
-    readers.start(FROM)
+def until_ready(beside: Beside, wanted, units):
+    beside.start(FROM)
     until = time.monotonic() + 60
-    while (asked := readers.load(wanted, units)) is None:
+    while (asked := beside.load(wanted, units)) is None:
         assert time.monotonic() < until
         time.sleep(0.05)
     return asked
 
 
-def process_of(readers: Readers) -> int:
-    (pid,) = readers._pool._processes
+def process_of(beside: Beside) -> int:
+    assert beside._pool is not None
+    (pid,) = beside._pool._processes
     return pid
 
 
-def test_a_process_reads_what_this_one_would(store: Store, readers: Readers):
+def test_a_process_reads_what_this_one_would(store: Store, beside: Beside):
     with store.writing() as connection:
         full, empty = admit(connection), admit(connection)
         measure(connection, full, [Value(hour=hour, value=60 + hour) for hour in range(40)])
     units = [(full, END), (empty, END)]
 
-    there = until_ready(readers, SPEC, units).result()
+    there = until_ready(beside, SPEC, units).result()
 
     with store.reading() as connection:
         here = load_series(connection, SPEC, units)
@@ -56,43 +59,66 @@ def test_a_process_reads_what_this_one_would(store: Store, readers: Readers):
     assert {place: error.code for place, error in there.refused.items()} == {1: "too-few-measurements"}
 
 
-def test_few_cases_start_no_process(store: Store, readers: Readers):
-    readers.start(FROM - 1)
+def test_what_is_asked_of_a_process_that_starts_is_done_when_it_has(store: Store, beside: Beside):
+    with store.writing() as connection:
+        stay = admit(connection)
+        measure(connection, stay, [Value(hour=hour, value=60 + hour) for hour in range(40)])
+    beside.start(FROM)
 
-    assert readers._pool is None
-    assert readers.load(SPEC, []) is None
+    now = beside.load(SPEC, [(stay, END)], starting=True)
+
+    assert now is not None
+    assert np.nanmax(now.result(60).values) == 99
+
+
+def test_few_cases_start_no_process(store: Store, beside: Beside):
+    beside.start(FROM - 1)
+
+    assert beside._pool is None
+    assert beside.load(SPEC, []) is None
 
 
 def test_one_worker_reads_here(store: Store, settings: Settings):
-    readers = Readers(settings.model_copy(update={"workers": 1}))
+    beside = Beside(settings.model_copy(update={"workers": 1}))
 
-    readers.start(10 * FROM)
+    beside.start(10 * FROM)
 
-    assert readers.load(SPEC, []) is None
+    assert beside.load(SPEC, []) is None
 
 
-def test_after_a_process_was_killed_this_one_reads(store: Store, readers: Readers):
-    until_ready(readers, SPEC, []).result()
-    os.kill(process_of(readers), signal.SIGKILL)
+def test_after_a_process_was_killed_this_one_reads(store: Store, beside: Beside):
+    until_ready(beside, SPEC, []).result()
+    os.kill(process_of(beside), signal.SIGKILL)
 
     with pytest.raises(BrokenProcessPool):
-        while asked := readers.load(SPEC, []):
+        while asked := beside.load(SPEC, []):
             asked.result()
             time.sleep(0.05)
-    while readers.load(SPEC, []) is not None:
+    while beside.load(SPEC, []) is not None:
         time.sleep(0.05)
-    readers.start(FROM)
+    beside.start(FROM)
 
-    assert readers.load(SPEC, []) is None
+    assert beside.load(SPEC, []) is None
 
 
-def test_an_error_of_reading_comes_back(store: Store, readers: Readers):
+def test_an_error_of_reading_comes_back(store: Store, beside: Beside):
     broken = replace(SPEC, statics=("no-such-static",))
     with store.writing() as connection:
         encounter = admit(connection)
 
     with pytest.raises(ValueError, match="no static input"):
-        until_ready(readers, broken, [(encounter, END)]).result()
+        until_ready(beside, broken, [(encounter, END)]).result()
+
+
+def test_a_process_makes_the_resources_that_this_one_would(beside: Beside):
+    nobody = replace(KINDS["risk"][0], subject=None)
+    contexts, results = zip(*KINDS.values(), (nobody, KINDS["risk"][1]), strict=True)
+
+    until_ready(beside, SPEC, []).result()
+    asked = beside.ask(resources_of_many, contexts, results)
+
+    assert asked is not None
+    assert asked.result() == [*(result_resources(*kind) for kind in KINDS.values()), None]
 
 
 PARENT = """
