@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ from medflow import replay, scoring, steps
 from medflow.inputs import due_units
 from medflow.records import Instant
 from medflow.registry import Registry
+from medflow.store import withdrawal
 from tests.models import registered
 from tests.test_nights import LastDay, Ward, admitted, counts, pulse, stay
 from tests.ward import ADMITTED, UREA, patient, value
@@ -71,6 +73,11 @@ def assessments(ward: Ward) -> list[tuple[str, str, float]]:
 
 def gone(name: str, **changes) -> dict:
     return value(name, 1, version=2, issued=100, status="entered-in-error", **changes)
+
+
+def states(ward: Ward) -> list[str]:
+    with ward.site.store.reading() as connection:
+        return list(connection.exec_driver_sql("SELECT state FROM job ORDER BY id").scalars())
 
 
 def audits(ward: Ward) -> list[str]:
@@ -224,6 +231,29 @@ def test_a_night_made_of_what_was_taken_back_falls_when_the_next_one_is_refused(
     ward.night(1)
     ward.take(taken_back(1, "02-28T20:00"))
 
+    tally = ward.night(4)
+
+    assert (tally.dead, tally.notes) == (1, {"withdrawn": 1})
+    assert sent(ward) == [("entered-in-error", 50.0)]
+
+
+def test_a_night_falls_too_when_the_next_one_is_refused_between_two_steps_of_the_selection(
+    ward: Ward, monkeypatch
+) -> None:
+    admitted(ward, (1,))
+    ward.take(pulse(1, "02-28T20:30", 60.0))
+    ward.night(1)
+    ward.take(taken_back(1, "02-28T20:00"))
+    judge = withdrawal.judge
+
+    def slowly(*arguments):
+        verdicts = judge(*arguments)
+        deadline = time.monotonic() + 30
+        while states(ward) != ["done", "dead"] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return replace(verdicts, withdrawn=(), lost={1: 1})  # what it says while the new job waits
+
+    monkeypatch.setattr(withdrawal, "judge", slowly)
     tally = ward.night(4)
 
     assert (tally.dead, tally.notes) == (1, {"withdrawn": 1})

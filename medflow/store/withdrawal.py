@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, case, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, Select, and_, case, exists, func, or_, select, update
 
 from medflow.plugin import TimeSeriesInput
 from medflow.records import Instant, Outgoing, UnitKind
@@ -163,8 +163,9 @@ def contradicted(connection: Connection, job_ids: Sequence[int]) -> list[int]:
 class Verdicts:
     """Which results (by job) are to be taken back, which are lost but about to be replaced, which stand after all."""
 
+    model_id: int
     withdrawn: Sequence[int]
-    lost: Sequence[int]
+    lost: Mapping[int, int]  # with the encounter
     standing: Mapping[int, int]  # with the encounter's present revision
 
 
@@ -193,7 +194,8 @@ def judge(connection: Connection, spec: TimeSeriesInput, model_id: int) -> Verdi
     admission = spec.anchor == "admission"
     units = [(item.encounter_id, now if admission else item.moment) for item in comparable]
     keys = {item.job_id: key for item, key in zip(comparable, input_keys(connection, spec, units), strict=True)}
-    withdrawn, lost, standing = [], [], {}
+    withdrawn: list[int] = []
+    lost, standing = {}, {}
     for item in doubtful:
         key = keys.get(item.job_id)
         if item.marked and key == item.input_key:
@@ -201,33 +203,46 @@ def judge(connection: Connection, spec: TimeSeriesInput, model_id: int) -> Verdi
         elif item.void or (not item.pending and (item.marked or key is None)):
             withdrawn.append(item.job_id)
         elif item.marked:
-            lost.append(item.job_id)
-    return Verdicts(withdrawn=withdrawn, lost=lost, standing=standing)
+            lost[item.job_id] = item.encounter_id
+    return Verdicts(model_id=model_id, withdrawn=withdrawn, lost=lost, standing=standing)
 
 
 def carry_out(connection: Connection, verdicts: Verdicts, run_id: int | None) -> int:
-    """Take back what is withdrawn, and note the rest for later; returns how many were taken back."""
-    for ids in _parts(verdicts.lost):
+    """Take back what is withdrawn, and note the rest for later; returns how many were taken back.
+
+    What was about to be replaced when it was judged is taken back too if the job that should replace it has been
+    refused since: its refusal did not find the note yet.
+    """
+    replaced = _pending(connection, verdicts.model_id, sorted(set(verdicts.lost.values())))
+    withdrawn = [*verdicts.withdrawn]
+    withdrawn += [job_id for job_id, encounter_id in verdicts.lost.items() if encounter_id not in replaced]
+    for ids in _parts(list(verdicts.lost)):
         connection.execute(update(JobRow).where(JobRow.id.in_(ids)).values(unit_revision=LOST))
     for job_id, revision in verdicts.standing.items():
         same = select(EncounterRow.id).join(PatientRow, PatientRow.id == EncounterRow.patient_id)
         same = same.where(EncounterRow.id == JobRow.unit_id, REVISION.in_((revision,)))  # else it may be marked again
         still = same.correlate(JobRow).exists()
         connection.execute(update(JobRow).where(JobRow.id == job_id, still).values(unit_revision=revision))
-    return withdraw(connection, verdicts.withdrawn, run_id)
+    return withdraw(connection, withdrawn, run_id)
+
+
+def _pending(connection: Connection, model_id: int, encounter_ids: Sequence[int]) -> set[int]:
+    """Those of the encounters that have a job still to end, which cannot end before this transaction does."""
+    found: set[int] = set()
+    for ids in _parts(encounter_ids):
+        query = select(JobRow.unit_id).where(_still_to_end(JobRow.__table__, model_id), JobRow.unit_id.in_(ids))
+        found.update(connection.scalars(query.order_by(JobRow.id).with_for_update()))  # in the order of `jobs.held`
+    return found
+
+
+def _still_to_end(jobs: FromClause, model_id: int) -> ColumnElement[bool]:
+    of_model = and_(jobs.c.model_id == model_id, jobs.c.unit_kind == str(UnitKind.ENCOUNTER))
+    return and_(of_model, jobs.c.state.in_(PENDING), ~jobs.c.superseded)
 
 
 def _doubtful(connection: Connection, spec: TimeSeriesInput, model_id: int) -> Iterator[_Doubtful]:
     others = JobRow.__table__.alias("others")
-    pending = exists(
-        select(others.c.id).where(
-            others.c.model_id == model_id,
-            others.c.unit_kind == str(UnitKind.ENCOUNTER),
-            others.c.unit_id == JobRow.unit_id,
-            others.c.state.in_(PENDING),
-            ~others.c.superseded,
-        )
-    )
+    pending = exists(select(others.c.id).where(_still_to_end(others, model_id), others.c.unit_id == JobRow.unit_id))
     void = or_(EncounterRow.status.is_(None), EncounterRow.status.in_(VOID_ENCOUNTER))  # None: it was deleted
     marked = JobRow.unit_revision.in_((TAKEN_BACK, LOST))
     ground = or_(void, marked)
