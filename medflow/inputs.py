@@ -49,7 +49,7 @@ def due_units(
     genomes: GenomeSite = NOWHERE,
     expect: Callable[[int], None] = lambda _count: None,
 ) -> Iterable[DueUnit]:
-    """The units whose input may be new to this model; of records a thousand are read when they are asked for.
+    """The units whose input may be new to this model; of records some hundred are read when they are asked for.
 
     ``genomes`` is what variants are read with. ``expect`` is told of time series, before they are looked at, how many
     may come.

@@ -118,8 +118,8 @@ def select(
 ) -> ScoreTally:
     """Make jobs of the units whose input has no job of this model yet.
 
-    Results that no longer stand, and that no new job is about to replace, are taken back. Jobs are made a chunk at a
-    time, and ``on_selected`` is told how many: they can be scored from then on; ``expect`` is told before, of time
+    Results that no longer stand, and that no new job is about to replace, are taken back. Jobs are made half a chunk at
+    a time, and ``on_selected`` is told how many: they can be scored from then on; ``expect`` is told before, of time
     series, how many there may be. Samples that are given to no model of variants for their assembly are noted, those
     of ``assemblies`` being other models', and sequences that are too short for this one.
 
@@ -135,7 +135,7 @@ def select(
     with store.reading() as reading:
         genomes = GenomeSite.of(settings)
         due = iter(due_units(reading, spec, as_of=as_of, model_id=model_id, genomes=genomes, expect=expect))
-        while part := list(islice(due, chunk_cases(settings, model))):
+        while part := list(islice(due, _selected_at_once(settings, model))):
             with store.writing() as connection:
                 _check_served(connection, model)  # a promotion lets go of the jobs that there are, not of these
                 if spec.unit is UnitKind.SAMPLE:
@@ -245,6 +245,12 @@ def chunk_cases(settings: Settings, model: RegisteredModel) -> int:
     """Cases in a chunk: whole batches, so that they are the same wherever an interrupted run is taken up."""
     batch = largest_batch(model.spec, settings.chunk_size)
     return max(batch, chunk_of(model.spec, settings.chunk_size) // batch * batch)
+
+
+def _selected_at_once(settings: Settings, model: RegisteredModel) -> int:
+    """Half a chunk, in whole batches: the device waits for the first of them."""
+    batch = largest_batch(model.spec, settings.chunk_size)
+    return max(batch, chunk_cases(settings, model) // 2 // batch * batch)
 
 
 class _Chunk:

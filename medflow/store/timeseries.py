@@ -35,6 +35,7 @@ from medflow.timeseries import Grid, grid, last_values, statics, steps_of
 __all__ = ["VOID_ENCOUNTER", "VOID_MEASUREMENT", "SeriesBlock", "due_encounters", "load_series"]
 
 CHUNK = 1000  # encounters in one statement: four parameters each, with room for a model's concepts
+LOOKED_AT = 512  # encounters at once when what is due is looked for: the device waits for the first of them
 VOID_ENCOUNTER = ("planned", "cancelled", "entered-in-error")  # FHIR EncounterStatus
 # a measurement that names no encounter raises its patient's revision only; both grow, so that no two states are equal
 REVISION = EncounterRow.revision * 1_000_000 + PatientRow.revision
@@ -79,7 +80,7 @@ def due_encounters(
     model_id: int,
     expect: Callable[[int], None] = lambda _count: None,
 ) -> Iterator[DueUnit]:
-    """The encounters whose input may be new to this model, in the order of their ids, a thousand read at a time.
+    """The encounters whose input may be new to this model, in the order of their ids, `LOOKED_AT` at a time.
 
     Anchored at admission: those still open when their window had passed, once it has. Anchored at the prediction time:
     those open at ``as_of``, if anything became known since the model last looked, and it has not looked at a later
@@ -93,8 +94,8 @@ def due_encounters(
     expect(len(candidates))
     admission = spec.anchor == "admission"
     window_us = _us(spec.window)
-    for start in range(0, len(candidates), CHUNK):
-        chunk = {row.id: _stay(spec, row) for row in candidates[start : start + CHUNK]}
+    for start in range(0, len(candidates), LOOKED_AT):
+        chunk = {row.id: _stay(spec, row) for row in candidates[start : start + LOOKED_AT]}
         for encounter_id, key in _keys(connection, spec, wanted, fixed, chunk, as_of).items():
             stay = chunk[encounter_id]
             moment = Instant(utc_us=stay.start.utc_us + window_us, offset_min=stay.start.offset_min)
