@@ -24,6 +24,7 @@ from medflow.store.objects import object_store
 
 log = logging.getLogger(__name__)
 BUSY_TIMEOUT_S = 60
+SNAPSHOT = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 CONNECTIONS = 4  # of SQLite kept open: each has read pages in memory, and the last to close cleans up after them all
 
 
@@ -40,14 +41,16 @@ class Store:
         self._embedded = settings.embedded
         self._home = settings.home
         self._engine = _engine(settings)
+        # SQLite's reading transactions are snapshots in any case
+        self._snapshot = SNAPSHOT if self._engine.dialect.name == "postgresql" else {}
         weakref.finalize(self, self.beside.close)  # a pool that is merely dropped may fail as Python ends
         weakref.finalize(self, self._engine.dispose)  # at exit too: SQLite's last connection folds its journal in
         self.owner = f"{socket.gethostname()}:{getpid()}:{uuid4().hex[:8]}"
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A connection for queries: one consistent snapshot."""
-        with _translated(), self._engine.connect() as connection:
+        """A connection for queries: one consistent snapshot, taken by the first of them."""
+        with _translated(), self._engine.connect().execution_options(**self._snapshot) as connection:
             yield connection
 
     @contextmanager

@@ -62,6 +62,19 @@ def test_a_transaction_that_raises_leaves_nothing(store):
         assert connection.exec_driver_sql("SELECT count(*) FROM run").scalar() == 0
 
 
+def test_what_is_read_in_one_block_is_one_snapshot(store):
+    count = "SELECT count(*) FROM run"
+
+    with store.reading() as reading:
+        before = reading.exec_driver_sql(count).scalar()
+        with store.writing() as connection:
+            ledger.begin_run(connection, command="x", actor="me", versions={})
+        after = reading.exec_driver_sql(count).scalar()
+
+    with store.reading() as reading:
+        assert (before, after, reading.exec_driver_sql(count).scalar()) == (0, 0, 1)
+
+
 def test_many_writers_wait_their_turn(store):
     errors = []
 
