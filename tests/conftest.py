@@ -48,6 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
         XDG_DATA_HOME=str(scratch / "data"),
         PREFECT_HOME=str(scratch / "prefect"),
         PREFECT_SERVER_ANALYTICS_ENABLED="false",
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="120",  # a busy machine takes longer than Prefect's 20
         DO_NOT_TRACK="1",
         NO_PROXY="127.0.0.1,localhost",
     )

@@ -78,7 +78,6 @@ def nights(tmp_path_factory):
             home,
             plugins,
             PREFECT_HOME=str(root / f"prefect-{pictures}"),
-            PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="120",
             MEDFLOW_SOURCES=json.dumps(sources),
             MEDFLOW_ISSUER_SYSTEMS=json.dumps(dict(sample.issuer_systems)),
             MEDFLOW_TARGETS=json.dumps({"chart": str(home / "out")}),

@@ -28,7 +28,6 @@ def test_it_ends_with_a_candidate_and_its_card_and_a_cohort_that_is_too_small_in
         MEDFLOW_LABELS=json.dumps({"few": {"path": str(few)}}),
         MEDFLOW_COHORTS=json.dumps({"grown": {"min_age": 18}}),
         PREFECT_LOGGING_LEVEL="WARNING",
-        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="120",
     )
     assert medflow(env, "ingest", "fhir", write_stays(tmp_path / "in", stays())).returncode == 0
 
