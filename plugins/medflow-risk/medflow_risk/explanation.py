@@ -6,21 +6,28 @@ difference between its log-odds and those of the empty stay, but for the error o
 The networks read two-hour steps and a summary; their shares are brought back to the hours and channels that they come
 from. That of a value carried forward, of its age and of its being measured goes to the hour of the measurement; before
 the first it stays in its step. That of a column of the summary goes to the measurement that it is (first, last, lowest,
-highest), else evenly to all that it is made of, and where there is none evenly to its hours.
+highest), else evenly to all that it is made of, and where there is none evenly to its hours. That of a score is first
+dealt to its parts by the points that each gives, that of a rate evenly.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from captum.attr import IntegratedGradients
 
 from medflow.plugin import SeriesAttribution
-from medflow_risk.features import COLUMNS, MERGED, NAMES, SOURCES, STEP_H, Column, sequence_features, summary_features
+from medflow_risk.features import COLUMNS, COURSE, STEP_H, Column, features
 from medflow_risk.network import Ensemble, Reading
+from medflow_risk.readings import NAMES, READINGS, held, with_merged
+from medflow_risk.severity import blame, hourly
 
 POINTS = 50  # of the sum that stands for the integral
 AT_ONCE = 1024  # stays and points in one pass
+
+Blamed = Mapping[str, Mapping[str, np.ndarray]]  # the share (n, hours) of each reading in what is made of several
 
 
 def explain(ensemble: Ensemble, values: np.ndarray, statics: np.ndarray, device: str) -> list[SeriesAttribution]:
@@ -31,13 +38,19 @@ def explain(ensemble: Ensemble, values: np.ndarray, statics: np.ndarray, device:
     course = torch.stack([shares.course.sum(1) for shares in each]).sum(0)
     columns = torch.stack([shares.scores + shares.known for shares in each]).sum(0)
     slope = float(ensemble.platt[0]) / len(each)
-    cells = _cells_of_course(_doubles(course, slope), values)
+    now = hourly(values, held(with_merged(values)))
+    blamed = {name: blame(name, now) for name in {*COURSE, *(column.trace for column in COLUMNS if column.trace)}}
+    cells = _cells_of_course(_doubles(course, slope), values, blamed)
     fixed = np.zeros(statics.shape)
     for column, share in zip(COLUMNS, _doubles(columns, slope).T, strict=True):
         if column.static is not None:
             fixed[:, column.static] += share
+        elif column.trace is None:
+            _add_column(cells, column, column.channels, share, values)
         else:
-            _add_column(cells, column, share, values)
+            for reading, part in blamed[column.trace].items():
+                own = part[:, column.start : column.end].mean(1)
+                _add_column(cells, column, READINGS[reading], share * own, values)
     return [
         SeriesAttribution(values=own.astype(np.float32), statics=more.astype(np.float32))
         for own, more in zip(cells, fixed, strict=True)
@@ -45,8 +58,8 @@ def explain(ensemble: Ensemble, values: np.ndarray, statics: np.ndarray, device:
 
 
 def _read_by(values: np.ndarray, statics: np.ndarray, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    sequence = np.moveaxis(sequence_features(values), 0, 1).copy()
-    return torch.from_numpy(sequence).to(device), torch.from_numpy(summary_features(values, statics)).to(device)
+    sequence, summary = features(values, statics)
+    return torch.from_numpy(sequence).to(device), torch.from_numpy(summary).to(device)
 
 
 def _doubles(shares: torch.Tensor, slope: float) -> np.ndarray:
@@ -62,31 +75,41 @@ def _integrated(member: torch.nn.Module, reading: Reading, empty: Reading) -> Re
         )
 
 
-def _cells_of_course(shares: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _cells_of_course(shares: np.ndarray, values: np.ndarray, blamed: Blamed) -> np.ndarray:
     """Shares (n, steps, WIDTH) of the course -> (n, hours, channels)."""
-    cells, known = np.zeros(values.shape), ~np.isnan(values)
-    hours = np.arange(values.shape[1])
-    for place, name in enumerate((*NAMES, *MERGED)):
-        channels = _places(SOURCES[name])
-        mine = known[:, :, channels]
-        last = np.maximum.accumulate(np.where(mine.any(-1), hours, -1), axis=1)[:, STEP_H - 1 :: STEP_H]
-        case, step = np.nonzero(last >= 0)
-        hour = last[case, step]
-        channel = channels[mine.argmax(-1)[case, hour]]
-        np.add.at(cells, (case, hour, channel), shares[case, step, place])
-        case, step = np.nonzero(last < 0)
-        for part in range(STEP_H):
-            for channel in channels:
-                share = shares[case, step, place] / (STEP_H * len(channels))
-                np.add.at(cells, (case, step * STEP_H + part, channel), share)
+    cells = np.zeros(values.shape)
+    of_readings = {reading: np.zeros(shares.shape[:2]) for reading in READINGS}
+    for place, name in enumerate(COURSE):
+        for reading, part in blamed[name].items():
+            of_readings[reading] += shares[:, :, place] * part[:, STEP_H - 1 :: STEP_H]
+    for reading, share in of_readings.items():
+        _add_reading(cells, _places(READINGS[reading]), share, ~np.isnan(values))
     return cells
 
 
-def _add_column(cells: np.ndarray, column: Column, share: np.ndarray, values: np.ndarray) -> None:
-    """Add the share (n,) of one column of the summary to its cells."""
-    channels = _places(column.channels)
+def _add_reading(cells: np.ndarray, channels: np.ndarray, share: np.ndarray, known: np.ndarray) -> None:
+    """Add the share (n, steps) of a reading carried forward to the cells where it was measured."""
+    hours = np.arange(known.shape[1])
+    mine = known[:, :, channels]
+    last = np.maximum.accumulate(np.where(mine.any(-1), hours, -1), axis=1)[:, STEP_H - 1 :: STEP_H]
+    case, step = np.nonzero(last >= 0)
+    hour = last[case, step]
+    channel = channels[mine.argmax(-1)[case, hour]]
+    np.add.at(cells, (case, hour, channel), share[case, step])
+    case, step = np.nonzero(last < 0)
+    for part in range(STEP_H):
+        for channel in channels:
+            own = share[case, step] / (STEP_H * len(channels))
+            np.add.at(cells, (case, step * STEP_H + part, channel), own)
+
+
+def _add_column(
+    cells: np.ndarray, column: Column, made_of: tuple[str, ...], share: np.ndarray, values: np.ndarray
+) -> None:
+    """Add the share (n,) of one column of the summary, or of a part of it, to the cells of its channels."""
+    channels = _places(made_of)
     mine = values[:, column.start : column.end][:, :, channels]
-    weight = _one(column, mine) if column.name in (*NAMES, *MERGED) else ~np.isnan(mine)
+    weight = _one(column, mine) if column.name in READINGS else ~np.isnan(mine)
     weight = weight.astype(np.float64)
     weight[weight.sum((1, 2)) == 0] = 1.0
     weight *= (share / weight.sum((1, 2)))[:, None, None]

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from medflow.plugin import Epoch, Examples, Fitted
 from medflow_risk.channels import STATICS
-from medflow_risk.features import WIDTH, sequence_features, summary_features
+from medflow_risk.features import WIDTH, features
 from medflow_risk.metrics import auroc, best_threshold
-from medflow_risk.network import DEPTH, SHARES, Core, Course, Ensemble, Member, Reading, Trees
+from medflow_risk.network import DEPTH, SHARES, Core, Course, Ensemble, Member, Reading, Trees, by_step
 
 KNOTS = 33
 TAIL = 0.01  # the lowest and highest value count as these shares of the stays
 FEWEST = 20  # known values of a column that is read at all
+STEADY = 1e-6  # a step that changes no weight of the ridge regression by more is its last
 WEIGHT_DECAY = 1e-2
 HELP = 0.1  # weight of the loss on what else is known of how a stay ended
 
@@ -63,9 +64,10 @@ Told = Callable[[Epoch], None]
 
 def samples_of(values: np.ndarray, statics: np.ndarray, died: np.ndarray, other: np.ndarray | None = None) -> Samples:
     """The features of stays as `data.Cohort` or `medflow.plugin.Examples` hold them."""
+    sequence, summary = features(values, statics)
     return Samples(
-        sequence=torch.from_numpy(np.moveaxis(sequence_features(values), 0, 1).copy()),
-        summary=torch.from_numpy(summary_features(values, statics)),
+        sequence=torch.from_numpy(sequence),
+        summary=torch.from_numpy(summary),
         died=torch.from_numpy(died.astype(np.float32)),
         other=None if other is None else torch.from_numpy(other.astype(np.float32)),
     )
@@ -143,8 +145,7 @@ def fit_course(
         net.train()
         losses = []
         for batch in np.array_split(rng.permutation(stays), batches):
-            course, statics = _hidden(reading, batch, recipe.hidden_channels)
-            pooled = net.pooled(course.to(device), statics.to(device))
+            pooled = net.pooled(_hidden(reading, batch, recipe.hidden_channels).to(device))
             loss = _loss(net.head(pooled)[:, 0], samples.died[batch].to(device))
             losses.append(float(loss.detach()))
             if other is not None:
@@ -167,7 +168,7 @@ def fit_course(
 def course_logits(net: Course, reading: Reading, stays: np.ndarray, device: str = "cpu") -> np.ndarray:
     """What a network of the course makes of ``stays``."""
     with torch.inference_mode():
-        return net(*_inputs(reading, stays, device)).cpu().numpy()
+        return net(_steps(reading, stays, device)).cpu().numpy()
 
 
 def parts_of(member: Member, reading: Reading, stays: np.ndarray) -> dict[str, np.ndarray]:
@@ -214,7 +215,10 @@ def ridge(features: np.ndarray, died: np.ndarray, penalty: float, rounds: int = 
     for _ in range(rounds):
         chance = expit(design @ weights)
         curvature = design.T @ (design * (chance * (1 - chance))[:, None]) + np.diag(penalties + 1e-9)
-        weights -= np.linalg.solve(curvature, design.T @ (chance - died) + penalties * weights)
+        step = np.linalg.solve(curvature, design.T @ (chance - died) + penalties * weights)
+        weights -= step
+        if np.abs(step).max() < STEADY:
+            break
     weight = np.zeros(features.shape[1])
     weight[used] = weights[:-1] / scale[used]
     return weight, float(weights[-1] - weight @ centre)
@@ -277,20 +281,20 @@ def trees_of(fitted: Any, used: np.ndarray) -> Trees:
     return trees
 
 
-def _inputs(reading: Reading, stays: np.ndarray, device: str) -> tuple[Tensor, Tensor]:
-    return reading.course[stays].to(device), _statics(reading)[stays].to(device)
+def _steps(reading: Reading, stays: np.ndarray, device: str) -> Tensor:
+    return by_step(reading.course[stays], _statics(reading)[stays]).to(device)
 
 
 def _statics(reading: Reading) -> Tensor:
     return reading.scores[:, -len(STATICS) :]
 
 
-def _hidden(reading: Reading, stays: np.ndarray, share: float) -> tuple[Tensor, Tensor]:
+def _hidden(reading: Reading, stays: np.ndarray, share: float) -> Tensor:
     """Some channels made unknown: a network must not need what another hospital does not measure."""
-    course, statics = _inputs(reading, stays, "cpu")
     hide = (torch.rand(len(stays), 1, WIDTH) < share).float()
-    values, measured, age = course.unbind(1)
-    return torch.stack([values * (1 - hide), measured * (1 - hide), age * (1 - hide) + hide], dim=1), statics
+    values, measured, age = reading.course[stays].unbind(1)
+    course = torch.stack([values * (1 - hide), measured * (1 - hide), age * (1 - hide) + hide], dim=1)
+    return by_step(course, _statics(reading)[stays])
 
 
 def _helper(samples: Samples, stays: np.ndarray, net: Course) -> tuple[Tensor | None, nn.Linear]:

@@ -20,7 +20,7 @@ CLIP = 4.0  # standard deviations
 DEPTH = 3  # of a tree
 TREES_AT_ONCE = 200  # what they need stays in the processor's cache
 EDGE = 0.1  # normal scores over which a split of a tree turns
-SHARES = {"course": 0.3, "ridge": 0.15, "trees": 0.55}  # of the logit
+SHARES = {"course": 0.3, "ridge": 0.1, "trees": 0.6}  # of the logit
 HEADS = 4  # of the transformer's attention
 
 
@@ -34,6 +34,12 @@ class Reading(NamedTuple):
     course: Tensor
     scores: Tensor
     known: Tensor
+
+
+def by_step(course: Tensor, statics: Tensor) -> Tensor:
+    """What a `Course` reads, (batch, steps, all): of (batch, 3, steps, channels) and of statics (batch, statics)."""
+    flat = course.transpose(1, 2).flatten(2)
+    return torch.cat([flat, statics[:, None].expand(-1, flat.shape[1], -1)], dim=2)
 
 
 class Course(nn.Module):
@@ -67,11 +73,9 @@ class Course(nn.Module):
         gates = tensors["recurrent.weight_hh_l0"].shape[0] // hidden
         return ("lstm" if gates == 4 else "gru"), hidden
 
-    def pooled(self, course: Tensor, statics: Tensor) -> Tensor:
-        """What the stay comes to, before the head: (batch, 3 * width); ``statics`` (batch, statics)."""
-        steps = course.shape[2]
-        flat = course.transpose(1, 2).flatten(2)
-        inward = self.inward(self.drop_in(torch.cat([flat, statics[:, None].expand(-1, steps, -1)], dim=2)))
+    def pooled(self, steps: Tensor) -> Tensor:
+        """What the stay comes to, before the head: (batch, 3 * width); ``steps`` as `by_step` makes them."""
+        inward = self.inward(self.drop_in(steps))
         if self.core == "transformer":
             states = self.encoder(inward + self.places)
         else:
@@ -79,9 +83,9 @@ class Course(nn.Module):
         weight = torch.softmax(self.attention(states), dim=1)
         return self.drop_out(torch.cat([(weight * states).sum(1), states.mean(1), states.amax(1)], dim=1))
 
-    def forward(self, course: Tensor, statics: Tensor) -> Tensor:
+    def forward(self, steps: Tensor) -> Tensor:
         """Logits (batch,)."""
-        return self.head(self.pooled(course, statics))[:, 0]
+        return self.head(self.pooled(steps))[:, 0]
 
 
 class Trees(nn.Module):
@@ -171,9 +175,9 @@ class Member(nn.Module):
     def parts(self, reading: Reading) -> dict[str, Tensor]:
         """The logits (batch,) of the networks of the course (their mean), the ridge regression and the trees."""
         course, scores, known = reading
-        statics = scores[:, -len(STATICS) :]
+        steps = by_step(course, scores[:, -len(STATICS) :])
         return {
-            "course": torch.stack([net(course, statics) for net in self.courses]).mean(0),
+            "course": torch.stack([net(steps) for net in self.courses]).mean(0),
             "ridge": scores @ self.ridge[0] + scores.square() @ self.ridge[1] + self.ridge_bias,
             "trees": self.trees(scores, known),
         }

@@ -50,7 +50,7 @@ from medflow_risk.plots import learning_curve, reliability
 
 FOLDS = 5
 PARTS = 5  # of the training stays of a fold
-COURSES = 5  # networks of the course in a member
+COURSES = 4  # networks of the course in a member
 COMPARED = 2  # networks of each core in a fold, when cores are compared
 WEIGHTS = "icu_mortality.safetensors"
 REFERENCE = "icu_mortality.reference.json"

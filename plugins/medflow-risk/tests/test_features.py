@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medflow_risk.channels import CHANNELS, STATICS
-from medflow_risk.features import COLUMNS, NAMES, STEPS, WIDTH, sequence_features, summary_features
+from medflow_risk.features import COLUMNS, STEPS, WIDTH, sequence_features, summary_features
+from medflow_risk.readings import NAMES
+from medflow_risk.severity import SCORES
 
 STATIC = np.array([65, 1, 0, 0, 1, 0], dtype=np.float32)
 
@@ -32,12 +35,13 @@ def summary(values: np.ndarray, name: str, statistic: str, start: int = 0) -> fl
     return float(summary_features(values, STATIC)[place])
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 1000), step=st.integers(1, STEPS - 1))
 def test_a_steps_features_do_not_depend_on_later_hours(seed: int, step: int) -> None:
     values = random_values(seed)
     changed = values.copy()
     changed[2 * step :] = random_values(seed + 1)[2 * step :]
+    changed[:, NAMES.index("Weight")] = values[:, NAMES.index("Weight")]  # urine is by the usual weight of the stay
 
     np.testing.assert_array_equal(sequence_features(values)[:, :step], sequence_features(changed)[:, :step])
 
@@ -86,5 +90,24 @@ def test_what_was_not_measured_is_unknown_and_not_zero() -> None:
     columns = summary_features(empty(), np.full(len(STATICS), np.nan, dtype=np.float32))
 
     counted = np.array([column.statistic in ("count", "since") for column in COLUMNS])
-    assert np.isnan(columns[~counted]).all()
+    pointless = np.array([column.name in (*SCORES, "ventilated") for column in COLUMNS])  # 0: nothing speaks for them
+    assert np.isnan(columns[~counted & ~pointless]).all()
     assert np.isfinite(columns[counted]).all()
+    assert (columns[pointless] == 0).all()
+
+
+def test_the_second_day_is_held_against_the_first_and_hours_in_danger_are_counted() -> None:
+    values = empty()
+    values[[3, 10, 30], NAMES.index("Temp")] = [36, 38, 39]
+    values[[12, 24], NAMES.index("NISysABP")] = [80, 120]
+
+    assert summary(values, "Temp", "change") == 2
+    assert np.isnan(summary(values, "Temp", "highest", start=36))
+    np.testing.assert_allclose(summary(values, "SBP < 90", "mean"), 12 / 36, rtol=1e-6)  # from the first measurement on
+    assert summary(values, "SBP < 90", "mean", start=36) == 0
+    assert summary(values, "SAPS II", "at the end") == 3  # of the temperature
+    assert summary(values, "SAPS II", "mean", start=24) == pytest.approx(3 * 18 / 24)
+
+
+def test_no_two_columns_are_the_same() -> None:
+    assert len({(column.name, column.statistic, column.start, column.end) for column in COLUMNS}) == len(COLUMNS)
