@@ -30,6 +30,7 @@ from medflow.store.patients import resolve_patients
 from medflow.store.tables import EncounterRow, MeasurementRow, PatientRow
 from medflow.store.timeseries import due_encounters, load_series
 from medflow.store.versions import Outcome
+from tests.rolled_back import rolled_back
 
 UCUM = "http://unitsofmeasure.org"
 ADMITTED = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -324,7 +325,7 @@ wild = tuned(
 def test_nothing_issued_after_the_prediction_time_ever_changes_a_score(
     store: Store, history: Sequence[Version]
 ) -> None:
-    with store.reading() as connection:  # rolled back at the end of the block
+    with rolled_back(store) as connection:
         admit(connection)
         ingest(connection, [item for item in history if item.known <= 12])
         before = seen(connection)
@@ -342,14 +343,14 @@ def test_order_duplicates_and_ingesting_again_never_change_a_score(
 ) -> None:
     moments = [hour(at) for at in (3, 7, 12, 30)]
     copies = [replace(item, id=f"{item.id}-copy") for item in history]
-    with store.reading() as connection:
+    with rolled_back(store) as connection:
         admit(connection)
         ingest(connection, history)
         before = [seen(connection, at) for at in moments]
 
         ingest(connection, data.draw(st.permutations([*history, *copies])))
         again = [seen(connection, at) for at in moments]
-    with store.reading() as connection:
+    with rolled_back(store) as connection:
         admit(connection)
         shuffled = data.draw(st.permutations([*history, *copies]))
         for start in range(0, len(shuffled), 8):

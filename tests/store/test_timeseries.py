@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from hashlib import sha256
@@ -22,6 +21,7 @@ from medflow.store import Store
 from medflow.store.jobs import enqueue, register_model
 from medflow.store.tables import ConceptRow, EncounterRow, FhirResourceRow, JobRow, MeasurementRow, PatientRow
 from medflow.store.timeseries import due_encounters, load_series
+from tests.rolled_back import rolled_back
 
 ADMITTED = datetime(2026, 3, 1, 12, tzinfo=UTC)
 HOUR_US = 3_600_000_000
@@ -258,18 +258,6 @@ ANCHOR = Value(value=90.0)  # so that there is always something to see
 wild = tuned(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
-
-
-@contextmanager
-def rolled_back(store: Store) -> Iterator[Connection]:
-    """A transaction of which nothing stays."""
-    with suppress(Undone), store.writing() as connection:
-        yield connection
-        raise Undone
-
-
-class Undone(Exception):
-    """Rolls a transaction back."""
 
 
 @wild
