@@ -15,6 +15,7 @@ def follow_parent() -> None:
     was killed.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to parent and children alike
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a copy of its parent has that one's handler
     Thread(target=_end_with_parent, name="follow-parent", daemon=True).start()
 
 

@@ -22,10 +22,9 @@ from medflow.errors import (
 )
 from medflow.garbage import seldom_collected
 from medflow.genomics.site import GenomeSite
-from medflow.inference.loaded import LoadedModel
 from medflow.inference.memory import chunk_of, largest_batch
 from medflow.inference.resident import LoadedModels
-from medflow.inference.runner import Runner
+from medflow.inference.runner import Runs
 from medflow.inputs import CaseOpener, due_units, open_cases
 from medflow.plugin import Case, ModelSpec, SequenceInput, TimeSeriesInput
 from medflow.records import Instant, Outgoing, UnitKind
@@ -336,13 +335,12 @@ class _Chunk:
         openers = [*openers[:-1], _after(self.terms.on_read, openers[-1])]
         self.tally.seconds["read"] += time.perf_counter() - started
         started = time.perf_counter()
-        with self.loaded.using(self.model) as model:
+        with self.loaded.running(self.model, threads=self.settings.threads, explain=self.explain) as runner:
             self.tally.seconds["load"] += time.perf_counter() - started
-            self._score_with(model, openers, answers)
+            self._score_with(runner, openers, answers)
 
-    def _score_with(self, model: LoadedModel, openers: Sequence[CaseOpener], answers: Answers) -> None:
+    def _score_with(self, runner: Runs, openers: Sequence[CaseOpener], answers: Answers) -> None:
         started = time.perf_counter()
-        runner = Runner(model, threads=self.settings.threads, explain=self.explain)
         with (
             seldom_collected(),
             closing(runner.run(openers)) as batches,

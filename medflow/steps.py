@@ -71,15 +71,20 @@ class Site:
     registry: Registry
 
 
-def open_site(settings: Settings) -> Site:
+def open_site(settings: Settings, *, ahead: bool = False) -> Site:
     """Open the store (the embedded one is migrated by itself) and read the installed models.
+
+    With ``ahead`` the processes that read many records begin now, before there are any: see `Beside.begin`.
 
     Raises
     ------
     StoreNotReady, StoreUnavailable
         The message says what to do.
     """
-    store = Store(settings).open()
+    store = Store(settings)
+    if ahead:
+        store.beside.begin()
+    store.open()
     return Site(settings=settings, store=store, registry=trained.served(store, settings, installed()))
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Sequence
+import signal
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import ClassVar
+
+import numpy as np
 
 from medflow.errors import InputNotUsable
 from medflow.plugin import (
     Case,
+    Channel,
     Coding,
+    Explanation,
     Measure,
     Model,
     ModelCard,
@@ -20,6 +26,9 @@ from medflow.plugin import (
     Prediction,
     SequenceInput,
     SequenceWindow,
+    SeriesAttribution,
+    TimeSeries,
+    TimeSeriesInput,
     UnitKind,
 )
 from medflow.records import Unit
@@ -86,6 +95,58 @@ class Choosy(GcContent):
         return super().predict(batch)
 
 
+class Fragile(Model[float]):
+    """The value of a stay of one measurement: refuses what is below 0, fails at 13, and ends its process at 666."""
+
+    spec: ClassVar[ModelSpec] = ModelSpec(
+        name="fragile",
+        version="1.0.0",
+        title="One value",
+        unit=UnitKind.ENCOUNTER,
+        accepts=(
+            TimeSeriesInput(
+                channels=(Channel(name="value", codes=(GC,), unit="1"),),
+                window=timedelta(hours=1),
+                step=timedelta(hours=1),
+            ),
+        ),
+        outputs=(Measure(name="mean", code=GC, unit="1", valid_range=(0.0, 100.0)),),
+        card=CARD,
+        batch_size=4,
+    )
+
+    def load(self, device: str) -> None:
+        """Nothing to load."""
+
+    def prepare(self, case: Case) -> float:
+        """The value."""
+        value = float(case.series.values[0, 0])
+        if value < 0:
+            raise InputNotUsable("negative", "the value is below 0")
+        return value
+
+    def predict(self, batch: Sequence[float]) -> list[Prediction]:
+        """Each value."""
+        if 666.0 in batch:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if 13.0 in batch:
+            raise ValueError(f"cannot score {batch}")
+        return [Prediction(values={"mean": value}) for value in batch]
+
+    def explain(self, batch: Sequence[float], predictions: Sequence[Prediction]) -> Sequence[Mapping[str, Explanation]]:
+        """The value itself."""
+        values = [np.full((1, 1), value, dtype=np.float32) for value in batch]
+        return [{"mean": SeriesAttribution(values=one, statics=np.empty(0, dtype=np.float32))} for one in values]
+
+
+class Unloadable(Fragile):
+    """Cannot be loaded."""
+
+    def load(self, device: str) -> None:
+        """Fails."""
+        raise ValueError("no such weights")
+
+
 def renamed(model: type[Model], name: str) -> type[Model]:
     """The same model under another name."""
     return type(name, (model,), {"spec": replace(model.spec, name=name), "__module__": model.__module__})
@@ -114,3 +175,10 @@ def sequence_case(number: int, bases: str) -> Case:
     return Case(
         unit=unit, prediction_time=datetime(2026, 1, 1, tzinfo=UTC), inputs={"sequence": SequenceWindow(bases=bases)}
     )
+
+
+def stay_case(number: int, value: float) -> Case:
+    """A case of a stay with one measurement."""
+    series = TimeSeries(values=np.full((1, 1), value, dtype=np.float32), statics=np.empty(0, dtype=np.float32))
+    unit = Unit(kind=UnitKind.ENCOUNTER, id=number)
+    return Case(unit=unit, prediction_time=datetime(2026, 1, 1, tzinfo=UTC), inputs={"series": series})

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medflow.plugin import Channel, CodedValue, Coding, TimeSeriesInput
-from medflow.timeseries import Grid, Readings, grid, last_values, statics
+from medflow.timeseries import Grid, Readings, _in_order, grid, last_values, statics
 
 MINUTE_US = 60_000_000
 LEFT, RIGHT, YES = (Coding(system="urn:ward", code=code) for code in ("left", "right", "yes"))
@@ -119,6 +119,22 @@ def test_nothing_at_all_is_an_empty_grid() -> None:
 
 
 @settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(*[st.integers(0, 3)] * 2, *[st.sampled_from([-(2**61), 0, 1, 2, 2**61])] * 2, st.floats(0, 3))),
+    st.booleans(),
+)
+def test_readings_are_in_the_order_of_case_channel_time_moment_known_and_value(items, near: bool) -> None:
+    rows = [(0, LEFT, 0, 0, "mL", value) for *_, value in items]
+    case, channel, offset_us, known_us = np.array([item[:4] for item in items], dtype=np.int64).reshape(-1, 4).T
+    found = replace(readings(rows), case=case, offset_us=offset_us % 3 if near else offset_us, known_us=known_us)
+
+    order = _in_order(found, np.arange(len(items)), channel, found.value)
+
+    keys = zip(found.case, channel, found.offset_us, found.known_us, found.value, strict=True)
+    ordered = sorted(enumerate(keys), key=lambda item: item[1])
+    assert order.tolist() == [place for place, _ in ordered]
+
+
 @given(data=st.data(), aggregate=st.sampled_from(["last", "mean", "min", "max", "sum", "count"]))
 def test_order_never_matters_to_the_last_bit(data: st.DataObject, aggregate: str) -> None:
     row = st.tuples(

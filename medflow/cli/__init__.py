@@ -4,6 +4,7 @@ Exit status: 0 all well; 1 could not run; 2 usage; 3 ran, but something was reje
 """
 
 import gc
+import sys
 
 __all__ = ["main"]
 
@@ -13,6 +14,10 @@ def main() -> None:
 
     Its modules are imported here and not with this one, which every child process imports again to find this function.
     """
+    if "score" in sys.argv:  # the one command that runs models right here
+        from medflow.inference import apart
+
+        apart.begin()
     gc.disable()  # what is imported stays: searching it for garbage is a fifth of a command's start
     from medflow.cli.app import main as run
     from medflow.garbage import end_without_search

@@ -36,6 +36,7 @@ from medflow.cli.output import (
     COULD_NOT_RUN,
     exit_status,
     finish,
+    logging_elsewhere,
     out,
     progress_bar,
     say,
@@ -46,6 +47,7 @@ from medflow.cli.output import (
 from medflow.cli.site import Home, Json, Names, as_instant, here
 from medflow.config import load_settings
 from medflow.errors import ConfigurationError, MedflowError
+from medflow.inference.runner_apart import models as models_to_run
 from medflow.store import Store, ledger
 from medflow.store import jobs as job_store
 from medflow.store.standing import JOB_STATES
@@ -143,13 +145,13 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Run the models over what is new to them."""
-    site = here()
-    with progress_bar("scoring") as advance:
+    site = here(ahead=True)
+    with progress_bar("scoring") as advance, models_to_run(site.settings, set_up_logging=logging_elsewhere()) as loaded:
 
         def tick(name: str, count: int, cases: int) -> None:
             advance(count, description=name, total=cases if count == 0 else None)
 
-        tally = steps.score(site, model or (), as_of=as_instant(as_of), explain=explain, progress=tick)
+        tally = steps.score(site, model or (), as_of=as_instant(as_of), explain=explain, loaded=loaded, progress=tick)
     finish(tally.as_json(), as_json=as_json, title="score")
 
 

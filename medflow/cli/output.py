@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 import typer
@@ -35,6 +36,12 @@ def set_up_logging(verbose: bool) -> None:
     """Logs of medflow on stderr: errors, and with ``verbose`` everything; or as the environment says."""
     text = RichHandler(console=err, show_path=False, show_time=verbose)
     logs.set_up_logging(load_log_settings(), text=text, level="INFO" if verbose else "ERROR")
+
+
+def logging_elsewhere() -> Callable[[], None]:
+    """What sets up, in a process of this command's, logs like those of this one."""
+    level = logging.getLevelName(logging.getLogger("medflow").level)
+    return partial(logs.set_up_logging, load_log_settings(), level=level)
 
 
 def say_error(error: MedflowError) -> None:

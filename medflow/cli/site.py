@@ -28,9 +28,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Names = Annotated[list[str] | None, typer.Option("--model", help="A model's name; repeatable; all by default.")]
 
 
-def here() -> Site:
-    """The installation that options and environment describe."""
-    return open_site(load_settings())
+def here(*, ahead: bool = False) -> Site:
+    """The installation that options and environment describe; ``ahead`` as `open_site` takes it."""
+    return open_site(load_settings(), ahead=ahead)
 
 
 def as_instant(text: str | None) -> Instant | None:

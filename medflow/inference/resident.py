@@ -16,7 +16,6 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 from medflow.config import Settings
@@ -26,6 +25,7 @@ from medflow.inference.devices import as_medflow_error, free_cache, is_out_of_me
 from medflow.inference.lane import Lane
 from medflow.inference.loaded import LoadedModel
 from medflow.inference.memory import DeviceMemory, batch_that_fits
+from medflow.inference.runner import Runner, Runs
 from medflow.plugin import Model, ModelSpec
 
 log = logging.getLogger(__name__)
@@ -64,8 +64,7 @@ class _Place:
     lane: Lane
 
     @classmethod
-    def of(cls, settings: Settings) -> _Place:
-        device = resolve_device(settings.device)
+    def of(cls, device: str, settings: Settings) -> _Place:
         return cls(device=device, memory=DeviceMemory(device, settings.memory_mib), lane=Lane(device))
 
 
@@ -94,8 +93,12 @@ class LoadedModels:
         """Look for the device from now on, as there will be work for it; and go on without waiting."""
         with self._one_looks:
             if self._looking is None:
-                self._looking = _in_background(partial(_Place.of, self._settings))
+                self._looking = _in_background(lambda: _Place.of(self._found(), self._settings))
             return self._looking
+
+    def _found(self) -> str:
+        """The device, looked for now."""
+        return resolve_device(self._settings.device)
 
     @property
     def device(self) -> str:
@@ -135,6 +138,12 @@ class LoadedModels:
                 self._users[model.digest] -= 1
                 self._resident.move_to_end(model.digest)
                 self._changed.notify_all()
+
+    @contextmanager
+    def running(self, model: Loadable, *, threads: int, explain: bool = False) -> Iterator[Runs]:
+        """What runs the model over cases; it stays loaded meanwhile. Raises as `using`."""
+        with self.using(model) as loaded:
+            yield Runner(loaded, threads=threads, explain=explain)
 
     def names(self) -> list[str]:
         """The names of the models that are loaded now."""

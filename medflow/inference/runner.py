@@ -7,6 +7,7 @@ the case that fails it stands alone; a device out of memory gets smaller batches
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,7 @@ from medflow.errors import ConfigurationError, MedflowError, PluginBroken
 from medflow.inference.devices import as_medflow_error, free_cache, is_out_of_memory
 from medflow.inference.explaining import Explained, Explainer, Explanations
 from medflow.inference.loaded import LoadedModel
-from medflow.plugin import Case, Prediction
+from medflow.plugin import Case, ModelSpec, Prediction
 
 AHEAD = 3  # batches that are read and prepared ahead of the device
 AHEAD_GROWN = 2  # of batches that grew: the host holds them all
@@ -45,17 +46,80 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Prepared:
+class Prepared:
+    """A case that was read, as the model takes it."""
+
     index: int
     case: Case
     ready: Any
 
 
-class Runner:
-    """Runs one loaded model over cases.
+class Runs(ABC):
+    """Runs a model over cases: threads open them, batches ahead of the one that is scored.
 
     ``seconds`` are those spent so far: "wait", in which the device waited for a batch to be read and prepared,
     "predict", in which it worked on one, and "explain", in which it worked out why, where that is asked for.
+    """
+
+    def __init__(self, spec: ModelSpec, *, planned_batch: int, threads: int) -> None:
+        self._spec = spec
+        self._planned_batch = planned_batch
+        self._threads = max(1, threads)
+        self.seconds = {"wait": 0.0, "predict": 0.0}
+
+    @abstractmethod
+    def _made_ready(self, case: Case) -> Any:
+        """What is scored of a case."""
+
+    @abstractmethod
+    def _score(self, batch: Sequence[Prepared]) -> Iterator[Outcome]:
+        """The outcome of every case of one planned batch, those left out that failed before."""
+
+    def run(self, openers: Sequence[CaseOpener]) -> Generator[list[Outcome]]:
+        """Score every case; gives the outcomes of one planned batch of consecutive cases at a time, in order.
+
+        Which cases share a batch depends on their places alone, not on which of them fail: scoring the rest of an
+        interrupted run forms the same batches, and so the same numbers to the last bit.
+        """
+        size = self._planned_batch
+        at_once = max(1, size // (SHARES * self._threads))
+        ahead = max(AHEAD * self._spec.batch_size, AHEAD_GROWN * size)
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="prepare") as pool:
+            waiting: deque[Future[list[Prepared | Outcome]]] = deque()
+            batches = [
+                _slices(start, min(start + size, len(openers)), at_once) for start in range(0, len(openers), size)
+            ]
+            upcoming = chain.from_iterable(batches)
+            try:
+                for slices in batches:
+                    while len(waiting) * at_once < ahead and (cases := next(upcoming, None)) is not None:
+                        waiting.append(pool.submit(self._prepare_some, cases, openers))
+                    asked = time.perf_counter()
+                    block = [item for _ in slices for item in waiting.popleft().result()]
+                    self.seconds["wait"] += time.perf_counter() - asked
+                    ready = [item for item in block if isinstance(item, Prepared)]
+                    outcomes = [item for item in block if isinstance(item, Outcome)]
+                    outcomes += self._score(ready) if ready else ()
+                    yield sorted(outcomes, key=lambda outcome: outcome.index)
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _prepare_some(self, cases: range, openers: Sequence[CaseOpener]) -> list[Prepared | Outcome]:
+        return [self._prepare(index, openers[index]) for index in cases]
+
+    def _prepare(self, index: int, opener: CaseOpener) -> Prepared | Outcome:
+        try:
+            case = opener()
+            return Prepared(index=index, case=case, ready=self._made_ready(case))
+        except ConfigurationError:
+            raise  # of this installation, such as the object store's credentials: no case is to blame for it
+        except Exception as error:  # noqa: BLE001 - a plugin's code; whatever it raises is this case's outcome
+            return Outcome(index=index, error=as_medflow_error(error))
+
+
+class Runner(Runs):
+    """Runs one loaded model in this process.
 
     Parameters
     ----------
@@ -68,54 +132,14 @@ class Runner:
     """
 
     def __init__(self, loaded: LoadedModel, *, threads: int, explain: bool = False) -> None:
+        super().__init__(loaded.spec, planned_batch=loaded.planned_batch, threads=threads)
         self._loaded = loaded
-        self._threads = max(1, threads)
         self._explainer = Explainer(loaded) if explain and loaded.explains else None
-        self.seconds = {"wait": 0.0, "predict": 0.0}
 
-    def run(self, openers: Sequence[CaseOpener]) -> Generator[list[Outcome]]:
-        """Score every case; gives the outcomes of one planned batch of consecutive cases at a time, in order.
+    def _made_ready(self, case: Case) -> Any:
+        return self._loaded.model.prepare(case)
 
-        Which cases share a batch depends on their places alone, not on which of them fail: scoring the rest of an
-        interrupted run forms the same batches, and so the same numbers to the last bit.
-        """
-        size = self._loaded.planned_batch
-        at_once = max(1, size // (SHARES * self._threads))
-        ahead = max(AHEAD * self._loaded.spec.batch_size, AHEAD_GROWN * size)
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="prepare") as pool:
-            waiting: deque[Future[list[_Prepared | Outcome]]] = deque()
-            batches = [
-                _slices(start, min(start + size, len(openers)), at_once) for start in range(0, len(openers), size)
-            ]
-            upcoming = chain.from_iterable(batches)
-            try:
-                for slices in batches:
-                    while len(waiting) * at_once < ahead and (cases := next(upcoming, None)) is not None:
-                        waiting.append(pool.submit(self._prepare_some, cases, openers))
-                    asked = time.perf_counter()
-                    block = [item for _ in slices for item in waiting.popleft().result()]
-                    self.seconds["wait"] += time.perf_counter() - asked
-                    ready = [item for item in block if isinstance(item, _Prepared)]
-                    outcomes = [item for item in block if isinstance(item, Outcome)]
-                    outcomes += self._score(ready) if ready else ()
-                    yield sorted(outcomes, key=lambda outcome: outcome.index)
-            finally:
-                for future in waiting:
-                    future.cancel()
-
-    def _prepare_some(self, cases: range, openers: Sequence[CaseOpener]) -> list[_Prepared | Outcome]:
-        return [self._prepare(index, openers[index]) for index in cases]
-
-    def _prepare(self, index: int, opener: CaseOpener) -> _Prepared | Outcome:
-        try:
-            case = opener()
-            return _Prepared(index=index, case=case, ready=self._loaded.model.prepare(case))
-        except ConfigurationError:
-            raise  # of this installation, such as the object store's credentials: no case is to blame for it
-        except Exception as error:  # noqa: BLE001 - a plugin's code; whatever it raises is this case's outcome
-            return Outcome(index=index, error=as_medflow_error(error))
-
-    def _score(self, batch: Sequence[_Prepared]) -> Iterator[Outcome]:
+    def _score(self, batch: Sequence[Prepared]) -> Iterator[Outcome]:
         if len(batch) > self._loaded.batch_size:  # memory ran out meanwhile
             yield from self._halves(batch)
             return
@@ -127,7 +151,7 @@ class Runner:
         else:
             yield from self._halves(batch)
 
-    def _explained(self, batch: Sequence[_Prepared], answer: Sequence[Prediction]) -> Iterator[Outcome]:
+    def _explained(self, batch: Sequence[Prepared], answer: Sequence[Prediction]) -> Iterator[Outcome]:
         predicted = list(zip(batch, answer, strict=True))
         whole = [Outcome(index=item.index, case=item.case, prediction=prediction) for item, prediction in predicted]
         if self._explainer is None:
@@ -139,7 +163,7 @@ class Runner:
             yield replace(outcome, unexplained=found) if failed else replace(outcome, explanation=found)
         self.seconds["explain"] = self._explainer.seconds
 
-    def _predict(self, batch: Sequence[_Prepared]) -> list[Prediction] | MedflowError:
+    def _predict(self, batch: Sequence[Prepared]) -> list[Prediction] | MedflowError:
         """The predictions of a batch, or what went wrong, without the traceback: it would keep the batch's tensors."""
         loaded, exhausted = self._loaded, False
         with loaded.lane.predicting(loaded.spec):
@@ -159,7 +183,7 @@ class Runner:
             loaded.shrink(len(batch))
         return failure
 
-    def _halves(self, batch: Sequence[_Prepared]) -> Iterator[Outcome]:
+    def _halves(self, batch: Sequence[Prepared]) -> Iterator[Outcome]:
         middle = len(batch) // 2
         yield from self._score(batch[:middle])
         yield from self._score(batch[middle:])

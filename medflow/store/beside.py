@@ -8,12 +8,14 @@ What comes back from a process is the dense array alone. And they make of answer
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from medflow.config import Settings
 from medflow.garbage import collect_seldom, end_without_search
@@ -27,11 +29,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+NICE = 10  # they read ahead, and give way to the device that they read for
 FROM = 500  # cases: as long as a process takes to start, reading here has them ready
 
 
 class Beside:
-    """The processes beside this one, of one `Store`: one fewer than ``settings.threads``, started when many cases come.
+    """The processes beside this one, of one `Store`: one fewer than ``settings.threads``, used when many cases come.
 
     What is asked of them is None while none is ready, and its future raises `BrokenProcessPool` when one died in the
     middle: it is done right here then.
@@ -39,7 +42,8 @@ class Beside:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._lock = Lock()
+        self._lock = threading.Lock()
+        self._begun: ProcessPoolExecutor | None = None
         self._pool: ProcessPoolExecutor | None = None
         self._ready: Future[None] | None = None
         self._broken = False
@@ -49,16 +53,34 @@ class Beside:
         """How many batches to ask for at once, so that no process waits for the next."""
         return self._settings.threads
 
+    def begin(self) -> None:
+        """Begin the processes as copies of this one, if that may be: they need not import what it has.
+
+        To be called by a process that has no other thread and no connection yet. They wait until `start`.
+        """
+        if sys.platform == "linux" and threading.active_count() == 1 and self._count:
+            self._begun = self._processes("fork")
+            self._begun.submit(_ready)  # a pool of copies makes all of them with what is first asked of it
+
     def start(self, cases: int) -> bool:
-        """Start the processes if so many cases are worth it, and go on without waiting; whether there are any."""
-        count = self._settings.threads - 1
+        """Use the processes if so many cases are worth it, and go on without waiting; whether there are any.
+
+        Those that were not begun are started.
+        """
         with self._lock:
-            if cases >= FROM and count > 0 and self._pool is None and not self._broken:
-                self._pool = ProcessPoolExecutor(
-                    count, mp_context=get_context("spawn"), initializer=_start, initargs=(self._settings,)
-                )
+            if cases >= FROM and self._count and self._pool is None and not self._broken:
+                self._pool, self._begun = self._begun or self._processes("spawn"), None
                 self._ready = self._pool.submit(_ready)
             return self._pool is not None
+
+    @property
+    def _count(self) -> int:
+        return self._settings.threads - 1
+
+    def _processes(self, how: Literal["fork", "spawn"]) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            self._count, mp_context=get_context(how), initializer=_start, initargs=(self._settings,)
+        )
 
     def load(
         self, wanted: TimeSeriesInput, units: Sequence[tuple[int, Instant]], *, starting: bool = False
@@ -83,8 +105,9 @@ class Beside:
     def close(self) -> None:
         """End the processes; another call for many starts new ones."""
         with self._lock:
-            pool, self._pool, self._ready = self._pool, None, None
-        if pool is not None:
+            pools = self._pool, self._begun
+            self._pool = self._begun = self._ready = None
+        for pool in filter(None, pools):
             pool.shutdown(cancel_futures=True)
 
     def _give_up(self) -> None:
@@ -107,6 +130,7 @@ def _start(settings: Settings) -> None:
     from medflow.store.session import Store
 
     follow_parent()
+    os.nice(NICE)
     collect_seldom()
     end_without_search()
     _store_of_this_process[:] = [Store(settings)]

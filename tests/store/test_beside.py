@@ -78,6 +78,32 @@ def test_few_cases_start_no_process(store: Store, beside: Beside):
     assert beside.load(SPEC, []) is None
 
 
+BEGUN = """
+import os, threading
+from medflow.config import load_settings
+from medflow.store.beside import FROM, Beside
+
+{before}
+beside = Beside(load_settings(workers=2))
+beside.begin()
+begun = beside._begun and list(beside._begun._processes)
+print(bool(begun), beside.start(FROM - 1), beside.start(FROM), list(beside._pool._processes) == begun)
+print(beside.ask(os.getpid, starting=True).result(60) in beside._pool._processes)
+beside.close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "copies"), [("", True), ("threading.Thread(target=threading.Event().wait, daemon=True).start()", False)]
+)
+def test_copies_are_begun_before_there_is_a_thread_and_used_when_many_cases_come(before: str, copies: bool):
+    done = subprocess.run(
+        [sys.executable, "-c", BEGUN.format(before=before)], capture_output=True, text=True, timeout=120
+    )
+
+    assert done.stdout.splitlines() == [f"{copies} False True {copies}", "True"], done.stderr
+
+
 def test_one_worker_reads_here(store: Store, settings: Settings):
     beside = Beside(settings.model_copy(update={"workers": 1}))
 
