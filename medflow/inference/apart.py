@@ -51,10 +51,14 @@ class Apart:
 
         Raises
         ------
+        BrokenPipeError
+            The process was dead before.
         EOFError
-            The process has died; the text says how.
+            It died of this; the text says how.
         """
         with self._one_asks:
+            if not self.alive:
+                raise BrokenPipeError
             try:
                 self._pipe.send((function, arguments))
                 while self._told:

@@ -6,16 +6,16 @@ takes longer to send than to look at.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
 
 from medflow.config import Settings
-from medflow.errors import PluginBroken
+from medflow.errors import TransientError
 from medflow.garbage import collect_seldom
 from medflow.inference.apart import Apart, begun
 from medflow.inference.resident import Loadable, LoadedModels
@@ -23,7 +23,8 @@ from medflow.inference.runner import Outcome, Prepared, Runs
 from medflow.plugin import Case, TimeSeriesInput
 from medflow.processes import follow_parent
 
-T = TypeVar("T")
+log = logging.getLogger(__name__)
+_Answers = tuple[list[Outcome], dict[str, float]]
 
 
 @contextmanager
@@ -53,7 +54,7 @@ class LoadedApart(LoadedModels):
 
     def _found(self) -> str:
         if self._process.alive:
-            with suppress(EOFError):
+            with suppress(EOFError, BrokenPipeError):
                 return self._process.ask(set_up, self._settings)
         return super()._found()
 
@@ -61,7 +62,7 @@ class LoadedApart(LoadedModels):
     def running(self, model: Loadable, *, threads: int, explain: bool = False) -> Iterator[Runs]:
         """As `LoadedModels.running`, in the process apart where the model can go there."""
         if self._goes_there(model):
-            yield RunnerApart(self._process, model, threads=threads, explain=explain)
+            yield RunnerApart(self, self._process, model, threads=threads, explain=explain)
         else:
             with super().running(model, threads=threads, explain=explain) as runner:
                 yield runner
@@ -73,7 +74,7 @@ class LoadedApart(LoadedModels):
 
     def _travels(self, model: Loadable) -> bool:
         """Whether the model can be made in another process, from what of it can be sent there."""
-        with suppress(pickle.PicklingError, AttributeError, TypeError, EOFError):
+        with suppress(pickle.PicklingError, AttributeError, TypeError, EOFError, BrokenPipeError):
             return self._process.ask(comes_over, pickle.dumps(model))
         return False
 
@@ -81,37 +82,53 @@ class LoadedApart(LoadedModels):
 class RunnerApart(Runs):
     """Runs one model in the process apart, where it is loaded now and stays. Parameters as of `Runner`.
 
+    When that process dies the cases that it had in hand have failed, to be tried again as often as any: one of them may
+    be what kills it. The others are run here.
+
     Raises
     ------
     PluginBroken, TransientError
-        As `LoadedModels.using`. And PluginBroken when that process died: whichever case does that would do it again.
+        As `LoadedModels.using`.
     """
 
-    def __init__(self, process: Apart, model: Loadable, *, threads: int, explain: bool) -> None:
+    def __init__(self, loaded: LoadedModels, process: Apart, model: Loadable, *, threads: int, explain: bool) -> None:
         super().__init__(model.spec, planned_batch=model.spec.batch_size, threads=threads)
-        self._process, self._model, self._explain = process, model, explain
-        self._ask(load, model)
+        self._loaded, self._process, self._model, self._explain = loaded, process, model, explain
+        with suppress(EOFError, BrokenPipeError):
+            process.ask(load, model)
 
     def _made_ready(self, case: Case) -> None:
         """Nothing: cases are prepared where the model is."""
 
     def _score(self, batch: Sequence[Prepared]) -> Iterator[Outcome]:
-        cases = [item.case for item in batch]
-        outcomes, seconds = self._ask(answers, self._model, cases, self._threads, self._explain)
+        outcomes, seconds = self._answers([item.case for item in batch])
         for stage, spent in seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
         for outcome in outcomes:
             item = batch[outcome.index]
             yield replace(outcome, index=item.index, case=item.case)
 
-    def _ask(self, function: Callable[..., T], *arguments: Any) -> T:
+    def _answers(self, cases: Sequence[Case]) -> _Answers:
         try:
-            return self._process.ask(function, *arguments)
-        except EOFError as error:
-            raise PluginBroken(
-                f"the process that ran {self._spec.name} {error}: its cases wait; run the same again, and if it ends "
-                "once more, look at the model"
-            ) from None
+            return self._process.ask(answers, self._model, cases, self._threads, self._explain)
+        except EOFError as death:
+            failure = TransientError(f"the process that ran {self._spec.name} {death}")
+            log.error("%s; %d cases will be tried again, and the others are scored here", failure, len(cases))
+            return [Outcome(index=index, error=failure) for index in range(len(cases))], {}
+        except BrokenPipeError:
+            return _run(self._loaded, self._model, cases, self._threads, self._explain)
+
+
+def _run(loaded: LoadedModels, model: Loadable, cases: Sequence[Case], threads: int, explain: bool) -> _Answers:
+    """The outcomes of one planned batch, without its cases, and the seconds by stage."""
+    with loaded.running(model, threads=threads, explain=explain) as runner:
+        found = [outcome for batch in runner.run([partial(_itself, case) for case in cases]) for outcome in batch]
+    seconds = {stage: spent for stage, spent in runner.seconds.items() if stage != "wait"}  # for what is all there
+    return [replace(outcome, case=None) for outcome in found], seconds
+
+
+def _itself(case: Case) -> Case:
+    return case
 
 
 # --- in that process ---------------------------------------------------------------------------------------------
@@ -149,15 +166,6 @@ def load(model: Loadable) -> None:
         pass
 
 
-def answers(
-    model: Loadable, cases: Sequence[Case], threads: int, explain: bool
-) -> tuple[list[Outcome], dict[str, float]]:
-    """The outcomes of one planned batch, without its cases, and the seconds by stage that count here."""
-    with _models[0].running(model, threads=threads, explain=explain) as runner:
-        found = [outcome for batch in runner.run([partial(_itself, case) for case in cases]) for outcome in batch]
-    seconds = {stage: spent for stage, spent in runner.seconds.items() if stage != "wait"}
-    return [replace(outcome, case=None) for outcome in found], seconds
-
-
-def _itself(case: Case) -> Case:
-    return case
+def answers(model: Loadable, cases: Sequence[Case], threads: int, explain: bool) -> _Answers:
+    """The outcomes of one planned batch, without its cases, and the seconds by stage."""
+    return _run(_models[0], model, cases, threads, explain)

@@ -21,7 +21,7 @@ from medflow.sample import write_sample
 
 ROOT = Path(__file__).parents[2]
 SET_UP = """
-import os, sys, threading
+import os, signal, threading
 from medflow.inference import apart
 
 apart.begin()
@@ -117,18 +117,33 @@ def test_a_model_that_does_not_load_says_why():
     assert said.startswith("PluginBroken fragile of tests 1 does not load: the model raised ValueError at models.py:")
 
 
-def test_a_model_that_ends_its_process_is_named_and_the_next_runs_here():
+def test_when_it_dies_the_cases_that_it_had_are_tried_again_later_and_the_others_are_run_here():
     said = run("""
+        values = [1.0] * 4 + [2.0, 666.0, 2.0, 2.0] + [3.0] * 2
+        cases = [stay_case(number, value) for number, value in enumerate(values)]
         with models(settings, set_up_logging=int) as loaded:
-            try:
-                outcomes(loaded, registered(Fragile), [stay_case(1, 666.0)])
-            except MedflowError as error:
-                print(type(error).__name__, error.message)
+            _, found, _ = outcomes(loaded, registered(Fragile), cases)
+            print([outcome.error is None and outcome.prediction.values["mean"] for outcome in found])
+            print({(type(outcome.error).__name__, outcome.error.message) for outcome in found if outcome.error})
             print(outcomes(loaded, registered(Fragile), [stay_case(1, 1.0)])[0])
     """)
 
-    assert said[0].startswith("PluginBroken the process that ran fragile was ended by signal 9, perhaps for want of")
-    assert said[1] == "Runner"
+    assert said == [
+        "[1.0, 1.0, 1.0, 1.0, False, False, False, False, 3.0, 3.0]",
+        "{('TransientError', 'the process that ran fragile was ended by signal 9, perhaps for want of memory')}",
+        "Runner",
+    ]
+
+
+def test_one_that_died_before_anything_was_asked_of_it_is_done_without():
+    said = run("""
+        os.kill(apart.begun().ask(os.getpid), signal.SIGKILL)
+        with models(settings, set_up_logging=int) as loaded:
+            where, (one,), _ = outcomes(loaded, registered(Fragile), [stay_case(1, 1.0)])
+            print(where, one.prediction.values["mean"])
+    """)
+
+    assert said == ["Runner 1.0"]
 
 
 @pytest.mark.parametrize(
