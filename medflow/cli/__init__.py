@@ -14,7 +14,7 @@ def main() -> None:
 
     Its modules are imported here and not with this one, which every child process imports again to find this function.
     """
-    if "score" in sys.argv:  # the one command that runs models right here
+    if "score" in sys.argv:  # others that run models start Prefect first, or stay
         from medflow.inference import apart
 
         apart.begin()

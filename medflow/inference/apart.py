@@ -108,6 +108,10 @@ def begun() -> Apart | None:
 
 
 def _serve(asked: Connection) -> None:
+    from medflow.processes import follow_parent
+
+    follow_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # who asked for the batch at hand still wants it, and ends this
     gc.disable()  # what is imported stays
     from medflow.errors import MedflowError, unforeseen
     from medflow.inference import runner_apart

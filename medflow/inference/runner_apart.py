@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -21,7 +20,6 @@ from medflow.inference.apart import Apart, begun
 from medflow.inference.resident import Loadable, LoadedModels
 from medflow.inference.runner import Outcome, Prepared, Runs
 from medflow.plugin import Case, TimeSeriesInput
-from medflow.processes import follow_parent
 
 log = logging.getLogger(__name__)
 _Answers = tuple[list[Outcome], dict[str, float]]
@@ -141,8 +139,6 @@ def get_ready() -> None:
     with suppress(ModuleNotFoundError):  # there are models without torch
         import torch  # noqa: F401
     collect_seldom()
-    follow_parent()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # who asked for the batch at hand still wants it, and ends this
 
 
 def set_up(settings: Settings) -> str:

@@ -23,7 +23,7 @@ from medflow.evaluation.measure import Joined, measured
 from medflow.evaluation.result import SMALLEST, Evaluation
 from medflow.inference.resident import LoadedModels
 from medflow.inference.results import results_of
-from medflow.inference.runner import CaseOpener, Outcome, Runner
+from medflow.inference.runner import CaseOpener, Outcome
 from medflow.plugin import Case, Model, ModelSpec, Risk
 from medflow.records import Unit, UnitKind
 from medflow.registry import RegisteredModel, model_digest
@@ -108,8 +108,7 @@ def answers(
     refused: dict[int, str] = {}
     loaded = LoadedModels(settings)
     try:
-        with loaded.using(model) as ready:
-            runner = Runner(ready, threads=settings.threads)
+        with loaded.running(model, threads=settings.threads) as runner:
             with closing(runner.run([_opener(model.spec, data, row) for row in range(len(data))])) as batches:
                 for batch in batches:
                     for outcome in batch:
