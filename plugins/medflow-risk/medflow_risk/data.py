@@ -23,15 +23,17 @@ ADMISSION = date(2012, 1, 1)
 MINUTE_US = 60_000_000
 SEX = {"0": "female", "1": "male"}
 DESCRIPTORS = frozenset(("RecordID", "Age", "Gender", "ICUType"))
+LOG_DAYS, WITHIN_A_YEAR = 2, 3  # columns of `Cohort.other`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
     """Stays in the order of their RecordID: ``values`` (n, 48, channels), ``statics`` (n, 6), ``died`` (n,) bool.
 
-    ``other`` (n, 4) is what else the outcomes tell, NaN unknown: SAPS-I, SOFA, the logarithm of the days in hospital,
-    and whether the patient died later within a year. It may help to learn, and is no input. ``refused`` counts the
-    stays left out because the model does not accept so few measurements.
+    ``other`` (n, 4) is what else the outcomes tell, NaN unknown: SAPS-I, SOFA, the logarithm of the days from admission
+    to intensive care until the stay in hospital ended, and whether the patient is known to have died within a year of
+    admission, in hospital or later. It may help to learn, and is no input. ``refused`` counts the stays left out, as
+    the model does not accept so few measurements.
     """
 
     records: np.ndarray

@@ -1,4 +1,4 @@
-"""Fitting one member: scales, ridge regression, trees and networks of the course, from the same stays; seeded.
+"""Fitting one member: scales, trees and networks of the course, from the same stays; seeded.
 
 Used by `train` for the release and by `IcuMortality.fit` for a site's own cohort.
 """
@@ -6,35 +6,37 @@ Used by `train` for the release and by `IcuMortality.fit` for a site's own cohor
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.special import expit, ndtri
-from sklearn.ensemble import HistGradientBoostingClassifier
 from torch import Tensor, nn
 
 from medflow.plugin import Epoch, Examples, Fitted
+from medflow_risk.boosting import boosted
 from medflow_risk.channels import STATICS
+from medflow_risk.data import LOG_DAYS, WITHIN_A_YEAR
 from medflow_risk.features import WIDTH, features
 from medflow_risk.metrics import auroc, best_threshold
-from medflow_risk.network import DEPTH, SHARES, Core, Course, Ensemble, Member, Reading, Trees, by_step
+from medflow_risk.network import SHARES, Core, Course, Ensemble, Member, Reading, Trees, by_step
 
 KNOTS = 33
 TAIL = 0.01  # the lowest and highest value count as these shares of the stays
 FEWEST = 20  # known values of a column that is read at all
-STEADY = 1e-6  # a step that changes no weight of the ridge regression by more is its last
 WEIGHT_DECAY = 1e-2
 HELP = 0.1  # weight of the loss on what else is known of how a stay ended
+WEEK_DAYS = 7
+OF_DEATH, OF_A_YEAR, OF_A_WEEK = 4.0, 2.0, 1.0  # weights of the trees of each outcome
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
     """``sequence`` (n, 3, steps, channels), ``summary`` (n, columns), ``died`` (n,) of 0 and 1.
 
-    ``other`` (n, k) is what else is known of how each stay ended, NaN unknown: learnt beside, to help.
+    ``other`` (n, 4) is what else is known of how each stay ended, as `data.Cohort` has it: learnt beside, to help.
     """
 
     sequence: Tensor
@@ -54,7 +56,6 @@ class Recipe:
     learning_rate: float = 2e-3
     epochs: int = 10
     batch: int = 64
-    penalty: float = 0.5  # of the ridge regression, beside a mean loss
     trees: int = 200
     tree_rate: float = 0.08
 
@@ -91,26 +92,37 @@ def read(member: Member, samples: Samples) -> Reading:
         return member.read(samples.sequence, samples.summary)
 
 
-def learn_wide(member: Member, reading: Reading, died: Tensor, stays: np.ndarray, recipe: Recipe, seed: int) -> None:
-    """Give the member a ridge regression and trees of ``stays``."""
-    scores, events = reading.scores[stays].numpy(), died[stays].numpy()
-    weight, bias = ridge(np.concatenate([scores, scores**2], axis=1), events, recipe.penalty)
-    member.ridge = torch.from_numpy(weight).float().unflatten(0, (2, -1))
-    member.ridge_bias = torch.tensor(bias, dtype=torch.float32)
-    member.trees = boosted(np.where(reading.known[stays].numpy() > 0, scores, np.nan), events, recipe, seed)
+def grown(reading: Reading, outcome: Tensor, stays: np.ndarray, recipe: Recipe, seed: int) -> Trees:
+    """Trees for an outcome of ``stays``, which is 0 and 1."""
+    known = reading.known[stays].numpy() > 0
+    scores = np.where(known, reading.scores[stays].numpy(), np.nan)
+    return boosted(scores, outcome[stays].numpy(), trees=recipe.trees, rate=recipe.tree_rate, seed=seed)
 
 
-def joined_members(members: Sequence[Member]) -> Member:
-    """One member for several on the same scales: their mean logits, part by part."""
-    together = copy.deepcopy(members[0])
-    together.ridge = torch.stack([member.ridge for member in members]).mean(0)
-    together.ridge_bias = torch.stack([member.ridge_bias for member in members]).mean(0)
-    for name in ("feature", "threshold", "unknown", "leaf"):
-        setattr(together.trees, name, torch.cat([getattr(member.trees, name) for member in members]))
-    together.trees.leaf /= len(members)
-    together.trees.bias = torch.stack([member.trees.bias for member in members]).mean(0)
-    together.courses = nn.ModuleList([course for member in members for course in member.courses])
-    return together
+def of_other_outcomes(
+    reading: Reading, samples: Samples, stays: np.ndarray, recipe: Recipe, seed: int
+) -> list[tuple[float, Trees]]:
+    """Weight and trees of each other outcome of ``stays`` that the samples tell.
+
+    Deaths in hospital are few; who died soon and who died after discharge say more of how ill each patient was.
+    """
+    return [
+        (weight, grown(reading, outcome, stays, recipe, seed))
+        for weight, outcome in other_outcomes(samples)
+        if outcome[stays].min() < outcome[stays].max()
+    ]
+
+
+def other_outcomes(samples: Samples) -> list[tuple[float, Tensor]]:
+    """Weight and 0 or 1 for each stay: died within a year, in hospital or later; died in hospital within a week.
+
+    A patient not known to have died is counted as alive, and a death after an unknown time as none within the week.
+    """
+    if samples.other is None:
+        return []
+    days = samples.other[:, LOG_DAYS].exp().round()
+    within_a_week = (samples.died > 0) & (days <= WEEK_DAYS)
+    return [(OF_A_YEAR, (samples.other[:, WITHIN_A_YEAR] > 0).float()), (OF_A_WEEK, within_a_week.float())]
 
 
 def fit_course(
@@ -204,26 +216,6 @@ def normal_scores(columns: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(knots).float(), torch.from_numpy(normal).float()
 
 
-def ridge(features: np.ndarray, died: np.ndarray, penalty: float, rounds: int = 8) -> tuple[np.ndarray, float]:
-    """Weights and bias of a logistic regression with a penalty on the weights of standardised features (Newton)."""
-    features = features.astype(np.float64)
-    centre, scale = features.mean(0), features.std(0)
-    used = scale > 1e-3
-    design = np.column_stack([(features[:, used] - centre[used]) / scale[used], np.ones(len(features))])
-    penalties = np.append(np.full(used.sum(), penalty), 0.0) * len(features)
-    weights = np.zeros(design.shape[1])
-    for _ in range(rounds):
-        chance = expit(design @ weights)
-        curvature = design.T @ (design * (chance * (1 - chance))[:, None]) + np.diag(penalties + 1e-9)
-        step = np.linalg.solve(curvature, design.T @ (chance - died) + penalties * weights)
-        weights -= step
-        if np.abs(step).max() < STEADY:
-            break
-    weight = np.zeros(features.shape[1])
-    weight[used] = weights[:-1] / scale[used]
-    return weight, float(weights[-1] - weight @ centre)
-
-
 def platt(logit: np.ndarray, died: np.ndarray, rounds: int = 25) -> tuple[float, float]:
     """Slope and intercept of a logistic regression of the outcome on the logit (Newton's method)."""
     design = np.stack([logit, np.ones_like(logit)], axis=1).astype(np.float64)
@@ -233,52 +225,6 @@ def platt(logit: np.ndarray, died: np.ndarray, rounds: int = 25) -> tuple[float,
         curvature = design.T @ (design * (chance * (1 - chance))[:, None]) + 1e-3 * np.eye(2)
         weights = weights - np.linalg.solve(curvature, design.T @ (chance - died) + 1e-3 * (weights - [1.0, 0.0]))
     return float(weights[0]), float(weights[1])
-
-
-def boosted(scores: np.ndarray, died: np.ndarray, recipe: Recipe, seed: int) -> Trees:
-    """Gradient-boosted trees, NaN unknown, as tensors."""
-    used = np.flatnonzero([len(np.unique(column[~np.isnan(column)])) > 1 for column in scores.T])
-    settings: dict[str, Any] = {
-        "learning_rate": recipe.tree_rate,
-        "max_iter": recipe.trees,
-        "max_depth": DEPTH,
-        "max_leaf_nodes": None,
-        "min_samples_leaf": 20,
-        "l2_regularization": 5.0,
-        "max_features": 0.15,
-        "early_stopping": False,
-        "random_state": seed,
-    }
-    fitted = HistGradientBoostingClassifier(**settings).fit(scores[:, used], died)
-    return trees_of(fitted, used)
-
-
-def trees_of(fitted: Any, used: np.ndarray) -> Trees:
-    """The trees of a fitted HistGradientBoostingClassifier, whose features are the columns ``used``."""
-    grown = [per_class[0].nodes for per_class in fitted._predictors]
-    trees = Trees(len(grown))
-    trees.bias = torch.tensor(float(fitted._baseline_prediction.item()), dtype=torch.float32)
-    feature, threshold, unknown, leaf = (
-        tensor.numpy() for tensor in (trees.feature, trees.threshold, trees.unknown, trees.leaf)
-    )
-
-    def place(tree: int, node: int, split: int) -> None:
-        told = grown[tree][node]
-        if split >= feature.shape[1]:
-            leaf[tree, split - feature.shape[1]] = told["value"]
-            return
-        if told["is_leaf"]:  # both ways lead to its value
-            left = right = node
-        else:
-            left, right = told["left"], told["right"]
-            feature[tree, split], threshold[tree, split] = used[told["feature_idx"]], told["num_threshold"]
-            unknown[tree, split] = not told["missing_go_to_left"]
-        place(tree, left, 2 * split + 1)
-        place(tree, right, 2 * split + 2)
-
-    for tree in range(len(grown)):
-        place(tree, 0, 0)
-    return trees
 
 
 def _steps(reading: Reading, stays: np.ndarray, device: str) -> Tensor:
@@ -350,7 +296,7 @@ def fit_ensemble(
     recipe = Recipe(**{name: value for name, value in chosen.items() if name != "members"})
     member = scaled(samples, inside)
     reading = read(member, samples)
-    learn_wide(member, reading, samples.died, inside, recipe, seed)
+    member.trees = grown(reading, samples.died, inside, recipe, seed)
     for number in range(int(chosen.get("members", 3))):
         member.courses.append(
             fit_course(

@@ -1,4 +1,4 @@
-"""The networks: a recurrent one over the course of the stay, and beside it two readings of a summary, in one logit.
+"""The networks: a recurrent one over the course of the stay, and beside it trees over a summary, in one logit.
 
 What is learnt from data, the scales of the inputs included, is in the state dict of each member, so that the members of
 a fold know nothing of the patients they were not shown. Every part has gradients: even the trees, whose edges are soft.
@@ -20,7 +20,7 @@ CLIP = 4.0  # standard deviations
 DEPTH = 3  # of a tree
 TREES_AT_ONCE = 200  # what they need stays in the processor's cache
 EDGE = 0.1  # normal scores over which a split of a tree turns
-SHARES = {"course": 0.3, "ridge": 0.1, "trees": 0.6}  # of the logit
+SHARES = {"course": 0.3, "trees": 0.7}  # of the logit
 HEADS = 4  # of the transformer's attention
 
 
@@ -99,7 +99,6 @@ class Trees(nn.Module):
     threshold: Tensor
     unknown: Tensor
     leaf: Tensor
-    bias: Tensor
 
     def __init__(self, trees: int) -> None:
         super().__init__()
@@ -108,12 +107,11 @@ class Trees(nn.Module):
         self.register_buffer("threshold", torch.zeros(trees, splits))
         self.register_buffer("unknown", torch.zeros(trees, splits))
         self.register_buffer("leaf", torch.zeros(trees, splits + 1))
-        self.register_buffer("bias", torch.zeros(()))
 
     def forward(self, scores: Tensor, known: Tensor) -> Tensor:
         """Logits (batch,)."""
         columns, there = scores.T.contiguous(), known.T.contiguous()
-        logit = self.bias.expand(len(scores))
+        logit = scores.new_zeros(len(scores))
         for part in torch.arange(len(self.leaf), device=scores.device).split(TREES_AT_ONCE):
             column = self.feature[part].flatten().long()
             turned = torch.sigmoid((columns[column] - self.threshold[part].flatten()[:, None]) / EDGE)
@@ -128,14 +126,12 @@ class Trees(nn.Module):
 
 
 class Member(nn.Module):
-    """Networks of the course, a ridge regression and trees, all of the same training stays, joined in one logit."""
+    """Networks of the course and trees, all of the same training stays, joined in one logit."""
 
     mean: Tensor
     scale: Tensor
     knots: Tensor
     normal: Tensor
-    ridge: Tensor
-    ridge_bias: Tensor
 
     def __init__(self, courses: list[Course], *, knots: int, trees: int) -> None:
         super().__init__()
@@ -143,8 +139,6 @@ class Member(nn.Module):
         self.register_buffer("scale", torch.ones(WIDTH))
         self.register_buffer("knots", torch.zeros(len(COLUMNS), knots))
         self.register_buffer("normal", torch.zeros(len(COLUMNS), knots))
-        self.register_buffer("ridge", torch.zeros(2, len(COLUMNS)))  # of the scores, and of their squares
-        self.register_buffer("ridge_bias", torch.zeros(()))
         self.trees = Trees(trees)
         self.courses = nn.ModuleList(courses)
 
@@ -173,12 +167,11 @@ class Member(nn.Module):
         return (start + share * (self.normal.gather(1, right) - start)).T
 
     def parts(self, reading: Reading) -> dict[str, Tensor]:
-        """The logits (batch,) of the networks of the course (their mean), the ridge regression and the trees."""
+        """The logits (batch,) of the networks of the course (their mean) and of the trees."""
         course, scores, known = reading
         steps = by_step(course, scores[:, -len(STATICS) :])
         return {
             "course": torch.stack([net(steps) for net in self.courses]).mean(0),
-            "ridge": scores @ self.ridge[0] + scores.square() @ self.ridge[1] + self.ridge_bias,
             "trees": self.trees(scores, known),
         }
 

@@ -5,8 +5,8 @@
 Five stratified folds; nothing is learnt from the stays of a fold that its own member is judged on: not its scales, not
 its calibration, not its threshold. The training stays of each fold are dealt into five parts, and what is learnt from
 four of them answers for the fifth: on those answers the fold calibrates and chooses its threshold. The member joins the
-five ridge regressions and trees, and networks of the course of all its training stays. The released ensemble is the
-members of all folds.
+five sets of trees for death in hospital, and trees for other outcomes and networks of the course of all its training
+stays. The released ensemble is the members of all folds.
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ from scipy.special import expit
 
 from medflow.evaluation.input_drift import reference_of
 from medflow.plugin import Epoch
+from medflow_risk.boosting import joined_trees
 from medflow_risk.channels import SERIES
 from medflow_risk.data import Cohort, read_cohort
 from medflow_risk.fitting import (
+    OF_DEATH,
     Recipe,
     Samples,
     Told,
     fit_course,
-    joined_members,
-    learn_wide,
+    grown,
+    of_other_outcomes,
     parts_of,
     platt,
     read,
@@ -89,17 +91,20 @@ def fit_fold(samples: Samples, inside: np.ndarray, outside: np.ndarray, recipe: 
     part = dealt(died[inside], PARTS, seed)
     scales = scaled(samples, inside)
     reading = read(scales, samples)
-    answers, members = np.empty(len(inside)), []
+    answers, of_death = np.empty(len(inside)), []
     epochs: list[Epoch] = []
     for number in range(PARTS):
-        learnt, answered = inside[part != number], inside[part == number]
+        learnt, answered, own = inside[part != number], inside[part == number], seed + number
+        of_death.append(grown(reading, samples.died, learnt, recipe, own))
+        others = of_other_outcomes(reading, samples, learnt, recipe, own)
         member = copy.deepcopy(scales)
-        learn_wide(member, reading, samples.died, learnt, recipe, seed + number)
-        member.courses.append(fit_course(samples, reading, learnt, recipe, seed + number, watched=answered))
+        member.trees = joined_trees([(OF_DEATH, of_death[-1]), *others])
+        member.courses.append(fit_course(samples, reading, learnt, recipe, own, watched=answered))
         answers[part == number] = parts_of(member, reading, answered)["joined"]
-        members.append(member)
     slope, intercept = platt(answers, died[inside])
-    member = joined_members(members).eval()
+    others = of_other_outcomes(reading, samples, inside, recipe, seed + PARTS)
+    member = copy.deepcopy(scales)
+    member.trees = joined_trees([*((OF_DEATH / PARTS, trees) for trees in of_death), *others])
     member.courses = torch.nn.ModuleList(
         _course(samples, reading, inside, recipe, seed, number, outside, epochs.append) for number in range(COURSES)
     )
@@ -158,7 +163,7 @@ def figures(folds: Sequence[Fold], died: np.ndarray) -> dict[str, object]:
 
 
 def compare(samples: Samples, folds: Sequence[Fold], recipe: Recipe) -> dict[str, dict[str, float]]:
-    """Each core in the same folds, COMPARED networks a fold: alone, and beside the same ridge regression and trees."""
+    """Each core in the same folds, COMPARED networks a fold: alone, and beside the same trees."""
     died = samples.died.numpy() > 0
     found = {}
     for core in CORES:

@@ -9,16 +9,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scipy.special import ndtri
-from sklearn.ensemble import HistGradientBoostingClassifier
 
 from medflow.evaluation.reference import read_reference
 from medflow_risk.channels import CHANNELS, SERIES, STATICS
-from medflow_risk.data import Cohort, read_cohort
+from medflow_risk.data import LOG_DAYS, WITHIN_A_YEAR, Cohort, read_cohort
 from medflow_risk.features import COLUMNS, STEPS, WIDTH
-from medflow_risk.fitting import Recipe, normal_scores, platt, samples_of, trees_of
+from medflow_risk.fitting import (
+    Recipe,
+    normal_scores,
+    of_other_outcomes,
+    other_outcomes,
+    platt,
+    read,
+    samples_of,
+    scaled,
+)
 from medflow_risk.metrics import auprc, auroc, best_threshold, calibration_error, decisions, event_1
-from medflow_risk.network import CORES, DEPTH, Core, Course, Ensemble, Member
-from medflow_risk.train import FOLDS, Fold, compare, dealt, fit_fold, train
+from medflow_risk.network import CORES, Core, Course, Ensemble, Member
+from medflow_risk.train import FOLDS, PARTS, Fold, compare, dealt, fit_fold, train
 
 SMALL = Recipe(hidden=8, epochs=1, trees=5)
 LOINC = """parameter,system,code,display,unit_ucum,value_kind,note
@@ -66,7 +74,8 @@ def cohort_of(count: int, seed: int = 0) -> Cohort:
     statics = np.tile(np.array([60, 1, 1, 0, 0, 0], dtype=np.float32), (count, 1))
     other = np.full((count, 4), np.nan, dtype=np.float32)
     other[:, 1] = 5 * died
-    other[:, 3] = 0
+    other[:, LOG_DAYS] = np.log(np.arange(count) % 14 + 1)
+    other[:, WITHIN_A_YEAR] = died | (np.arange(count) % 5 == 0)
     return Cohort(records=np.arange(count), values=values, statics=statics, died=died, other=other, refused=0)
 
 
@@ -152,18 +161,43 @@ def test_the_tensors_tell_which_core_they_are_of(core: Core) -> None:
     assert torch.equal(made(*batch), again(*batch))
 
 
-def test_trees_as_tensors_answer_as_the_trees_they_are_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    scores = rng.normal(size=(300, 6))
-    scores[rng.random(scores.shape) < 0.3] = np.nan
-    died = np.nan_to_num(scores[:, 0]) + np.isnan(scores[:, 1]) + rng.normal(0, 0.3, 300) > 0.3
-    grown = HistGradientBoostingClassifier(max_depth=DEPTH, max_iter=20, max_leaf_nodes=None).fit(scores, died)
-    monkeypatch.setattr("medflow_risk.network.EDGE", 1e-6)  # edges as sharp as theirs
+def test_other_outcomes_are_death_within_a_year_and_in_hospital_within_a_week() -> None:
+    cohort = cohort_of(6)
+    died = np.array([True, True, True, False, False, False])
+    cohort.other[:, LOG_DAYS] = np.log([7, 8, np.nan, 3, 3, 3])
+    cohort.other[:, WITHIN_A_YEAR] = [1, 1, 1, 1, 0, np.nan]
 
-    known = torch.from_numpy(~np.isnan(scores)).double()
-    found = trees_of(grown, np.arange(6)).double()(torch.from_numpy(np.nan_to_num(scores)), known)
+    found = other_outcomes(samples_of(cohort.values, cohort.statics, died, cohort.other))
 
-    np.testing.assert_allclose(found.numpy(), grown.decision_function(scores), atol=1e-4)
+    assert [(weight, outcome.tolist()) for weight, outcome in found] == [
+        (2, [1, 1, 1, 1, 0, 0]),
+        (1, [1, 0, 0, 0, 0, 0]),
+    ]
+
+
+@pytest.mark.parametrize("told", ["nothing", "the same of all"])
+def test_an_outcome_that_no_stay_tells_apart_has_no_trees(told: str) -> None:
+    cohort = cohort_of(60)
+    other = None if told == "nothing" else np.zeros_like(cohort.other)
+    samples = samples_of(cohort.values, cohort.statics, cohort.died & (told == "nothing"), other)
+    stays = np.arange(60)
+
+    assert of_other_outcomes(read(scaled(samples, stays), samples), samples, stays, SMALL, seed=3) == []
+
+
+def test_a_member_has_trees_of_every_outcome_of_its_own_stays() -> None:
+    cohort = cohort_of(75)
+    died_later = cohort.other[:, WITHIN_A_YEAR] - cohort.died
+
+    before = learnt(cohort).member.trees
+    cohort.other[:60, WITHIN_A_YEAR] -= died_later[:60]
+    after = learnt(cohort).member.trees
+
+    of_death, of_a_year = PARTS * SMALL.trees, SMALL.trees
+    assert len(before.leaf) == of_death + 2 * SMALL.trees
+    same = (before.leaf == after.leaf).all(1)
+    assert same[:of_death].all() and not same[of_death : of_death + of_a_year].any()
+    assert same[of_death + of_a_year :].all()
 
 
 def test_normal_scores_are_of_ranks_and_ties_share_theirs() -> None:
