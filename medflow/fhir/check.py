@@ -8,8 +8,8 @@ and kinds of fault, never values.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Callable, Iterable
+from functools import cache, lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -33,10 +33,10 @@ from medflow.fhir.r4 import (
 
 CHANGED_IN_R4B = {"Evidence", "EvidenceVariable"}  # another shape altogether: only R4's own table can judge them
 NOT_A_FAULT = {"extra_forbidden", "uuid_version"}  # R4's table knows which elements there are; R4 takes any UUID
-BY_FORMAT = {"id", "dateTime", "instant"}  # rarely the same twice, and judged in a moment
 SHOWN = 4  # faults named in one sentence
 MEMO = 100_000  # elements remembered with VARIABLE's constants, then it starts afresh,
 MEMO_AS_IT_CAME = 20_000  # and as they came: what repeats does so soon
+REMEMBERED = 65_536  # times: one of a patient's values is often that of the next
 MEMO_BYTES = 2000  # a larger element is not worth remembering
 
 # In an element's compact JSON, what differs from case to case while its validity does not: each match stands for every
@@ -117,19 +117,19 @@ class Checker:
             self._seen.clear()
         if len(self._as_they_came) > MEMO_AS_IT_CAME:
             self._as_they_came.clear()
-        rows = types()[kind].rows
+        rows, formats = types()[kind].rows, _formats(kind)
         fresh = []
         for name, value in resource.items():
-            row = rows.get(name)
             if name == "resourceType":
                 continue
-            if row is not None and row.kind in BY_FORMAT and _right_by_format(row.kind, value):
+            right = formats.get(name)
+            if right is not None and isinstance(value, str) and right(value):
                 continue
-            for key, part in _parts(name, value):
+            for key, part in _items(name, value) if isinstance(value, list) else ((name, value),):
                 element = orjson.dumps(part)
                 if (kind, key, element) in self._as_they_came:
                     continue
-                if row is None or len(element) > MEMO_BYTES:
+                if name not in rows or len(element) > MEMO_BYTES:
                     return None
                 general = (kind, key, VARIABLE.sub(_constant, element))
                 if general not in self._seen:
@@ -139,20 +139,28 @@ class Checker:
         return fresh
 
 
-def _parts(name: str, value: Any) -> Iterable[tuple[str, Any]]:
-    """An element as it is remembered: item by item where it has several, as each is valid or not by itself."""
-    if isinstance(value, list) and len(value) > 1 and all(isinstance(item, dict) for item in value):
+def _items(name: str, value: list[Any]) -> Iterable[tuple[str, Any]]:
+    """A list as it is remembered: item by item where it has several, as each is valid or not by itself."""
+    if len(value) > 1 and all(isinstance(item, dict) for item in value):
         return [(f"{name}[]", item) for item in value]
     return [(name, value)]
 
 
-def _right_by_format(kind: str, value: Any) -> bool:
-    """Whether this is beyond doubt a valid id, or a valid dateTime and instant (to the second, with a zone)."""
-    if not isinstance(value, str):
-        return False
-    if kind == "id":
-        return ID.fullmatch(value) is not None
-    return INSTANT.fullmatch(value) is not None and value[17:19] != "60" and moment_of(value) is not None
+@cache
+def _formats(kind: str) -> dict[str, Callable[[str], bool]]:
+    """By element of a type, what tells of a text whether it is beyond doubt right there."""
+    judges = {"id": _is_id, "dateTime": _is_moment, "instant": _is_moment}
+    return {name: judges[row.kind] for name, row in types()[kind].rows.items() if row.kind in judges}
+
+
+def _is_id(text: str) -> bool:
+    return ID.fullmatch(text) is not None
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _is_moment(text: str) -> bool:
+    """A dateTime and an instant alike: to the second, with a zone, on a day that there is."""
+    return INSTANT.fullmatch(text) is not None and text[17:19] != "60" and moment_of(text) is not None
 
 
 def _invariants_hold(resource: dict[str, Any]) -> bool:

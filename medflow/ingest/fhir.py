@@ -31,7 +31,7 @@ from medflow.processes import follow_parent
 from medflow.store import Store
 from medflow.store.clinical import ClinicalWriter
 from medflow.store.ledger import Reject, record_rejects
-from medflow.store.packed import Packed, pack
+from medflow.store.packed import Packed, pack, with_raw
 from medflow.store.versions import Outcome, absent_resources, has_resources, known_contents
 
 CHUNK = 2000  # inputs in one transaction
@@ -228,7 +228,7 @@ class FhirIngest:
             if isinstance(result, InputRejected):
                 refused.append(_refusal(item, result))
             elif isinstance(item, Piece):
-                packed.append((item, result._replace(raw=item.raw)))
+                packed.append((item, with_raw(result, item.raw)))
         self._commit(packed, refused, tally)
         return tally
 
@@ -237,14 +237,14 @@ class FhirIngest:
             return
         with self._store.writing() as connection:
             outcomes = self._writer.write(connection, [item for _, item in packed])
-            for (item, _), outcome in zip(packed, outcomes, strict=True):
-                if isinstance(outcome, InputRejected):
-                    refused.append(_refusal(item, outcome))
-                elif outcome is Outcome.STORED:
-                    tally.stored += 1
-                else:
-                    tally.unchanged += 1
-                    tally.notes.update([outcome.value] if outcome is Outcome.OLDER else [])
+            tally.stored = outcomes.count(Outcome.STORED)
+            if tally.stored < len(outcomes):
+                for (item, _), outcome in zip(packed, outcomes, strict=True):
+                    if isinstance(outcome, InputRejected):
+                        refused.append(_refusal(item, outcome))
+                    elif outcome is not Outcome.STORED:
+                        tally.unchanged += 1
+                        tally.notes.update([outcome.value] if outcome is Outcome.OLDER else [])
             record_rejects(connection, self._run_id, [self._reject(item) for item in refused])
         tally.rejected = len(refused)
         tally.reasons.update(str(item.error.code) for item in refused)
@@ -327,7 +327,8 @@ def _check(checker: Checker, work: Work) -> Answer:
             except InputRejected as error:
                 results.append(error)
                 continue
-            results.append(pack(reading.resource)._replace(raw=b""))
-            notes.update(reading.notes)
+            results.append(pack(reading.resource, with_raw=False))
+            if reading.notes:
+                notes.update(reading.notes)
             references |= reading.references
     return results, notes, references

@@ -12,6 +12,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from io import BufferedReader, BytesIO
 from json.decoder import JSONDecoder, scanstring  # type: ignore[attr-defined]  # public, though the stubs lack it
 from typing import IO, Any, NamedTuple
@@ -209,7 +210,7 @@ def _next_line(stream: IO[bytes]) -> bytes:
 
 def _lines(origin: str, head: list[bytes], stream: IO[bytes], context: Context) -> Iterator[Input]:
     number = 0
-    for lines in (head, iter(lambda: stream.readline(LINE_BYTES), b"")):
+    for lines in (head, iter(partial(stream.readline, LINE_BYTES), b"")):
         for line in lines:
             number += 1
             raw = line.strip()

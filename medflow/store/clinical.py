@@ -111,13 +111,15 @@ class ClinicalWriter:
         return outcomes
 
     def _write(self, connection: Connection, resources: Sequence[Packed]) -> list[Outcome | InputRejected]:
-        existing = existing_resources(connection, self._source, [(item.type, item.id) for item in resources])
-        outcomes: list[Outcome | InputRejected] = []
-        for item in resources:
-            stored = existing.get((item.type, item.id))
-            outcomes.append(decide(item, stored, met=stored is not None and stored.id in self._met))
-            if stored is not None and not isinstance(outcomes[-1], InputRejected):
-                self._met.add(stored.id)
+        keys = [(item.type, item.id) for item in resources]
+        existing = existing_resources(connection, self._source, keys)
+        outcomes: list[Outcome | InputRejected] = [Outcome.STORED] * len(resources)
+        for index, key in enumerate(keys if existing else ()):
+            stored = existing.get(key)
+            if stored is not None:
+                outcomes[index] = decide(resources[index], stored, met=stored.id in self._met)
+                if not isinstance(outcomes[index], InputRejected):
+                    self._met.add(stored.id)
         settle_tombstones(connection, resources, existing)
         late = late_versions(connection, resources, outcomes, existing)
         patients = self._resolve(connection, resources, outcomes, [item for item, _ in late])
@@ -150,7 +152,7 @@ class ClinicalWriter:
         chosen = [index for index, outcome in enumerate(outcomes) if outcome is Outcome.STORED]
         records = [(index, patient) for index in chosen if (patient := resources[index].patient) is not None]
         about = [*(resources[index] for index in chosen), *late]
-        named = sorted({subject for item in about for subject in _subjects(item)})
+        named = sorted(_subjects(about))
         claims = [patient for _, patient in records]
         claims += [Patient(identifiers=(fhir_identifier(self._source, name),), complete=False) for name in named]
         settled = resolve_patients(connection, claims)
@@ -169,7 +171,7 @@ class ClinicalWriter:
         A version that measures nothing (deleted, entered in error, emptied) takes back all that was ever known of it.
         """
         newer: dict[int, Newer] = {}
-        for item in chunk.chosen:
+        for item in chunk.chosen if chunk.existing else ():
             stored = chunk.existing.get((item.type, item.id))
             if stored is not None:
                 rows = item.measurements
@@ -298,6 +300,12 @@ class ClinicalWriter:
         for item, place in chunk.late:
             if chunk.patients.get(item.measurements[0].subject) == place.patient_id:  # else it was corrected since
                 rows.extend(_measurement_rows(chunk, item, place.resource_id, place))
+        chunk.touched_patients |= {row[2] for row in rows}
+        chunk.touched_encounters |= {row[3] for row in rows} - {None}
+        for row in rows:
+            patient_id, available_us = row[2], row[7]
+            if available_us > chunk.latest_us.get(patient_id, 0):
+                chunk.latest_us[patient_id] = available_us
         columns = (
             "resource_id ordinal patient_id encounter_id concept_id effective_us effective_offset available_us "
             "until_us status value unit value_concept_id mark_1 mark_2"
@@ -354,30 +362,37 @@ def _measurement_rows(
     chunk: _Chunk, item: Packed, resource_id: int, place: Place | None = None
 ) -> Iterator[tuple[Any, ...]]:
     """The rows of a resource's measurements; of an older version at its ``place``."""
-    first, step, until_us = (0, 1, None) if place is None else (place.ordinal, -1, place.until_us)
-    for count, row in enumerate(item.measurements):
-        patient_id = chunk.patients[row.subject]
-        encounter_id = None if row.encounter is None else chunk.encounters[row.encounter]
-        chunk.touch(patient_id, encounter_id)
-        if row.available_us > chunk.latest_us.get(patient_id, 0):
-            chunk.latest_us[patient_id] = row.available_us
+    ordinal, step, until_us = (0, 1, None) if place is None else (place.ordinal, -1, place.until_us)
+    for (
+        subject,
+        encounter,
+        code,
+        effective_us,
+        offset,
+        available_us,
+        status,
+        value,
+        unit,
+        answer,
+        *marks,
+    ) in item.measurements:
         yield (
             resource_id,
-            first + step * count,
-            patient_id,
-            encounter_id,
-            chunk.concepts[row.code],
-            row.effective_us,
-            row.effective_offset,
-            row.available_us,
+            ordinal,
+            chunk.patients[subject],
+            None if encounter is None else chunk.encounters[encounter],
+            chunk.concepts[code],
+            effective_us,
+            offset,
+            available_us,
             until_us,
-            row.status,
-            row.value,
-            row.unit,
-            None if row.value_code is None else chunk.concepts[row.value_code],
-            row.mark_1,
-            row.mark_2,
+            status,
+            value,
+            unit,
+            None if answer is None else chunk.concepts[answer],
+            *marks,
         )
+        ordinal += step
 
 
 class _Bits:
@@ -397,12 +412,12 @@ class _Bits:
         return place < len(self._bits) and bool(self._bits[place] & (1 << (number & 7)))
 
 
-def _subjects(item: Packed) -> Iterator[str]:
-    if item.subject is not None:
-        yield item.subject
-    for row in (*item.measurements, *item.facts):
-        if row.subject is not None:
-            yield row.subject
+def _subjects(items: Sequence[Packed]) -> set[str]:
+    """Everybody that these resources are about."""
+    found = {item.subject for item in items}
+    found |= {row.subject for item in items for row in item.measurements}
+    found |= {row.subject for item in items for row in item.facts}
+    return {subject for subject in found if subject is not None}
 
 
 def _encounter_columns(item: Packed, patient_id: int | None) -> dict[str, Any]:

@@ -71,15 +71,21 @@ class Packed(NamedTuple):
     specimen: str | None
 
 
-def pack(resource: FhirResource) -> Packed:
-    """Make a resource ready for `ClinicalWriter.write`. Pure: may run in another process."""
+RAW = Packed._fields.index("raw")
+
+
+def pack(resource: FhirResource, *, with_raw: bool = True) -> Packed:
+    """Make a resource ready for `ClinicalWriter.write`. Pure: may run in another process.
+
+    Without its bytes it is smaller to hand over; `with_raw` puts them back.
+    """
     measurements, facts = resource.measurements, resource.facts
     codings = [item.code for item in (*measurements, *facts)]
     codings += [item.value_code for item in measurements if item.value_code is not None]
     return Packed(
         resource.type,
         resource.id,
-        b"" if resource.deleted else resource.raw,
+        resource.raw if with_raw and not resource.deleted else b"",
         "" if resource.deleted else resource.sha256,
         resource.version,
         resource.last_updated.utc_us if resource.last_updated else None,
@@ -94,6 +100,11 @@ def pack(resource: FhirResource) -> Packed:
         resource.sequence,
         resource.specimen,
     )
+
+
+def with_raw(packed: Packed, raw: bytes) -> Packed:
+    """The same with these bytes; as `Packed._replace`, in a third of its time."""
+    return Packed._make((*packed[:RAW], raw, *packed[RAW + 1 :]))
 
 
 def codings_of(code: str) -> frozenset[Coding]:

@@ -87,10 +87,8 @@ def existing_resources(
     return found
 
 
-def decide(offered: Packed, stored: Stored | None, *, met: bool = False) -> Outcome | InputRejected:
-    """What is to become of a resource; ``met``: the stored one came in the same ingest."""
-    if stored is None:
-        return Outcome.STORED
+def decide(offered: Packed, stored: Stored, *, met: bool = False) -> Outcome | InputRejected:
+    """What is to become of a resource that is known; ``met``: the stored one came in the same ingest."""
     if offered.deleted and stored.deleted:
         return Outcome.UNCHANGED
     if not offered.deleted and stored.sha256 == offered.sha256:
