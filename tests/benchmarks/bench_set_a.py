@@ -123,6 +123,8 @@ def main() -> None:
     parser.add_argument("--half", action="store_true", help="with half the stays as well: is peak memory the same?")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     options = parser.parse_args()
+    if not any(options.set_a.rglob("Outcomes-a.txt")):
+        parser.error(f"{options.set_a} holds no Outcomes-a.txt: name the folder that holds it and the stays")
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="medflow-set-a-") as temporary:
         for engine in ("sqlite", "postgresql") if options.postgres else ("sqlite",):

@@ -1,9 +1,12 @@
+import json
 from datetime import UTC, date, datetime
 from hashlib import sha256
 from zoneinfo import ZoneInfo
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medflow.errors import InputRejected, RejectCode
 from medflow.fhir.read import Context, Reading, read_resource, resolve
@@ -284,6 +287,30 @@ def test_every_reference_is_reported():
     raw = orjson.dumps(text).replace(b"\\\\/", b"\\/")
     reading = read_resource(orjson.loads(raw), raw, HERE)
     assert reading.references == {"Patient/p1", "Encounter/e1", "Practitioner/d1", "Organization?identifier=x|1"}
+
+
+TRICKY = st.sampled_from(['"reference":"Patient/other"', "reference", '"reference"', "\\", 'a"', "ü"])
+
+
+@given(
+    subject=st.text("abc-é/", min_size=1),
+    performers=st.lists(st.text("abc-é/", min_size=1), max_size=3),
+    words=st.lists(TRICKY | st.text(), min_size=1, max_size=3),
+    options=st.sampled_from([{"separators": (",", ":")}, {}, {"indent": 1}, {"ensure_ascii": False}]),
+)
+def test_references_are_found_in_bytes_as_in_what_they_say(
+    subject: str, performers: list[str], words: list[str], options: dict
+) -> None:
+    resource = observation(
+        subject={"reference": f"Patient/{subject}", "display": words[0]},
+        performer=[{"reference": f"Practitioner/{name}"} for name in performers],
+        note=[{"text": word} for word in words],
+        focus=[{"reference": "#inside"}, {"type": "reference"}],
+    )
+
+    found = read_resource(resource, json.dumps(resource, **options).encode(), HERE).references
+
+    assert found == {f"Patient/{subject}", "Encounter/e1", *(f"Practitioner/{name}" for name in performers)}
 
 
 def test_version_and_time_come_from_meta_and_the_id_from_the_entry():
